@@ -1,0 +1,300 @@
+// Accelerator: the facade. Its includes are the map of the library, from the ground floor up.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include <ATen/Parallel.h>
+#include <torch/headeronly/version.h>
+
+// Floor 0: standard library only
+#include <accel/core/error.hpp>
+#include <accel/core/log.hpp>
+#include <accel/core/named.hpp>
+#include <accel/core/units.hpp>
+#include <accel/core/version.hpp>
+// Floor 1: who am I, and where are the others
+#include <accel/launch/control_plane.hpp>
+#include <accel/launch/environment.hpp>
+#include <accel/launch/rendezvous.hpp>
+#include <accel/launch/threads.hpp>
+#include <accel/launch/topology.hpp>
+// Floor 2: tensors without autograd or modules
+#include <accel/tensor/flat.hpp>
+#include <accel/tensor/record.hpp>
+#include <accel/tensor/safetensors.hpp>
+#include <accel/tensor/spec.hpp>
+#include <accel/tensor/tree.hpp>
+// Floor 3: the axes and the inputs
+#include <accel/backend/backend.hpp>
+#include <accel/backend/gloo.hpp>
+#include <accel/backend/single.hpp>
+#include <accel/data/batch_sampler.hpp>
+#include <accel/data/loader.hpp>
+#include <accel/data/sampler.hpp>
+#include <accel/precision/fp32.hpp>
+#include <accel/precision/precision.hpp>
+// Floor 4: operations built from a Backend
+#include <accel/collective/agree.hpp>
+#include <accel/collective/all_gather.hpp>
+#include <accel/collective/broadcast.hpp>
+#include <accel/collective/reduce.hpp>
+#include <accel/gradient/accumulation.hpp>
+#include <accel/gradient/clip.hpp>
+#include <accel/gradient/reducer.hpp>
+// Floor 5: what acts on whole results
+#include <accel/metrics/for_metrics.hpp>
+#include <accel/metrics/running_mean.hpp>
+// Floor 6: the user's objects on one side, the machinery on the other
+#include <accel/checkpoint/weights.hpp>
+#include <accel/prepare/engine.hpp>
+#include <accel/prepare/scope.hpp>
+
+#include <accel/fwd.hpp>
+
+namespace accel::inline v0_1 {
+
+using collective::Reduction;
+
+/// Every default in force, and where it comes from.
+template <class B>
+struct AcceleratorOptions {
+  int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
+  gradient::LossScale loss_scale = gradient::LossScale::window_length;  // of a short last window
+  gradient::ReducerOptions gradient{};   // bucket caps: 25 MiB, the last 1 MiB
+  typename B::Options backend{};        // timeout of collectives, interface, device
+  double rendezvous_timeout_s = 60;     // until all ranks are there
+  std::optional<int> threads{};         // intra-op; unset: cores / local_world_size, or OMP_NUM_THREADS
+  Log::Level log = Log::Level::info;    // to standard error
+};
+
+/// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
+/// through prepare(), call backward() in place of loss.backward().
+///
+/// Template  Backend    how tensors cross the ranks: backend::Single, backend::Gloo
+///           Precision  what forward computes in: precision::Fp32
+/// Order     every rank makes its accelerators in the same order and calls their methods in the same
+///           order, but for those that only read.
+/// Throws    accel::Error and its kinds, with `[rank 1/4]` in front. The constructor: ConfigError for
+///           variables that contradict each other, CommError if ranks do not come.
+template <class BackendType, class PrecisionType>
+class Accelerator {
+  static_assert(Backend<BackendType>);
+  static_assert(Precision<PrecisionType>);
+
+ public:
+  using Options = AcceleratorOptions<BackendType>;
+
+  explicit Accelerator(Options options = {}) : Accelerator(std::move(options), launch::detect()) {}
+
+  // Who am I
+
+  [[nodiscard]] int rank() const { return engine_->topology.rank; }
+  [[nodiscard]] int world_size() const { return engine_->topology.world_size; }
+  [[nodiscard]] int local_rank() const { return engine_->topology.local_rank; }
+  [[nodiscard]] const launch::Topology& topology() const { return engine_->topology; }
+  [[nodiscard]] bool is_main_process() const { return engine_->topology.is_main(); }
+  [[nodiscard]] bool is_local_main_process() const { return engine_->topology.is_local_main(); }
+  [[nodiscard]] c10::Device device() const { return engine_->device; }
+
+  /// What was detected, from where, and every setting in force.
+  [[nodiscard]] std::string describe() const { return description_; }
+
+  // Prepare and train
+
+  /// The prepared counterparts of modules, optimizers, loaders and schedulers, in the order given;
+  /// one argument gives the object itself. Lvalues are borrowed and must outlive what is returned.
+  ///
+  /// Order    collective. Rank 0's parameters and buffers are what every rank has afterwards.
+  /// Throws   InvalidArgument on every rank if the models differ between ranks, or if an optimizer
+  ///          holds what no prepared model has.
+  template <class... Args>
+  [[nodiscard]] auto prepare(Args&&... args) {
+    return at_rank([&] { return prepare_parts(prepare::part_of(std::forward<Args>(args))...); });
+  }
+
+  /// loss.backward(), and the mean of the gradients over the ranks. `.grad` is then what PyTorch's
+  /// DDP leaves there; in micro-steps that only accumulate it holds this rank's share of the mean.
+  ///
+  /// Shape    loss: one number, the mean over the rows of this rank's batch.
+  void backward(const at::Tensor& loss, bool retain_graph = false) {
+    at_rank([&] { engine_->backward(loss, retain_graph); });
+  }
+
+  /// A micro-step on `batch`, which is what a prepared loader gave (by reference), or one of its
+  /// members. The accumulation_steps-th, or the epoch's last, reduces and lets the optimizer step.
+  template <class Batch>
+  [[nodiscard]] prepare::MicroStep accumulate(const Batch& batch) {
+    return at_rank([&] { return prepare::MicroStep(engine_, position_of(std::addressof(batch))); });
+  }
+  /// The same for data that no prepared loader gave: no window is known to end early.
+  [[nodiscard]] prepare::MicroStep accumulate() { return {engine_, std::nullopt}; }
+
+  [[nodiscard]] prepare::NoSync no_sync() { return prepare::NoSync(engine_); }
+  [[nodiscard]] bool sync_gradients() const { return engine_->accumulation.synchronises(); }
+
+  /// Scales the gradients of `model` so that their norm is at most `max_norm`; returns the norm before.
+  /// In a micro-step that only accumulates: nothing, and the norm of the last step (NaN at first).
+  template <class Model>
+  at::Tensor clip_grad_norm_(const Model& model, double max_norm, double norm_type = 2.0) {
+    if (sync_gradients())
+      at_rank([&] { last_norm_ = gradient::clip_grad_norm_(model.parameters(), max_norm, norm_type); });
+    return last_norm_;
+  }
+
+  // Results and other values over the ranks. All collective.
+
+  /// Everybody's rows, in the order of ranks. Ranks may hold different numbers of rows.
+  template <class Tree>
+  [[nodiscard]] Tree gather(Tree tree) {
+    return at_rank([&] { return collective::all_gather(engine_->backend, std::move(tree)); });
+  }
+
+  /// Like gather, for values with one row per row of the current batch: fillers and repetitions are
+  /// left out, so that an epoch gives every row of the dataset once. Several values give a tuple.
+  template <class... Trees>
+  [[nodiscard]] auto gather_for_metrics(Trees... trees) {
+    const auto gather_one = [&](auto&& tree) {
+      return metrics::gather_for_metrics(engine_->backend, engine_->in_flight.innermost(), std::move(tree));
+    };
+    return at_rank([&] {
+      if constexpr (sizeof...(Trees) == 1) return (gather_one(std::move(trees)), ...);
+      else return std::tuple{gather_one(std::move(trees))...};
+    });
+  }
+
+  /// Sum, mean, max or min over the ranks, in new tensors.
+  template <class Tree>
+  [[nodiscard]] Tree reduce(Tree tree, Reduction reduction = Reduction::sum) {
+    return at_rank([&] { return collective::reduce(engine_->backend, std::move(tree), reduction); });
+  }
+
+  /// Overwrites the tensors of `tree` with those of rank `from`, and returns it.
+  template <class Tree>
+  Tree broadcast(Tree tree, int from = 0) {
+    return at_rank([&] { return collective::broadcast(engine_->backend, std::move(tree), from); });
+  }
+
+  /// Returns when every rank has come here; the error names those that have not.
+  void wait_for_everyone() {
+    at_rank([&] { engine_->backend.control().barrier("wait_for_everyone", Deadline::in(engine_->backend.timeout())); });
+  }
+
+  /// The mean of a loss over steps and ranks; adding to it costs no synchronisation.
+  class LossMean;
+  [[nodiscard]] LossMean running_mean() { return LossMean(engine_); }
+
+  // Output
+
+  /// Writes to standard output, one line, on the first rank of every host.
+  template <class... Parts>
+  void print(const Parts&... parts) const {
+    if (is_local_main_process()) std::cout << message(parts...) + "\n" << std::flush;
+  }
+  [[nodiscard]] const Log& log() const { return engine_->log; }
+
+  /// Weights as `folder/model.safetensors`, written by the main rank. Collective.
+  template <class Net>
+  void save_model(const prepare::Model<Net, PrecisionType>& model, const std::filesystem::path& folder) {
+    at_rank([&] { checkpoint::save_weights(engine_->backend, model.record(), folder); });
+  }
+  /// Weights back into `model` on every rank, read by the main rank. Collective.
+  template <class Net>
+  void load_model(const prepare::Model<Net, PrecisionType>& model, const std::filesystem::path& folder) {
+    at_rank([&] { checkpoint::load_weights(engine_->backend, model.record(), folder); });
+  }
+  /// The user's module.
+  template <class Net>
+  [[nodiscard]] std::shared_ptr<Net> unwrap_model(const prepare::Model<Net, PrecisionType>& model) const {
+    return model.ptr();
+  }
+
+ private:
+  using Engine = prepare::Engine<BackendType, PrecisionType>;
+
+  Accelerator(Options options, const launch::Launch& launch);
+
+  template <class... Parts>
+  auto prepare_parts(Parts... parts) {
+    engine_->prepare(parts...);
+    if constexpr (sizeof...(Parts) == 1) return (prepare::wrap(std::move(parts), engine_), ...);
+    else return std::tuple{prepare::wrap(std::move(parts), engine_)...};
+  }
+
+  [[nodiscard]] data::Position position_of(const void* batch) const {
+    const data::Pass* pass = engine_->in_flight.find(batch);
+    ACCEL_CHECK(pass != nullptr, InvalidArgument, "accumulate: this is no batch of a prepared loader that is in flight; ",
+                "iterate by reference, `for (auto& batch : loader)`, or call accumulate() for data of another source");
+    return pass->position;
+  }
+
+  template <class Body>
+  decltype(auto) at_rank(Body&& body) const {
+    return labelled(engine_->topology.label(), std::forward<Body>(body));
+  }
+
+  std::shared_ptr<Engine> engine_;
+  std::string description_;
+  at::Tensor last_norm_ = at::full({}, std::numeric_limits<double>::quiet_NaN());
+};
+
+template <class BackendType, class PrecisionType>
+class Accelerator<BackendType, PrecisionType>::LossMean {
+ public:
+  explicit LossMean(std::shared_ptr<Engine> engine) : engine_(std::move(engine)), mean_(engine_->backend) {}
+
+  /// `value` counts as often as the current batch has rows; once outside of a prepared loader.
+  void update(const at::Tensor& value) {
+    const data::Pass* pass = engine_->in_flight.innermost();
+    update(value, pass == nullptr ? 1 : pass->position.rows);
+  }
+  void update(const at::Tensor& value, std::int64_t weight) {
+    labelled(engine_->topology.label(), [&] { mean_.update(value, weight); });
+  }
+
+  /// Collective; the host waits here. NaN if nothing was added.
+  [[nodiscard]] double compute() {
+    return labelled(engine_->topology.label(), [&] { return mean_.compute(); });
+  }
+  void reset() { mean_.reset(); }
+
+ private:
+  std::shared_ptr<Engine> engine_;
+  metrics::RunningMean<BackendType> mean_;
+};
+
+template <class BackendType, class PrecisionType>
+Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const launch::Launch& launch) {
+  engine_ = labelled(launch.topology.label(), [&] {
+    gradient::Accumulation accumulation(options.accumulation_steps, options.loss_scale);
+    const auto meeting = launch::meet(launch, launch::next_creation(), Seconds(options.rendezvous_timeout_s));
+    BackendType backend(meeting, options.backend);
+    Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);
+    return std::make_shared<Engine>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
+                                    options.gradient);
+  });
+  const launch::Topology& own = engine_->topology;
+  const auto threads = options.threads ? options.threads
+                                       : launch::intra_op_threads(launch::usable_cores(), own.local_world_size,
+                                                                  launch::process_environment());
+  if (threads) at::set_num_threads(*threads);
+  description_ = message(
+      "accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch), "\nlocal: rank ",
+      own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank, "\nbackend: ", BackendType::name, ", ",
+      engine_->backend.describe(), "\nprecision: ", PrecisionType::name, "\naccumulation_steps: ",
+      options.accumulation_steps, ", a short window is divided by ",
+      options.loss_scale == gradient::LossScale::window_length ? "its length" : "accumulation_steps",
+      "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
+      options.gradient.caps.last_bucket_cap, options.gradient.overlap ? ", overlapped with backward" : ", after backward",
+      "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", at::get_num_threads(),
+      options.threads ? " (option)" : threads ? " (cores / local world size)" : " (LibTorch's own choice, or the user's variable)",
+      "\n");
+}
+
+}  // namespace accel::inline v0_1

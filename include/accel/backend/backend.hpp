@@ -1,0 +1,93 @@
+// Backend: how tensors cross the ranks. The contract, and the vocabulary of its calls.
+#pragma once
+
+#include <concepts>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <accel/core/error.hpp>
+#include <accel/core/named.hpp>
+#include <accel/core/units.hpp>
+#include <accel/launch/control_plane.hpp>
+#include <accel/launch/rendezvous.hpp>
+#include <accel/launch/topology.hpp>
+#include <accel/tensor/spec.hpp>
+
+namespace accel::inline v0_1 {
+
+/// What a reduction does element by element. There is no mean: the wire carries sums, and a mean
+/// is a scale that its caller applies.
+enum class ReduceOp { sum, max, min };
+
+/// A collective under way. Owns the tensors it works on.
+///
+/// A type W is a Work if
+/// 1. wait() returns when the result is there: on the CPU it blocks until the backend's own
+///    deadline; on a GPU the current stream waits and the host does not;
+/// 2. wait_until(deadline) throws CommError on that deadline;
+/// 3. done() says without blocking whether wait() would return at once.
+template <class W>
+concept Work = std::movable<W> && requires(W& work, const W& self, Deadline deadline) {
+  { work.wait() } -> std::same_as<void>;
+  { work.wait_until(deadline) } -> std::same_as<void>;
+  { self.done() } -> std::same_as<bool>;
+};
+
+/// A group of ranks and the engine that moves tensors between them.
+///
+/// A type B is a Backend if it is named, made from a launch::Meeting and its own Options, and
+/// offers the calls below. All of them are collective but send and recv: every rank calls them, in
+/// the same order, with tensors of equal shape and dtype that are dense, contiguous and on
+/// device(). They return at once; the result is there after wait() on the returned Work. After a
+/// CommError the group is unusable and says so on the next call.
+template <class B>
+concept Backend =
+    Named<B> && std::movable<B> && std::constructible_from<B, const launch::Meeting&, const typename B::Options&> &&
+    requires(B& backend, const B& self, at::Tensor& tensor, std::span<at::Tensor> tensors, ReduceOp op, int peer,
+             Bytes bytes, std::span<const int> ranks, std::string_view text) {
+      { self.rank() } -> std::same_as<int>;
+      { self.world_size() } -> std::same_as<int>;
+      { self.device() } -> std::same_as<c10::Device>;
+      { self.timeout() } -> std::same_as<Seconds>;             // of a wait() without a deadline
+      { backend.all_reduce(tensor, op) } -> Work;              // in place
+      { backend.all_reduce(tensors, op) } -> Work;             // grouped: one launch where the engine can
+      { backend.broadcast(tensor, peer) } -> Work;             // in place, from rank `peer`
+      { backend.all_gather(tensor, tensor) } -> Work;          // (output [world * n], input [n])
+      { backend.reduce_scatter(tensor, tensor, op) } -> Work;  // (output [n], input [world * n])
+      { backend.send(tensor, peer) } -> Work;
+      { backend.recv(tensor, peer) } -> Work;
+      { backend.allocate(bytes) } -> std::same_as<at::Tensor>;  // u8[bytes] that the engine likes
+      { backend.split(ranks, text) } -> std::same_as<B>;        // called by the members only, equal on them
+      { backend.control() } -> std::same_as<launch::ControlPlane&>;
+      { backend.abort(text) } noexcept;                         // afterwards every call says so
+    };
+
+namespace backend {
+
+/// Checks that are common to every engine, before anything is sent.
+inline void check_tensor(std::string_view operation, const at::Tensor& tensor, c10::Device device) {
+  ACCEL_CHECK(tensor.defined(), InvalidArgument, operation, ": the tensor is undefined");
+  ACCEL_CHECK(tensor.device() == device, InvalidArgument, operation, ": expected a tensor on ", device.str(), ", found ",
+              tensor::spec(tensor), "; move it with .to(accelerator.device())");
+  ACCEL_CHECK(tensor.is_contiguous(), InvalidArgument, operation, ": expected a contiguous tensor, found ",
+              tensor::spec(tensor), " with other strides; call .contiguous() first");
+}
+
+/// `whole` must hold one `part` per rank.
+inline void check_parts(std::string_view operation, const at::Tensor& whole, const at::Tensor& part, int world_size) {
+  ACCEL_CHECK(whole.scalar_type() == part.scalar_type() && whole.numel() == part.numel() * world_size, InvalidArgument,
+              operation, ": expected ", world_size, " parts of ", tensor::spec(part), " in the whole, found ",
+              tensor::spec(whole));
+}
+
+inline void check_peer(std::string_view operation, int peer, int world_size) {
+  ACCEL_CHECK(peer >= 0 && peer < world_size, InvalidArgument, operation, ": rank ", peer, " is not in [0, ",
+              world_size, ")");
+}
+
+}  // namespace backend
+}  // namespace accel::inline v0_1

@@ -1,0 +1,105 @@
+// Single: one rank. Every collective is the identity.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include <ATen/ops/empty.h>
+
+#include <accel/backend/backend.hpp>
+
+namespace accel::inline v0_1::backend {
+
+/// One process on the device of its options; nothing is sent anywhere.
+///
+/// Throws   ConfigError if the environment describes more than one rank.
+class Single {
+ public:
+  static constexpr std::string_view name = "single";
+
+  struct Options {
+    std::string device = "cpu";  // as LibTorch spells it: "cpu", "cuda:0"
+    double timeout_s = 600;      // of wait(); nothing is ever waited for
+  };
+
+  struct Work {
+    void wait() {}
+    void wait_until(Deadline) {}
+    [[nodiscard]] bool done() const { return true; }
+  };
+
+  Single(const launch::Meeting& meeting, const Options& options)
+      : device_(options.device), timeout_(options.timeout_s) {
+    ACCEL_CHECK(meeting.topology.world_size == 1, ConfigError, "backend::Single is for one rank, but ",
+                meeting.family, " started ", meeting.topology.world_size,
+                "; use backend::Gloo, or start one process");
+  }
+
+  [[nodiscard]] int rank() const { return 0; }
+  [[nodiscard]] int world_size() const { return 1; }
+  [[nodiscard]] c10::Device device() const { return device_; }
+  [[nodiscard]] Seconds timeout() const { return timeout_; }
+  [[nodiscard]] std::string describe() const { return "one rank on " + device_.str(); }
+
+  [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp) {
+    check("all_reduce", tensor);
+    return {};
+  }
+  [[nodiscard]] Work all_reduce(std::span<at::Tensor> tensors, ReduceOp) {
+    for (const auto& tensor : tensors) check("all_reduce", tensor);
+    return {};
+  }
+  [[nodiscard]] Work broadcast(const at::Tensor& tensor, int root) {
+    check("broadcast", tensor);
+    check_peer("broadcast", root, 1);
+    return {};
+  }
+  [[nodiscard]] Work all_gather(at::Tensor& output, const at::Tensor& input) {
+    return copy("all_gather", output, input);
+  }
+  [[nodiscard]] Work reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp) {
+    return copy("reduce_scatter", output, input);
+  }
+  [[nodiscard]] Work send(const at::Tensor&, int peer) { return no_peer("send", peer); }
+  [[nodiscard]] Work recv(at::Tensor&, int peer) { return no_peer("recv", peer); }
+
+  [[nodiscard]] at::Tensor allocate(Bytes bytes) {
+    return at::empty({bytes.count}, at::TensorOptions().dtype(at::kByte).device(device_));
+  }
+
+  [[nodiscard]] Single split(std::span<const int> ranks, std::string_view) {
+    ACCEL_CHECK(ranks.size() == 1 && ranks.front() == 0, InvalidArgument, "split: a group of one has only rank 0");
+    Single part(launch::Meeting{}, Options{.device = device_.str(), .timeout_s = timeout_.count()});
+    return part;
+  }
+
+  [[nodiscard]] launch::ControlPlane& control() { return control_; }
+  void abort(std::string_view reason) noexcept { failure_ = reason; }
+
+ private:
+  void check(std::string_view operation, const at::Tensor& tensor) const {
+    ACCEL_CHECK(failure_.empty(), CommError, operation, ": the group was given up earlier: ", failure_);
+    check_tensor(operation, tensor, device_);
+  }
+
+  Work copy(std::string_view operation, at::Tensor& output, const at::Tensor& input) {
+    check(operation, output);
+    check(operation, input);
+    check_parts(operation, output, input, 1);
+    output.view({-1}).copy_(input.view({-1}));
+    return {};
+  }
+
+  [[noreturn]] static Work no_peer(std::string_view operation, int peer) {
+    throw InvalidArgument(message(operation, ": rank ", peer, " is not another rank of a group of one"));
+  }
+
+  c10::Device device_;
+  Seconds timeout_;
+  launch::ControlPlane control_;
+  std::string failure_;
+};
+
+}  // namespace accel::inline v0_1::backend
+
+static_assert(accel::Backend<accel::backend::Single>);

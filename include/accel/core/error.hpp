@@ -1,0 +1,83 @@
+// The exception family: who is to blame, what was expected, what was found, what to do.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace accel::inline v0_1 {
+
+/// Base of everything accel throws. The lower floors do not know the rank; the facade adds the
+/// prefix `[rank 2/8] ` when an error crosses it.
+class Error : public std::runtime_error {
+ public:
+  explicit Error(std::string message)
+      : std::runtime_error(message), message_(std::move(message)) {}
+
+  [[nodiscard]] const char* what() const noexcept override { return message_.c_str(); }
+
+  /// Puts `label` in front of the message, once.
+  void add_label(std::string_view label) {
+    if (labelled_ || label.empty()) return;
+    message_.insert(0, std::string(label) + " ");
+    labelled_ = true;
+  }
+
+ private:
+  std::string message_;
+  bool labelled_ = false;
+};
+
+/// The caller broke a precondition. Carries what was expected and what was found.
+class InvalidArgument : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A setting is unknown, ill-typed, inconsistent, or differs between ranks. Carries its origin.
+class ConfigError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A collective or the rendezvous failed or ran out of time. Carries operation, sequence number,
+/// bytes, the peer if known, and the native text.
+class CommError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A file is missing, truncated, or not what was expected. Carries path and tensor name.
+class CheckpointError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Streams its arguments into one string: the way messages are written here.
+template <class... Parts>
+[[nodiscard]] std::string message(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return std::move(text).str();
+}
+
+/// Runs `body`; an accel::Error that leaves it carries `label` from then on.
+template <class Body>
+decltype(auto) labelled(std::string_view label, Body&& body) {
+  try {
+    return std::forward<Body>(body)();
+  } catch (Error& error) {
+    error.add_label(label);
+    throw;
+  }
+}
+
+}  // namespace accel::inline v0_1
+
+/// Throws `Type` with the streamed message unless `condition` holds. The message is built only then.
+#define ACCEL_CHECK(condition, Type, ...)                         \
+  do {                                                            \
+    if (!(condition)) throw Type(::accel::message(__VA_ARGS__));  \
+  } while (false)

@@ -1,0 +1,78 @@
+// Position: where a batch stands in its epoch, and how many rows stand behind it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include <accel/core/error.hpp>
+#include <accel/data/batch_sampler.hpp>
+
+namespace accel::inline v0_1::data {
+
+/// One batch of this rank among those of the epoch.
+struct Position {
+  std::int64_t index = 0;   // of the batch, from 0
+  std::int64_t length = 0;  // batches of the epoch, on this rank
+  std::int64_t rows = 0;    // real rows of this rank's batch; 0 for a filler
+  std::int64_t weight_rows = 0;  // rows its gradient speaks for ...
+  std::int64_t round_rows = 1;   // ... of those of all ranks in this round
+
+  [[nodiscard]] bool is_last() const { return index + 1 == length; }
+
+  /// This rank's share of the mean over the rows of the round.
+  [[nodiscard]] double share() const {
+    return static_cast<double>(weight_rows) / static_cast<double>(round_rows);
+  }
+};
+
+/// One pass over a loader that has handed out a batch and is not over.
+struct Pass {
+  const BatchPlan* plan = nullptr;
+  Position position;
+  const std::byte* batch_begin = nullptr;  // the storage of the batch object in the user's hands
+  const std::byte* batch_end = nullptr;
+
+  [[nodiscard]] bool holds(const void* address) const {
+    const auto* byte = static_cast<const std::byte*>(address);
+    return !std::less<>()(byte, batch_begin) && std::less<>()(byte, batch_end);
+  }
+};
+
+/// The passes in flight, innermost last. A pass leaves when its iterator goes, `break` included.
+class InFlight {
+ public:
+  void enter(const Pass* pass) { passes_.push_back(pass); }
+  void leave(const Pass* pass) noexcept { std::erase(passes_, pass); }
+
+  /// The innermost pass, or null.
+  [[nodiscard]] const Pass* innermost() const { return passes_.empty() ? nullptr : passes_.back(); }
+
+  /// The pass whose current batch lies at `address`, or has a member there; or null.
+  [[nodiscard]] const Pass* find(const void* address) const {
+    for (const Pass* pass : passes_)
+      if (pass->holds(address)) return pass;
+    return nullptr;
+  }
+
+  /// This rank's share of the current round; `even` where no pass is in flight.
+  ///
+  /// Throws   InvalidArgument if passes disagree: then only accumulate(batch) says which is meant.
+  [[nodiscard]] double share(double even) const {
+    if (passes_.empty()) return even;
+    const double share = passes_.back()->position.share();
+    for (const Pass* pass : passes_)
+      ACCEL_CHECK(pass->position.share() == share, InvalidArgument,
+                  "backward: two loaders are in flight and this rank's share of their rows differs (", share, " and ",
+                  pass->position.share(), "); say which batch the loss is of: `auto micro_step = ",
+                  "accelerator.accumulate(batch);`");
+    return share;
+  }
+
+ private:
+  std::vector<const Pass*> passes_;
+};
+
+}  // namespace accel::inline v0_1::data

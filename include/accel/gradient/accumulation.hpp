@@ -1,0 +1,102 @@
+// Accumulation: which micro-step reduces, and by what the loss is divided.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include <accel/core/error.hpp>
+#include <accel/data/position.hpp>
+
+namespace accel::inline v0_1::gradient {
+
+/// What the losses of an accumulation window are divided by.
+enum class LossScale {
+  window_length,  // the micro-batches the window really has: a short last one counts in full
+  fixed_steps,    // accumulation_steps, always: Accelerate's rule, which under-weights a short window
+};
+
+/// Counts micro-steps. A window is accumulation_steps micro-batches, or what is left of the epoch;
+/// its last micro-step reduces, the others add up on their rank.
+class Accumulation {
+ public:
+  Accumulation(int steps, LossScale scale) : steps_(steps), scale_(scale) {
+    ACCEL_CHECK(steps >= 1, ConfigError, "accumulation_steps = ", steps, " must be at least 1");
+  }
+
+  [[nodiscard]] int steps() const { return steps_; }
+
+  /// A micro-step begins. `position` is known if its batch came from a prepared loader. A window
+  /// that `break` left open goes on with the next batch, wherever that comes from.
+  void begin(const std::optional<data::Position>& position) {
+    position_ = position;
+    if (count_ == window_) count_ = 0;
+    if (count_ == 0) {
+      window_ = steps_;
+      if (position) window_ = std::min<std::int64_t>(steps_, position->length - position->index);
+    }
+    ++count_;
+    in_scope_ = true;
+    synchronises_ = count_ == window_ || (position && position->is_last());
+  }
+
+  void end() { in_scope_ = false; }
+
+  /// Whether the current micro-step reduces and steps. Keeps its value until the next one begins.
+  [[nodiscard]] bool synchronises() const { return synchronises_ && no_sync_ == 0; }
+
+  void enter_no_sync() { ++no_sync_; }
+  void leave_no_sync() { --no_sync_; }
+
+  /// The factor of the loss of this micro-step, without the ranks' share.
+  [[nodiscard]] double loss_factor() const {
+    if (!in_scope_) return 1.0;
+    if (scale_ == LossScale::fixed_steps) return 1.0 / steps_;
+    return 1.0 / static_cast<double>(synchronises_ ? count_ : window_);
+  }
+
+  /// By what the gradients of the window so far must be multiplied, because it ends earlier than it
+  /// was begun for. 1 but after a `break` into a shorter epoch.
+  [[nodiscard]] double correction() const {
+    if (!in_scope_ || scale_ == LossScale::fixed_steps || !synchronises_) return 1.0;
+    return static_cast<double>(window_) / static_cast<double>(count_);
+  }
+
+  /// The position that accumulate() was given, during its scope.
+  [[nodiscard]] std::optional<data::Position> position() const {
+    return in_scope_ ? position_ : std::nullopt;
+  }
+
+  /// Backward is only right inside accumulate() if there is something to accumulate.
+  void check_scope() const {
+    ACCEL_CHECK(in_scope_ || steps_ == 1, InvalidArgument, "accumulation_steps = ", steps_,
+                ", but backward was called outside of accumulate(batch); write `auto micro_step = ",
+                "accelerator.accumulate(batch);` first in the loop");
+  }
+
+  /// A backward has run to its end.
+  void after_backward() {
+    unfinished_ = !synchronises();
+    if (in_scope_ && synchronises_) count_ = window_;
+    ++backwards_;
+  }
+
+  /// Gradients are there that are not reduced yet: zero_grad must keep them.
+  [[nodiscard]] bool unfinished() const { return unfinished_; }
+  [[nodiscard]] bool in_no_sync() const { return no_sync_ > 0; }
+  [[nodiscard]] std::int64_t backwards() const { return backwards_; }
+
+ private:
+  int steps_;
+  LossScale scale_;
+  std::int64_t window_ = 0;  // micro-steps of the current window
+  std::int64_t count_ = 0;   // of those, begun
+  int no_sync_ = 0;          // guards alive
+  bool in_scope_ = false;
+  bool synchronises_ = true;
+  bool unfinished_ = false;
+  std::int64_t backwards_ = 0;
+  std::optional<data::Position> position_;
+};
+
+}  // namespace accel::inline v0_1::gradient

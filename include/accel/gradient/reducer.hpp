@@ -1,0 +1,168 @@
+// Reducer: autograd hooks fill buckets, full buckets start their reduction, the end waits.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <c10/core/GradMode.h>
+
+#include <accel/backend/backend.hpp>
+#include <accel/core/error.hpp>
+#include <accel/gradient/bucket.hpp>
+#include <accel/gradient/bucket_plan.hpp>
+#include <accel/gradient/hooks.hpp>
+
+namespace accel::inline v0_1::gradient {
+
+struct ReducerOptions {
+  BucketCaps caps{};
+  bool overlap = true;  // start a bucket when it is full; false: all of them after backward
+};
+
+/// Sums the gradients of one model over the ranks while backward still runs.
+///
+/// begin(), then autograd, then finish(). The root gradient of backward carries 1/world_size (or a
+/// rank's share of the rows), so that the sums on the wire arrive as the mean that DDP leaves.
+///
+/// Memory   one more copy of the trainable parameters; `.grad` are views of it after a reduction.
+/// Order    buckets start in the order of the plan, which is the same on all ranks.
+/// Source   Li et al. 2020, PyTorch Distributed: Experiences on Accelerating Data Parallel Training.
+/// Differs  from DDP: no traversal of the graph to find unused parameters, no planning in step 2.
+template <Backend B>
+class Reducer final : public Watch {
+ public:
+  Reducer(std::vector<tensor::NamedTensor> parameters, B& backend, const ReducerOptions& options)
+      : parameters_(std::move(parameters)),
+        backend_(&backend),
+        options_(options),
+        bucket_of_(parameters_.size()),
+        arrivals_(parameters_.size(), 0),
+        hooks_(tensors(parameters_), [this](std::size_t i) { arrived(i); }) {
+    std::vector<ParameterSize> sizes;
+    for (const auto& [name, tensor] : parameters_)
+      sizes.push_back({tensor.numel(), tensor.scalar_type(), tensor.device()});
+    const auto plan = plan_buckets(sizes, options.caps);
+    for (std::size_t b = 0; b < plan.size(); ++b) {
+      const std::int64_t numel = Bucket::numel(plan[b]);
+      const auto bytes = numel * static_cast<std::int64_t>(c10::elementSize(plan[b].dtype));
+      at::Tensor flat = backend.allocate({bytes}).view(plan[b].dtype);
+      buckets_.emplace_back(plan[b], parameters_, std::move(flat));
+      for (const std::size_t i : plan[b].parameters) bucket_of_[i] = b;
+    }
+    pending_.resize(buckets_.size());
+    works_.reserve(buckets_.size());
+  }
+
+  [[nodiscard]] const std::vector<tensor::NamedTensor>& parameters() const { return parameters_; }
+  [[nodiscard]] std::size_t buckets() const { return buckets_.size(); }
+
+  /// The next backward reduces (`synchronise`), or only adds up on this rank.
+  void begin(bool synchronise) {
+    works_.clear();
+    next_ = 0;
+    touched_ = false;
+    std::fill(arrivals_.begin(), arrivals_.end(), std::uint8_t{0});
+    for (std::size_t b = 0; b < buckets_.size(); ++b) pending_[b] = buckets_[b].size();
+    // Gradients that stand from an earlier reduction are means already. Each rank keeps its share of
+    // them, so that the sum of old and new arrives as mean + mean, as DDP leaves it.
+    if (std::exchange(reduced_, false)) scale(1.0 / backend_->world_size());
+    mode_ = synchronise ? Mode::reduce : Mode::add_up;
+  }
+
+  /// Waits until every gradient has arrived. With several models, one that this backward did not
+  /// touch is passed over, unless `always`.
+  void finish(bool always) {
+    const Mode mode = std::exchange(mode_, Mode::idle);
+    if (mode == Mode::add_up) {
+      local_ = local_ || touched_;
+      return;
+    }
+    if (!always && !touched_ && !local_) return;
+    const c10::AutoGradMode no_grad(false);
+    while (next_ < buckets_.size()) start_next();
+    for (std::size_t b = 0; b < works_.size(); ++b) {
+      works_[b].wait();
+      buckets_[b].settle_unused();
+    }
+    local_ = false;
+    reduced_ = true;
+  }
+
+  /// Backward threw: nothing more will arrive. What is under way stays unfinished on this rank.
+  void cancel() noexcept { mode_ = Mode::idle; }
+
+  /// Multiplies every gradient of this rank by `factor`.
+  void scale(double factor) {
+    const c10::AutoGradMode no_grad(false);
+    std::vector<at::Tensor> gradients;
+    for (const auto& [name, tensor] : parameters_)
+      if (tensor.grad().defined()) gradients.push_back(tensor.grad());
+    if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
+  }
+
+  [[nodiscard]] bool take_stray() override { return std::exchange(stray_, false); }
+
+  [[nodiscard]] const std::string* lost_hook() const override {
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      if (arrivals_[i] == 0 && hooks_.lost(i)) return &parameters_[i].name;
+    return nullptr;
+  }
+
+ private:
+  enum class Mode { idle, add_up, reduce };
+
+  static std::vector<at::Tensor> tensors(std::span<const tensor::NamedTensor> parameters) {
+    std::vector<at::Tensor> result;
+    for (const auto& [name, tensor] : parameters) result.push_back(tensor);
+    return result;
+  }
+
+  void arrived(std::size_t i) {
+    if (mode_ == Mode::idle) {
+      stray_ = true;
+      return;
+    }
+    touched_ = true;
+    ++arrivals_[i];
+    if (mode_ == Mode::add_up) return;
+    ACCEL_CHECK(arrivals_[i] == 1, InvalidArgument, "the gradient of ", parameters_[i].name,
+                " arrived twice in one backward, as it does when a part of the model runs backward by itself ",
+                "(checkpointing); run it under no_sync, and reduce with a last backward");
+    if (--pending_[bucket_of_[i]] > 0 || !options_.overlap) return;
+    // Strictly in order, whichever is full first: all ranks must start the same one.
+    while (next_ < buckets_.size() && pending_[next_] == 0) start_next();
+  }
+
+  void start_next() {
+    buckets_[next_].fill();
+    works_.push_back(backend_->all_reduce(buckets_[next_].flat(), ReduceOp::sum));
+    ++next_;
+  }
+
+  using WorkType = decltype(std::declval<B&>().all_reduce(std::declval<at::Tensor&>(), ReduceOp::sum));
+
+  std::vector<tensor::NamedTensor> parameters_;
+  B* backend_;
+  ReducerOptions options_;
+  std::vector<std::size_t> bucket_of_;  // by parameter
+  std::vector<std::uint8_t> arrivals_;  // in this backward, by parameter
+  std::vector<Bucket> buckets_;
+  std::vector<std::size_t> pending_;  // parameters still missing, by bucket
+  std::vector<WorkType> works_;       // by bucket, as far as started
+  std::size_t next_ = 0;              // the bucket to start next
+  Mode mode_ = Mode::idle;
+  bool touched_ = false;  // a gradient arrived in this backward
+  bool local_ = false;    // gradients of this rank wait for a reduction
+  bool reduced_ = false;  // gradients, where defined, are means over the ranks
+  bool stray_ = false;    // a backward passed by that nobody announced
+  Hooks hooks_;           // last: no hook outlives what it calls
+};
+
+}  // namespace accel::inline v0_1::gradient

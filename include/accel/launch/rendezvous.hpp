@@ -1,0 +1,228 @@
+// Rendezvous: all processes of a job find each other in LibTorch's TCPStore.
+#pragma once
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <accel/core/error.hpp>
+#include <accel/core/units.hpp>
+#include <accel/launch/control_plane.hpp>
+#include <accel/launch/environment.hpp>
+#include <accel/launch/topology.hpp>
+
+namespace accel::inline v0_1::launch {
+
+/// What the rendezvous leaves: everything a backend needs to connect. The default is one process.
+struct Meeting {
+  Topology topology;                        // complete, local ranks included
+  std::string family = "single process";    // who started the processes
+  c10::intrusive_ptr<c10d::Store> store;    // under this accelerator's own prefix; null at one rank
+  std::vector<Peer> peers{Peer{}};          // by rank
+  std::string local_address = "127.0.0.1";  // where the other ranks reach this process
+  Seconds timeout{60};                      // what connecting may take
+
+  [[nodiscard]] ControlPlane control_plane() const {
+    if (!store) return {};
+    return {c10::make_intrusive<c10d::PrefixStore>("control/", store), topology.rank, peers};
+  }
+};
+
+namespace detail {
+
+inline std::string host_name() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+/// Host and network namespace: two processes that agree in it reach each other by loopback.
+inline std::string network_name() {
+  std::error_code unknown;  // without /proc the host's name has to do
+  return host_name() + "/" + std::filesystem::read_symlink("/proc/self/ns/net", unknown).string();
+}
+
+/// The address from which this host reaches `endpoint`: the one the other hosts can reach, too.
+inline std::string address_towards(const Endpoint& endpoint) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;  // connecting a datagram socket sends nothing, it only picks a route
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(endpoint.host.c_str(), std::to_string(endpoint.port).c_str(), &hints, &found) != 0) return {};
+  std::array<char, NI_MAXHOST> text{};
+  if (const int fd = ::socket(found->ai_family, SOCK_DGRAM, 0); fd >= 0) {
+    sockaddr_storage own{};
+    socklen_t size = sizeof own;
+    auto* const address = reinterpret_cast<sockaddr*>(&own);  // the socket interface asks for this cast
+    if (::connect(fd, found->ai_addr, found->ai_addrlen) == 0 && ::getsockname(fd, address, &size) == 0)
+      ::getnameinfo(address, size, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST);
+    ::close(fd);
+  }
+  ::freeaddrinfo(found);
+  return text.data();
+}
+
+/// Connects to the store of the job; on rank 0 it also serves it, unless the launcher does.
+///
+/// One server per process and port, kept until the process ends: accelerators that come and go
+/// share it, so that no rank finds it closing while another is still inside.
+inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline deadline) {
+  static std::mutex mutex;
+  static auto& servers = *new std::map<int, c10::intrusive_ptr<c10d::TCPStore>>;  // outlives static destruction
+  const Endpoint& master = *launch.master;
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<std::uint16_t>(master.port);
+  options.waitWorkers = false;  // we count the ranks ourselves, and can name who is missing
+  options.timeout = deadline.remaining();
+  const bool serves = launch.topology.rank == 0 && !launch.agent_store;
+  try {
+    if (const std::lock_guard lock(mutex); serves && !servers.contains(master.port)) {
+      options.isServer = true;
+      servers[master.port] = c10::make_intrusive<c10d::TCPStore>(master.host, options);
+    }
+    options.isServer = false;
+    return c10::make_intrusive<c10d::TCPStore>(master.host, options);
+  } catch (const std::exception& error) {
+    const std::string native = ControlPlane::first_line(error);
+    if (serves && native.find("EADDRINUSE") != std::string::npos)
+      throw CommError(message("rendezvous: port ", master.port, " is in use on this host; another job runs here, ",
+                              "choose another MASTER_PORT. LibTorch says: ", native));
+    throw CommError(message("rendezvous: rank ", launch.topology.rank, " of ", launch.topology.world_size, " found ",
+                            serves ? "no way to open a store at " : "no store of rank 0 at ", master.host, ":",
+                            master.port, " within ", deadline.span_s(), " s; ",
+                            serves ? "MASTER_ADDR must name this host"
+                                   : "is rank 0 running, and are MASTER_ADDR and MASTER_PORT right?",
+                            " LibTorch says: ", native));
+  }
+}
+
+/// `host|network|pid|world_size`, what a rank says of itself.
+inline std::string introduce(const Topology& topology) {
+  return message(host_name(), "|", network_name(), "|", ::getpid(), "|", topology.world_size);
+}
+
+inline Peer parse_peer(int rank, const std::string& text) {
+  std::array<std::string, 4> fields;
+  std::istringstream stream(text);
+  for (auto& field : fields) std::getline(stream, field, '|');
+  return {rank, fields[0], fields[1], std::stoll(fields[2]), std::stoi(fields[3])};
+}
+
+inline std::string text(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
+
+/// Everybody says who it is and waits for all. The error names who came and who is missing.
+inline std::vector<Peer> introduce_all(c10d::Store& store, const Launch& launch, Deadline deadline) {
+  const Topology& own = launch.topology;
+  const auto key = [](int rank) { return "rank/" + std::to_string(rank); };
+  const std::string self = introduce(own);
+  const std::string entry = store.compareSet(key(own.rank), std::string(), self);
+  ACCEL_CHECK(entry == self, ConfigError, "rendezvous: two processes say they are rank ", own.rank, ": this one (process ",
+              ::getpid(), " on ", host_name(), ") and ", parse_peer(own.rank, entry),
+              "; give each its own RANK, or its own MASTER_PORT if they belong to different jobs");
+  std::vector<std::string> keys;
+  for (int rank = 0; rank < own.world_size; ++rank) keys.push_back(key(rank));
+  bool all_came = true;
+  try {
+    store.wait(keys, deadline.remaining());
+  } catch (const std::exception&) {
+    if (!deadline.passed()) throw;  // not the time, but the store itself
+    all_came = false;
+  }
+  std::vector<Peer> peers;
+  std::ostringstream came;
+  std::ostringstream missing;
+  for (int rank = 0; rank < own.world_size; ++rank) {
+    if (!all_came && !store.check({key(rank)})) {
+      missing << (missing.tellp() > 0 ? ", " : "") << rank;
+      continue;
+    }
+    peers.push_back(parse_peer(rank, text(store.get(key(rank)))));
+    came << (peers.size() > 1 ? ", " : "") << peers.back();
+    ACCEL_CHECK(peers.back().world_size == own.world_size, ConfigError, "rendezvous: WORLD_SIZE is ", own.world_size,
+                " on rank ", own.rank, " but ", peers.back().world_size, " on ", peers.back(),
+                "; give all processes of a job the same");
+  }
+  ACCEL_CHECK(all_came, CommError, "rendezvous: after ", deadline.span_s(), " s ", peers.size(), " of ",
+              own.world_size, " ranks have come to ", launch.master->host, ":", launch.master->port, ": ", came.str(),
+              "; missing: rank ", missing.str(), ". Start as many processes as WORLD_SIZE says");
+  return peers;
+}
+
+/// Fills in what the launcher did not say, from the hosts of the others.
+inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
+  Topology topology = launch.topology;
+  const auto& self = peers[static_cast<std::size_t>(topology.rank)];
+  int local_rank = 0;
+  int local_world_size = 0;
+  std::vector<std::string> hosts;  // in order of their first rank
+  for (const auto& peer : peers) {
+    if (peer.network == self.network) {
+      ++local_world_size;
+      if (peer.rank < topology.rank) ++local_rank;
+    }
+    if (std::find(hosts.begin(), hosts.end(), peer.network) == hosts.end()) hosts.push_back(peer.network);
+  }
+  if (!launch.known.local_rank) topology.local_rank = local_rank;
+  if (!launch.known.local_world_size) topology.local_world_size = local_world_size;
+  if (!launch.known.node_rank)
+    topology.node_rank = static_cast<int>(std::find(hosts.begin(), hosts.end(), self.network) - hosts.begin());
+  return topology;
+}
+
+}  // namespace detail
+
+/// Waits until all ranks of `launch` are there. The `creation`-th call of a process meets the
+/// `creation`-th call of the others, so that several accelerators in one process do not mix.
+///
+/// Cost     one connection to the store and a few small messages per rank.
+/// Throws   CommError after `timeout`, naming who came and who is missing; ConfigError if two
+///          processes have one rank or the ranks disagree about WORLD_SIZE.
+[[nodiscard]] inline Meeting meet(const Launch& launch, std::int64_t creation, Seconds timeout) {
+  Meeting meeting;
+  meeting.topology = launch.topology;
+  meeting.family = launch.family;
+  meeting.timeout = timeout;
+  meeting.peers = {detail::parse_peer(0, detail::introduce(launch.topology))};
+  if (launch.topology.world_size == 1) return meeting;
+  const Deadline deadline = Deadline::in(timeout);
+  auto store = detail::open_store(launch, deadline);
+  meeting.store = c10::make_intrusive<c10d::PrefixStore>(
+      message("accel/", launch.run_id, "/", creation), std::move(store));
+  try {
+    meeting.peers = detail::introduce_all(*meeting.store, launch, deadline);
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw CommError(message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
+                            " stopped answering; look at the output of rank 0. LibTorch says: ",
+                            ControlPlane::first_line(error)));
+  }
+  meeting.topology = detail::complete(launch, meeting.peers);
+  const auto& own = meeting.peers[static_cast<std::size_t>(launch.topology.rank)];
+  const bool one_host = std::all_of(meeting.peers.begin(), meeting.peers.end(),
+                                    [&](const Peer& peer) { return peer.network == own.network; });
+  if (!one_host) meeting.local_address = detail::address_towards(*launch.master);
+  return meeting;
+}
+
+/// The number of this call in this process: 0, 1, 2, ... for meet().
+[[nodiscard]] inline std::int64_t next_creation() {
+  static std::atomic<std::int64_t> created{0};
+  return created++;
+}
+
+}  // namespace accel::inline v0_1::launch

@@ -1,0 +1,42 @@
+// For metrics: gather what the ranks computed for a round, without fillers and repeated rows.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <accel/backend/backend.hpp>
+#include <accel/collective/all_gather.hpp>
+#include <accel/core/error.hpp>
+#include <accel/data/position.hpp>
+#include <accel/tensor/spec.hpp>
+#include <accel/tensor/tree.hpp>
+
+namespace accel::inline v0_1::metrics {
+
+/// Every tensor of `tree`, which has a row per row of the current batch of `pass`, concatenated over
+/// the ranks: every row of the dataset once in an epoch, in the order of the samples of each round.
+///
+/// Shape    [rows of this rank's batch, ...] -> [rows of the round, ...]
+/// Cost     one all_gather per tensor. What the others hold follows from the plan; it is not asked.
+/// Throws   InvalidArgument if no loader is in flight or a tensor's rows are not those of the batch.
+/// Differs  Accelerate cuts whatever it is given on the last batch, and hides errors.
+template <Backend B, class Tree>
+[[nodiscard]] Tree gather_for_metrics(B& backend, const data::Pass* pass, Tree tree) {
+  ACCEL_CHECK(pass != nullptr, InvalidArgument,
+              "gather_for_metrics: no prepared loader is in flight; call it inside the loop over one, or use gather");
+  std::vector<collective::Rows> rows;
+  for (int rank = 0; rank < backend.world_size(); ++rank)
+    rows.push_back({pass->plan->held_rows(pass->position.index, rank), pass->plan->counted_rows(pass->position.index, rank)});
+  const std::int64_t own = rows[static_cast<std::size_t>(backend.rank())].held;
+  tensor::visit(tree, [&](const at::Tensor& tensor) {
+    ACCEL_CHECK(tensor.dim() > 0 && tensor.size(0) == own, InvalidArgument, "gather_for_metrics: expected ", own,
+                " rows, as the batch has, found ", tensor::spec(tensor), "; use gather for what is not one row per sample");
+  });
+  return tensor::map(std::move(tree),
+                     [&](const at::Tensor& tensor) { return collective::gather_rows(backend, tensor, rows); });
+}
+
+}  // namespace accel::inline v0_1::metrics

@@ -1,0 +1,151 @@
+// Engine: the machinery behind one accelerator: its ranks, its precision, its reducers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/full.h>
+#include <c10/core/GradMode.h>
+
+#include <accel/backend/backend.hpp>
+#include <accel/collective/agree.hpp>
+#include <accel/collective/broadcast.hpp>
+#include <accel/core/error.hpp>
+#include <accel/gradient/reducer.hpp>
+#include <accel/precision/precision.hpp>
+#include <accel/prepare/loader.hpp>
+#include <accel/prepare/model.hpp>
+#include <accel/prepare/optimizer.hpp>
+#include <accel/prepare/parts.hpp>
+#include <accel/prepare/scheduler.hpp>
+#include <accel/prepare/session.hpp>
+#include <accel/tensor/spec.hpp>
+
+namespace accel::inline v0_1::prepare {
+
+/// Shared by an accelerator and everything it has prepared.
+template <Backend B, Precision P>
+class Engine final : public Session {
+ public:
+  Engine(B connected, const launch::Topology& own, Log logger, gradient::Accumulation windows,
+         const gradient::ReducerOptions& options)
+      : Session(own, connected.device(), std::move(logger), std::move(windows)),
+        backend(std::move(connected)),
+        reducer_options_(options) {}
+
+  /// Rank 0 may serve the store: it stays until the others no longer read from it.
+  ~Engine() override { backend.control().farewell(); }
+
+  B backend;
+  P precision;
+
+  /// Prepares everything, or throws on every rank. Order: move to the device, list tied parameters
+  /// once, compare between ranks, broadcast from rank 0, hook.
+  template <class... Parts>
+  void prepare(Parts&... parts) {
+    const Deadline deadline = Deadline::in(backend.timeout());
+    auto& control = backend.control();
+    Inspection inspection{.session = *this};
+    collective::all_or_none<InvalidArgument>(control, "prepare", deadline, [&] {
+      (inspect_model(parts, inspection), ...);
+      (inspect(parts, inspection), ...);
+    });
+    collective::require_equal(control, "prepare: what it is given", inspection.lines, deadline);
+    for (auto& model : inspection.models) {
+      collective::broadcast_coalesced(backend, model->record.tensors(), 0);
+      auto trainable = model->record.trainable_parameters();
+      if (topology.world_size > 1 && !trainable.empty()) {
+        reducers_.push_back(
+            std::make_unique<gradient::Reducer<B>>(std::move(trainable), backend, reducer_options_));
+        model->watch = reducers_.back().get();
+      }
+      models.push_back(std::move(model));
+    }
+    std::string seeds;
+    const auto fallback = at::globalContext().defaultGenerator(c10::Device(c10::DeviceType::CPU)).current_seed();
+    (propose_seed(parts, fallback, seeds), ...);
+    if (!seeds.empty()) {
+      std::istringstream agreed(control.broadcast("prepare: the loaders' seeds", seeds, 0, deadline));
+      (accept_seed(parts, agreed), ...);
+    }
+  }
+
+  /// Backward of `loss` and, if this micro-step synchronises, the mean of all gradients over the
+  /// ranks. On return everything has arrived.
+  void backward(const at::Tensor& loss, bool retain_graph) {
+    ACCEL_CHECK(loss.defined() && loss.numel() == 1, InvalidArgument, "backward: expected a loss of one number, found ",
+                tensor::spec(loss), "; take its mean() or sum()");
+    ACCEL_CHECK(loss.requires_grad(), InvalidArgument,
+                "backward: the loss depends on no parameter that requires a gradient; was forward run without gradients?");
+    accumulation.check_scope();
+    const auto position = accumulation.position();
+    const double even = 1.0 / topology.world_size;
+    const double share = position ? position->share() : in_flight.share(even);
+    const bool synchronises = accumulation.synchronises();
+    for (auto& reducer : reducers_) reducer->begin(synchronises);
+    if (const double correction = accumulation.correction(); correction != 1.0) scale_gradients(correction);
+    try {
+      loss.backward(root_gradient(loss, share * accumulation.loss_factor()), retain_graph);
+    } catch (...) {
+      for (auto& reducer : reducers_) reducer->cancel();
+      throw;
+    }
+    for (auto& reducer : reducers_) reducer->finish(/*always=*/reducers_.size() == 1);
+    accumulation.after_backward();
+  }
+
+ private:
+  /// What autograd starts from: the factor of the loss. 1 is what it takes by itself.
+  at::Tensor root_gradient(const at::Tensor& loss, double factor) {
+    if (factor == 1.0) return {};
+    if (!root_.defined() || root_factor_ != factor || root_.scalar_type() != loss.scalar_type() ||
+        root_.device() != loss.device() || root_.sizes() != loss.sizes()) {
+      root_ = at::full(loss.sizes(), factor, loss.options().requires_grad(false));
+      root_factor_ = factor;
+    }
+    return root_;
+  }
+
+  void scale_gradients(double factor) {
+    const c10::AutoGradMode no_grad(false);
+    std::vector<at::Tensor> gradients;
+    for (const auto& model : models)
+      for (const auto& [name, tensor] : model->record.parameters)
+        if (tensor.grad().defined()) gradients.push_back(tensor.grad());
+    if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
+  }
+
+  gradient::ReducerOptions reducer_options_;
+  std::vector<std::unique_ptr<gradient::Reducer<B>>> reducers_;
+  at::Tensor root_;  // the last root gradient: it rarely changes from step to step
+  double root_factor_ = 1.0;
+};
+
+/// The wrapper that a part becomes.
+template <class Net, Backend B, Precision P>
+[[nodiscard]] auto wrap(ModelPart<Net>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
+  return Model<Net, P>(std::move(part.net), std::move(part.prepared), engine, engine->precision);
+}
+template <class O, Backend B, Precision P>
+[[nodiscard]] auto wrap(OptimizerPart<O>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
+  return Optimizer<O>(std::move(part.optimizer), engine);
+}
+template <class S, Backend B, Precision P>
+[[nodiscard]] auto wrap(SchedulerPart<S>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
+  return Scheduler<S>(std::move(part.scheduler), engine);
+}
+template <class D, Backend B, Precision P>
+[[nodiscard]] auto wrap(LoaderPart<D>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
+  return Loader<D>(std::move(part.loader), engine, part.seed);
+}
+
+}  // namespace accel::inline v0_1::prepare

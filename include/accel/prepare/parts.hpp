@@ -1,0 +1,190 @@
+// Parts: what prepare is given, sorted by kind and brought into shape on this rank.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
+#include <accel/core/error.hpp>
+#include <accel/data/loader.hpp>
+#include <accel/prepare/model.hpp>
+#include <accel/prepare/optimizer.hpp>
+#include <accel/prepare/scheduler.hpp>
+#include <accel/prepare/session.hpp>
+#include <accel/tensor/record.hpp>
+#include <accel/tensor/spec.hpp>
+
+namespace accel::inline v0_1::prepare {
+
+template <class Net>
+struct ModelPart {
+  std::shared_ptr<Net> net;
+  std::shared_ptr<PreparedModel> prepared;
+};
+
+template <class O>
+struct OptimizerPart {
+  std::shared_ptr<O> optimizer;
+};
+
+template <class S>
+struct SchedulerPart {
+  std::shared_ptr<S> scheduler;
+};
+
+template <class D>
+struct LoaderPart {
+  std::shared_ptr<data::DataLoader<D>> loader;
+  std::uint64_t seed = 0;
+};
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_loader = false;
+template <class D>
+inline constexpr bool is_loader<data::DataLoader<D>> = true;
+
+template <class T>
+inline constexpr bool unknown = false;
+
+}  // namespace detail
+
+/// The part that an argument of prepare becomes. Lvalues are borrowed, rvalues owned; models given
+/// by pointer or holder are shared.
+template <class T>
+[[nodiscard]] auto part_of(T&& argument) {
+  using Value = std::remove_cvref_t<T>;
+  if constexpr (ModelArgument<Value>) {
+    auto net = share_module(std::forward<T>(argument));
+    return ModelPart<typename decltype(net)::element_type>{std::move(net), std::make_shared<PreparedModel>()};
+  } else if constexpr (OptimizerLike<Value>) {
+    return OptimizerPart<Value>{borrow_or_own(std::forward<T>(argument))};
+  } else if constexpr (detail::is_loader<Value>) {
+    using D = std::remove_cvref_t<decltype(argument.dataset())>;
+    return LoaderPart<D>{borrow_or_own(std::forward<T>(argument))};
+  } else if constexpr (SchedulerLike<Value>) {
+    return SchedulerPart<Value>{borrow_or_own(std::forward<T>(argument))};
+  } else {
+    static_assert(detail::unknown<Value>,
+                  "prepare takes modules (shared_ptr, module holder or the module itself), optimizers, "
+                  "accel::data::DataLoader and schedulers");
+  }
+}
+
+/// What the parts of one call of prepare have in common while they are looked at.
+struct Inspection {
+  Session& session;
+  std::vector<std::shared_ptr<PreparedModel>> models{};  // of this call
+  std::vector<std::string> lines{};                      // must be equal on all ranks
+  bool moved = false;                                  // some model changed its device
+  int optimizers = 0;
+  int loaders = 0;
+
+  [[nodiscard]] const tensor::Record* owner(const at::Tensor& parameter) const {
+    for (const auto& model : models)
+      if (model->record.holds(parameter)) return &model->record;
+    for (const auto& model : session.models)
+      if (model->record.holds(parameter)) return &model->record;
+    return nullptr;
+  }
+};
+
+// Models first: what optimizers may hold follows from them.
+
+template <class Net>
+void inspect_model(ModelPart<Net>& part, Inspection& inspection) {
+  const c10::Device device = inspection.session.device;
+  for (const auto& parameter : part.net->parameters()) inspection.moved |= parameter.device() != device;
+  part.net->to(device);
+  const auto number = inspection.session.models.size() + inspection.models.size();
+  part.prepared->record = tensor::record(*part.net, message("model ", number));
+  for (const auto& [name, parameter] : part.prepared->record.parameters)
+    ACCEL_CHECK(inspection.owner(parameter) == nullptr, InvalidArgument, "prepare: ", name, " of model ", number,
+                " belongs to a model that is prepared already; prepare each model once");
+  part.prepared->record.describe(inspection.lines);
+  inspection.models.push_back(part.prepared);
+}
+
+template <class Part>
+void inspect_model(Part&, Inspection&) {}
+
+/// Takes further listings of a tied parameter out of the groups: LibTorch would step it once for each.
+template <class O>
+std::size_t drop_repeated(O& optimizer) {
+  std::vector<at::Tensor> seen;
+  std::size_t dropped = 0;
+  for (auto& group : optimizer.param_groups()) {
+    dropped += std::erase_if(group.params(), [&](const at::Tensor& parameter) {
+      const bool repeated = std::any_of(seen.begin(), seen.end(), [&](const auto& one) { return one.is_same(parameter); });
+      if (!repeated) seen.push_back(parameter);
+      return repeated;
+    });
+  }
+  return dropped;
+}
+
+template <class O>
+void inspect(OptimizerPart<O>& part, Inspection& inspection) {
+  O& optimizer = *part.optimizer;
+  const std::string label = message("optimizer ", inspection.optimizers++);
+  if (const std::size_t dropped = drop_repeated(optimizer); dropped > 0)
+    inspection.session.log.info("prepare: ", label, " listed ", dropped,
+                                " tied parameter(s) twice, and would have stepped them twice; each is listed once now");
+  std::size_t group_number = 0;
+  for (auto& group : optimizer.param_groups()) {
+    std::string line = message(label, ": group ", group_number++, ":");
+    for (const auto& parameter : group.params()) {
+      const tensor::Record* owner = inspection.owner(parameter);
+      ACCEL_CHECK(owner != nullptr, InvalidArgument, "prepare: ", label, " holds a parameter ", tensor::spec(parameter),
+                  " that belongs to no prepared model, so its gradient would stay on this rank; pass its model to the "
+                  "same prepare, or to an earlier one");
+      for (const auto& [name, tensor] : owner->parameters)
+        if (tensor.is_same(parameter)) line += message(" ", owner->label, "/", name);
+    }
+    inspection.lines.push_back(std::move(line));
+  }
+  ACCEL_CHECK(!inspection.moved || optimizer.state().empty(), InvalidArgument, "prepare: ", label,
+              " has state from earlier steps, and its model has just been moved to ", inspection.session.device.str(),
+              " without it; prepare before the first step, or move the model yourself before making the optimizer");
+  inspection.lines.push_back(message(label, ": state of ", optimizer.state().size(), " parameters"));
+}
+
+template <class D>
+void inspect(LoaderPart<D>& part, Inspection& inspection) {
+  const auto& options = part.loader->options();
+  (void)part.loader->plan(inspection.session.topology.world_size);  // its checks
+  inspection.lines.push_back(message("loader ", inspection.loaders++, ": ", part.loader->rows(), " rows, batch_size ",
+                                     options.batch_size, options.shuffle ? ", shuffle" : "",
+                                     options.drop_last ? ", drop_last" : "", options.even_batches ? ", even_batches" : "",
+                                     options.split_batches ? ", split_batches" : ""));
+}
+
+template <class Part>
+void inspect(Part&, Inspection&) {}
+
+// The seeds of loaders that left theirs open are rank 0's, for all.
+
+template <class D>
+void propose_seed(const LoaderPart<D>& part, std::uint64_t fallback, std::string& text) {
+  text += std::to_string(part.loader->options().seed.value_or(fallback)) + " ";
+}
+template <class Part>
+void propose_seed(const Part&, std::uint64_t, std::string&) {}
+
+template <class D>
+void accept_seed(LoaderPart<D>& part, std::istringstream& seeds) {
+  seeds >> part.seed;
+}
+template <class Part>
+void accept_seed(Part&, std::istringstream&) {}
+
+}  // namespace accel::inline v0_1::prepare

@@ -1,0 +1,43 @@
+// Scope: the guards of accumulate() and no_sync().
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include <accel/prepare/session.hpp>
+
+namespace accel::inline v0_1::prepare {
+
+/// One micro-step, from accumulate() to the end of the scope.
+class [[nodiscard]] MicroStep {
+ public:
+  MicroStep(std::shared_ptr<Session> session, const std::optional<data::Position>& position)
+      : session_(std::move(session)) {
+    session_->accumulation.begin(position);
+  }
+  MicroStep(const MicroStep&) = delete;
+  MicroStep& operator=(const MicroStep&) = delete;
+  ~MicroStep() { session_->accumulation.end(); }
+
+  /// Whether this micro-step reduces the gradients, and the optimizer steps.
+  [[nodiscard]] bool synchronises() const { return session_->accumulation.synchronises(); }
+
+ private:
+  std::shared_ptr<Session> session_;
+};
+
+/// While it lives, backward adds up gradients on this rank and reduces nothing.
+class [[nodiscard]] NoSync {
+ public:
+  explicit NoSync(std::shared_ptr<Session> session) : session_(std::move(session)) {
+    session_->accumulation.enter_no_sync();
+  }
+  NoSync(const NoSync&) = delete;
+  NoSync& operator=(const NoSync&) = delete;
+  ~NoSync() { session_->accumulation.leave_no_sync(); }
+
+ private:
+  std::shared_ptr<Session> session_;
+};
+
+}  // namespace accel::inline v0_1::prepare

@@ -1,0 +1,100 @@
+// Record: a module as a list of named tensors, each once, and what must be equal on all ranks.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <accel/core/error.hpp>
+#include <accel/tensor/named_tensor.hpp>
+#include <accel/tensor/spec.hpp>
+
+namespace accel::inline v0_1::tensor {
+
+/// A model as it was when it was prepared.
+struct Record {
+  struct Alias {
+    std::string name;  // a further name ...
+    std::string of;    // ... of the tensor with this name
+  };
+
+  std::string label;                            // "model 0", for messages
+  std::vector<NamedTensor> parameters;  // each tensor once, in order of registration
+  std::vector<NamedTensor> buffers;
+  std::vector<Alias> aliases;  // tied: registered more than once
+  std::vector<bool> trainable;  // of the parameters
+  std::vector<c10::ScalarType> dtypes;
+
+  [[nodiscard]] bool holds(const at::Tensor& tensor) const {
+    for (const auto& parameter : parameters)
+      if (parameter.tensor.is_same(tensor)) return true;
+    return false;
+  }
+
+  [[nodiscard]] std::vector<NamedTensor> trainable_parameters() const {
+    std::vector<NamedTensor> result;
+    for (std::size_t i = 0; i < parameters.size(); ++i)
+      if (trainable[i]) result.push_back(parameters[i]);
+    return result;
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> parameter_tensors() const {
+    std::vector<at::Tensor> tensors;
+    for (const auto& parameter : parameters) tensors.push_back(parameter.tensor);
+    return tensors;
+  }
+
+  /// Parameters, then buffers.
+  [[nodiscard]] std::vector<at::Tensor> tensors() const {
+    auto all = parameter_tensors();
+    for (const auto& buffer : buffers) all.push_back(buffer.tensor);
+    return all;
+  }
+
+  /// One line per tensor and tie: what every rank must have alike.
+  void describe(std::vector<std::string>& lines) const {
+    for (std::size_t i = 0; i < parameters.size(); ++i)
+      lines.push_back(message(label, ": ", parameters[i].name, " ", spec(parameters[i].tensor),
+                              trainable[i] ? " requires_grad" : " frozen"));
+    for (const auto& buffer : buffers)
+      lines.push_back(message(label, ": buffer ", buffer.name, " ", spec(buffer.tensor)));
+    for (const auto& [name, of] : aliases) lines.push_back(message(label, ": ", name, " tied to ", of));
+  }
+};
+
+namespace detail {
+
+inline void add(std::vector<NamedTensor>& list, std::vector<Record::Alias>& aliases, const std::string& name,
+                const at::Tensor& tensor) {
+  if (!tensor.defined()) return;
+  for (const auto& known : list) {
+    if (!known.tensor.is_same(tensor)) continue;
+    aliases.push_back({name, known.name});
+    return;
+  }
+  list.push_back({name, tensor});
+}
+
+}  // namespace detail
+
+/// Lists the tensors of `net`. LibTorch lists a tied parameter once per name, and its optimizers
+/// would step it as often; here it is one parameter with further names.
+template <class Net>
+[[nodiscard]] Record record(Net& net, std::string label) {
+  Record result;
+  result.label = std::move(label);
+  for (const auto& item : net.named_parameters())
+    detail::add(result.parameters, result.aliases, item.key(), item.value());
+  for (const auto& item : net.named_buffers()) detail::add(result.buffers, result.aliases, item.key(), item.value());
+  for (const auto& [name, tensor] : result.parameters) {
+    result.trainable.push_back(tensor.requires_grad());
+    result.dtypes.push_back(tensor.scalar_type());
+  }
+  return result;
+}
+
+}  // namespace accel::inline v0_1::tensor

@@ -1,0 +1,76 @@
+// Spec: dtype, shape and device of a tensor as a value; prints as f32[8, 128]@cuda:0.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <accel/core/error.hpp>
+
+namespace accel::inline v0_1::tensor {
+
+/// The short name of a dtype in messages: `f32`, `bf16`, `i64`, `bool`. LibTorch's own name where
+/// there is no usual short one (quantized types and the like).
+[[nodiscard]] inline std::string dtype_name(c10::ScalarType dtype) {
+  using enum c10::ScalarType;
+  // -Wswitch-enum of a consumer must stay quiet: LibTorch has over forty, most never seen here.
+  if (dtype == Float) return "f32";
+  if (dtype == Double) return "f64";
+  if (dtype == Half) return "f16";
+  if (dtype == BFloat16) return "bf16";
+  if (dtype == Bool) return "bool";
+  if (dtype == Byte) return "u8";
+  if (dtype == Char) return "i8";
+  if (dtype == Short) return "i16";
+  if (dtype == Int) return "i32";
+  if (dtype == Long) return "i64";
+  if (dtype == UInt16) return "u16";
+  if (dtype == UInt32) return "u32";
+  if (dtype == UInt64) return "u64";
+  if (dtype == ComplexFloat) return "c64";
+  if (dtype == ComplexDouble) return "c128";
+  if (dtype == Float8_e4m3fn) return "f8_e4m3";
+  if (dtype == Float8_e5m2) return "f8_e5m2";
+  return c10::toString(dtype);
+}
+
+/// What a tensor looks like without what it holds: to compare between ranks and to print.
+struct Spec {
+  c10::ScalarType dtype = c10::ScalarType::Float;
+  std::vector<std::int64_t> shape;
+  c10::Device device = c10::Device(c10::DeviceType::CPU);
+
+  /// Throws   InvalidArgument if `tensor` is undefined.
+  [[nodiscard]] static Spec of(const at::Tensor& tensor) {
+    ACCEL_CHECK(tensor.defined(), InvalidArgument,
+                "expected a tensor, found an undefined one; assign it before it is used");
+    return {tensor.scalar_type(), tensor.sizes().vec(), tensor.device()};
+  }
+
+  /// `f32[8, 128]`: without the device, which often differs between ranks for a good reason.
+  [[nodiscard]] std::string text() const {
+    std::string text = dtype_name(dtype) + "[";
+    for (std::size_t dim = 0; dim < shape.size(); ++dim) {
+      if (dim != 0) text += ", ";
+      text += std::to_string(shape[dim]);
+    }
+    return text += "]";
+  }
+
+  bool operator==(const Spec&) const = default;
+
+  friend std::ostream& operator<<(std::ostream& out, const Spec& spec) {
+    return out << spec.text() << '@' << spec.device.str();
+  }
+};
+
+/// `f32[8, 3]` for messages; `undefined` for a tensor that holds nothing.
+[[nodiscard]] inline std::string spec(const at::Tensor& tensor) {
+  return tensor.defined() ? Spec::of(tensor).text() : "undefined";
+}
+
+}  // namespace accel::inline v0_1::tensor

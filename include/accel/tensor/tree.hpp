@@ -1,0 +1,162 @@
+// Tree: visit and map every tensor in a tensor, pair, tuple, vector, array, optional, map or struct.
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <map>
+#include <optional>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <accel/core/error.hpp>
+
+namespace accel::inline v0_1::tensor {
+
+namespace detail {
+
+template <class T, template <class...> class Template>
+inline constexpr bool is_a = false;
+template <template <class...> class Template, class... Args>
+inline constexpr bool is_a<Template<Args...>, Template> = true;
+
+template <class T>
+inline constexpr bool is_array = false;
+template <class T, std::size_t n>
+inline constexpr bool is_array<std::array<T, n>> = true;
+
+template <class T>
+concept TupleLike = is_a<T, std::pair> || is_a<T, std::tuple> || is_array<T>;
+
+template <class T>
+concept MapLike = is_a<T, std::map> || is_a<T, std::unordered_map>;
+
+/// `torch::data::Example` and what looks like it: not an aggregate, but two public members.
+template <class T>
+concept ExampleLike = !std::is_aggregate_v<T> && requires(T& example) {
+  example.data;
+  example.target;
+};
+
+struct Anything {
+  template <class T>
+  operator T() const;  // never defined: only asked whether it would fit
+};
+
+/// The number of fields of an aggregate: the most initialisers it takes.
+template <class T, class... Fields>
+consteval std::size_t field_count() {
+  if constexpr (requires { T{Fields{}..., Anything{}}; }) return field_count<T, Fields..., Anything>();
+  return sizeof...(Fields);
+}
+
+/// The fields of an aggregate, as a tuple of references.
+template <class T>
+auto fields(T& object) {
+  constexpr std::size_t count = field_count<std::remove_const_t<T>>();
+  static_assert(count <= 8, "accel takes batches with at most 8 fields; nest some of them in a struct");
+  if constexpr (count == 0) {
+    return std::tie();
+  } else if constexpr (count == 1) {
+    auto& [a] = object;
+    return std::tie(a);
+  } else if constexpr (count == 2) {
+    auto& [a, b] = object;
+    return std::tie(a, b);
+  } else if constexpr (count == 3) {
+    auto& [a, b, c] = object;
+    return std::tie(a, b, c);
+  } else if constexpr (count == 4) {
+    auto& [a, b, c, d] = object;
+    return std::tie(a, b, c, d);
+  } else if constexpr (count == 5) {
+    auto& [a, b, c, d, e] = object;
+    return std::tie(a, b, c, d, e);
+  } else if constexpr (count == 6) {
+    auto& [a, b, c, d, e, f] = object;
+    return std::tie(a, b, c, d, e, f);
+  } else if constexpr (count == 7) {
+    auto& [a, b, c, d, e, f, g] = object;
+    return std::tie(a, b, c, d, e, f, g);
+  } else {
+    auto& [a, b, c, d, e, f, g, h] = object;
+    return std::tie(a, b, c, d, e, f, g, h);
+  }
+}
+
+/// Holds no tensor and is passed over: numbers, texts, flags.
+template <class T>
+concept Leaf = std::is_arithmetic_v<T> || std::is_enum_v<T> || std::convertible_to<const T&, std::string_view>;
+
+template <class T>
+inline constexpr bool unknown = false;
+
+}  // namespace detail
+
+/// Calls `visitor(tensor&)` for every tensor of `tree`, in order of declaration. Numbers, strings
+/// and undefined tensors are passed over.
+///
+/// Takes    at::Tensor, pair, tuple, array, vector, optional, map, torch::data::Example, and
+///          aggregates of up to 8 such fields.
+template <class Tree, class Visitor>
+void visit(Tree& tree, Visitor&& visitor) {
+  using T = std::remove_const_t<Tree>;
+  if constexpr (std::derived_from<T, at::Tensor>) {
+    if (tree.defined()) visitor(tree);
+  } else if constexpr (detail::Leaf<T>) {
+    return;
+  } else if constexpr (detail::TupleLike<T>) {
+    std::apply([&](auto&... parts) { (visit(parts, visitor), ...); }, tree);
+  } else if constexpr (detail::is_a<T, std::vector>) {
+    for (auto& part : tree) visit(part, visitor);
+  } else if constexpr (detail::is_a<T, std::optional>) {
+    if (tree) visit(*tree, visitor);
+  } else if constexpr (detail::MapLike<T>) {
+    for (auto& [key, part] : tree) visit(part, visitor);
+  } else if constexpr (detail::ExampleLike<T>) {
+    visit(tree.data, visitor);
+    visit(tree.target, visitor);
+  } else if constexpr (std::is_aggregate_v<T>) {
+    std::apply([&](auto&... parts) { (visit(parts, visitor), ...); }, detail::fields(tree));
+  } else {
+    static_assert(detail::unknown<T>,
+                  "accel cannot look for tensors in this type: it takes tensors, pair, tuple, array, vector, "
+                  "optional, map, torch::data::Example, and structs without constructors that hold these");
+  }
+}
+
+/// The same tree with `function(tensor)` in place of every tensor. The shape of the tree stays.
+template <class Tree, class Function>
+[[nodiscard]] std::remove_cvref_t<Tree> map(Tree&& tree, Function&& function) {
+  std::remove_cvref_t<Tree> mapped = std::forward<Tree>(tree);
+  visit(mapped, [&](at::Tensor& tensor) { tensor = function(std::as_const(tensor)); });
+  return mapped;
+}
+
+/// All tensors of `tree`, in order.
+template <class Tree>
+[[nodiscard]] std::vector<at::Tensor> leaves(const Tree& tree) {
+  std::vector<at::Tensor> tensors;
+  visit(tree, [&](const at::Tensor& tensor) { tensors.push_back(tensor); });
+  return tensors;
+}
+
+/// Rows of the first tensor: its dimension 0. The size of a batch.
+///
+/// Throws   InvalidArgument if there is no tensor, or if it has no dimension.
+template <class Tree>
+[[nodiscard]] std::int64_t rows(const Tree& tree) {
+  const auto tensors = leaves(tree);
+  ACCEL_CHECK(!tensors.empty() && tensors.front().dim() > 0, InvalidArgument,
+              "expected a batch whose first tensor has rows, found ",
+              tensors.empty() ? "no tensor" : "a scalar tensor");
+  return tensors.front().size(0);
+}
+
+}  // namespace accel::inline v0_1::tensor
