@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <c10/core/GradMode.h>
 
@@ -63,8 +64,11 @@ class Reducer final : public Watch {
   [[nodiscard]] const std::vector<tensor::NamedTensor>& parameters() const { return parameters_; }
   [[nodiscard]] std::size_t buckets() const { return buckets_.size(); }
 
-  /// The next backward reduces (`synchronise`), or only adds up on this rank.
-  void begin(bool synchronise) {
+  /// The next backward reduces (`synchronise`), or only adds up on this rank. `only` says that this
+  /// is the only model, so that backward must touch it.
+  void begin(bool synchronise, bool only) {
+    const c10::AutoGradMode no_grad(false);
+    only_ = only;
     works_.clear();
     next_ = 0;
     touched_ = false;
@@ -72,20 +76,30 @@ class Reducer final : public Watch {
     for (std::size_t b = 0; b < buckets_.size(); ++b) pending_[b] = buckets_[b].size();
     // Gradients that stand from an earlier reduction are means already. Each rank keeps its share of
     // them, so that the sum of old and new arrives as mean + mean, as DDP leaves it.
-    if (std::exchange(reduced_, false)) scale(1.0 / backend_->world_size());
+    standing_.clear();
+    if (std::exchange(reduced_, false)) {
+      standing_ = gradients();
+      if (!only_) untouched_ = clones(standing_);
+      if (!standing_.empty()) at::_foreach_mul_(standing_, 1.0 / backend_->world_size());
+    }
     mode_ = synchronise ? Mode::reduce : Mode::add_up;
   }
 
   /// Waits until every gradient has arrived. With several models, one that this backward did not
-  /// touch is passed over, unless `always`.
-  void finish(bool always) {
+  /// touch is passed over.
+  void finish() {
+    const c10::AutoGradMode no_grad(false);
     const Mode mode = std::exchange(mode_, Mode::idle);
+    if (!only_ && !touched_ && !standing_.empty()) {
+      at::_foreach_copy_(standing_, untouched_);
+      reduced_ = true;
+    }
+    untouched_.clear();
     if (mode == Mode::add_up) {
       local_ = local_ || touched_;
       return;
     }
-    if (!always && !touched_ && !local_) return;
-    const c10::AutoGradMode no_grad(false);
+    if (!only_ && !touched_ && !local_) return;
     while (next_ < buckets_.size()) start_next();
     for (std::size_t b = 0; b < works_.size(); ++b) {
       works_[b].wait();
@@ -97,15 +111,6 @@ class Reducer final : public Watch {
 
   /// Backward threw: nothing more will arrive. What is under way stays unfinished on this rank.
   void cancel() noexcept { mode_ = Mode::idle; }
-
-  /// Multiplies every gradient of this rank by `factor`.
-  void scale(double factor) {
-    const c10::AutoGradMode no_grad(false);
-    std::vector<at::Tensor> gradients;
-    for (const auto& [name, tensor] : parameters_)
-      if (tensor.grad().defined()) gradients.push_back(tensor.grad());
-    if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
-  }
 
   [[nodiscard]] bool take_stray() override { return std::exchange(stray_, false); }
 
@@ -121,6 +126,19 @@ class Reducer final : public Watch {
   static std::vector<at::Tensor> tensors(std::span<const tensor::NamedTensor> parameters) {
     std::vector<at::Tensor> result;
     for (const auto& [name, tensor] : parameters) result.push_back(tensor);
+    return result;
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> gradients() const {
+    std::vector<at::Tensor> result;
+    for (const auto& [name, tensor] : parameters_)
+      if (tensor.grad().defined()) result.push_back(tensor.grad());
+    return result;
+  }
+
+  static std::vector<at::Tensor> clones(const std::vector<at::Tensor>& tensors) {
+    std::vector<at::Tensor> result;
+    for (const auto& tensor : tensors) result.push_back(tensor.clone());
     return result;
   }
 
@@ -157,7 +175,10 @@ class Reducer final : public Watch {
   std::vector<std::size_t> pending_;  // parameters still missing, by bucket
   std::vector<WorkType> works_;       // by bucket, as far as started
   std::size_t next_ = 0;              // the bucket to start next
+  std::vector<at::Tensor> standing_;   // means from an earlier reduction, scaled for this one ...
+  std::vector<at::Tensor> untouched_;  // ... and as they were, should this backward pass them by
   Mode mode_ = Mode::idle;
+  bool only_ = true;
   bool touched_ = false;  // a gradient arrived in this backward
   bool local_ = false;    // gradients of this rank wait for a reduction
   bool reduced_ = false;  // gradients, where defined, are means over the ranks

@@ -22,8 +22,8 @@ namespace accel::inline v0_1::launch {
 [[nodiscard]] inline std::optional<Launch> from_env_vars(const Variables& variables) {
   if (!variables("RANK") && !variables("WORLD_SIZE")) return std::nullopt;
   Reader reader(variables,
-                "set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for every rank, or unset RANK and WORLD_SIZE "
-                "to run as one process");
+                "set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for every rank, or unset RANK "
+                "and WORLD_SIZE to run as one process");
   Launch launch;
   launch.family = "environment variables";
   Topology& topology = launch.topology;
@@ -36,8 +36,9 @@ namespace accel::inline v0_1::launch {
   const auto host = reader.text("MASTER_ADDR");
   const auto port = reader.whole("MASTER_PORT", 1, 65535);
   if (!alone || host || port) {
-    launch.master = Endpoint{reader.required(host, "MASTER_ADDR", port ? "MASTER_PORT" : "WORLD_SIZE"),
-                             reader.required(port, "MASTER_PORT", host ? "MASTER_ADDR" : "WORLD_SIZE")};
+    launch.master =
+        Endpoint{reader.required(host, "MASTER_ADDR", port ? "MASTER_PORT" : "WORLD_SIZE"),
+                 reader.required(port, "MASTER_PORT", host ? "MASTER_ADDR" : "WORLD_SIZE")};
   }
 
   const auto local_rank = reader.whole("LOCAL_RANK");
@@ -45,7 +46,8 @@ namespace accel::inline v0_1::launch {
   const auto node_rank = reader.whole("NODE_RANK");
   const auto group_rank = reader.whole("GROUP_RANK");
   if (node_rank && group_rank && *node_rank != *group_rank) {
-    reader.fail(reader.quote("NODE_RANK"), " is not ", reader.quote("GROUP_RANK"), ", both number the host");
+    reader.fail(reader.quote("NODE_RANK"), " is not ", reader.quote("GROUP_RANK"),
+                ", both number the host");
   }
   const auto node = node_rank ? node_rank : group_rank;
   topology.local_rank = local_rank.value_or(0);
@@ -53,7 +55,8 @@ namespace accel::inline v0_1::launch {
   topology.node_rank = node.value_or(0);
 
   launch.known.local_world_size = local_world_size || alone;
-  const bool one_host = launch.known.local_world_size && topology.local_world_size == topology.world_size;
+  const bool one_host =
+      launch.known.local_world_size && topology.local_world_size == topology.world_size;
   launch.known.local_rank = local_rank || alone;
   launch.known.node_rank = node || one_host;
 

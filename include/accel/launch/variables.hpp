@@ -67,7 +67,8 @@ class Reader {
   ///
   /// Throws   ConfigError if there is none.
   template <class T>
-  [[nodiscard]] T required(std::optional<T> value, std::string_view name, std::string_view because) const {
+  [[nodiscard]] T required(std::optional<T> value, std::string_view name,
+                           std::string_view because) const {
     if (!value) fail(quote(because), " is set, but ", name, " is not");
     return *std::move(value);
   }

@@ -91,7 +91,8 @@ class Engine final : public Session {
     const double even = 1.0 / topology.world_size;
     const double share = position ? position->share() : in_flight.share(even);
     const bool synchronises = accumulation.synchronises();
-    for (auto& reducer : reducers_) reducer->begin(synchronises);
+    const bool only = reducers_.size() == 1;
+    for (auto& reducer : reducers_) reducer->begin(synchronises, only);
     if (const double correction = accumulation.correction(); correction != 1.0) scale_gradients(correction);
     try {
       loss.backward(root_gradient(loss, share * accumulation.loss_factor()), retain_graph);
@@ -99,7 +100,7 @@ class Engine final : public Session {
       for (auto& reducer : reducers_) reducer->cancel();
       throw;
     }
-    for (auto& reducer : reducers_) reducer->finish(/*always=*/reducers_.size() == 1);
+    for (auto& reducer : reducers_) reducer->finish();
     accumulation.after_backward();
   }
 

@@ -1,0 +1,361 @@
+# shellcheck shell=bash
+# The one set-up behind accel's commands: finds what they need and installs what is missing.
+#
+#   source cmake/setup.sh
+#   accel_setup quickstart        or: accel_setup tests
+#
+# Afterwards accel_cmake_arguments holds what cmake is to be called with, accel_jobs how many
+# compilers fit into this machine, and accel_build_dir where everything private goes.
+#
+# What the machine has is taken first: LIBTORCH, then the torch of python3, then an earlier private
+# copy. Only compiler, CMake, Ninja and Python need root; the rest goes below build/.
+
+set -euo pipefail
+
+accel_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+readonly accel_root
+readonly accel_build_dir="$accel_root/build"
+readonly accel_setup_dir="$accel_build_dir/setup"
+readonly accel_debs_dir="$accel_build_dir/debs"     # unpacked packages, as if it were /
+readonly accel_light_dir="$accel_build_dir/libtorch"  # torch alone: builds and runs programs
+readonly accel_full_dir="$accel_build_dir/venv"       # torch with all it needs: torchrun works
+
+readonly minimum_cmake=3.25
+readonly minimum_gcc=12
+
+# The oldest LibTorch we support, and the two CUDA packages that libtorch_cpu.so itself loads.
+readonly light_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+readonly full_wheels=(torch==2.11.0 numpy)
+
+accel_cmake_arguments=()
+accel_jobs=1
+
+# ---- saying what happens ------------------------------------------------------------------------
+
+say() { printf '%s\n' "$*"; }
+
+fail() {
+  printf '\nerror: %s\n' "$*" >&2
+  exit 1
+}
+
+# Runs a command under a headline and says how long it took: stage <headline> <command...>
+stage() {
+  local headline="$1" begin="$SECONDS"
+  shift
+  say "==> $headline"
+  "$@" || return
+  say "    $((SECONDS - begin)) s: $headline"
+}
+
+# Runs a command with its output in a file; a failure is one sentence:
+#   logged <log name> <what failed> <what to do> <command...>
+logged() {
+  local log="$accel_setup_dir/$1.log" failure="$2" remedy="$3"
+  shift 3
+  mkdir -p "$accel_setup_dir"
+  "$@" >"$log" 2>&1 </dev/null && return 0
+  fail "$failure: $*
+$remedy. The output is in $log"
+}
+
+# ---- small questions ----------------------------------------------------------------------------
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# at_least 3.25 3.25.1
+at_least() { [[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" == "$1" ]]; }
+
+cmake_version() { cmake --version 2>/dev/null | sed -n '1s/cmake version //p'; }
+
+# What /etc/os-release says about this distribution: distribution ID, distribution VERSION_CODENAME
+distribution() { (. /etc/os-release 2>/dev/null && printf '%s' "${!1:-}"); }
+
+memory_gb() { awk '/^MemAvailable:/ { printf "%d", $2 / 1048576 }' /proc/meminfo; }
+
+free_gb() { df -Pk "$1" | awk 'NR == 2 { printf "%d", $4 / 1048576 }'; }
+
+# One translation unit that includes torch/torch.h takes up to 1.5 GB.
+choose_jobs() {
+  local by_memory=$(($(memory_gb) / 2)) cores
+  cores="$(nproc)"
+  accel_jobs=$((cores < by_memory ? cores : by_memory))
+  ((accel_jobs >= 1)) || accel_jobs=1
+}
+
+# ---- system packages ----------------------------------------------------------------------------
+
+# Sets CXX to the first compiler that is new enough.
+find_compiler() {
+  local candidate
+  for candidate in ${CXX:-} g++ g++-14 g++-13 g++-12; do
+    have "$candidate" || continue
+    if "$candidate" --version | grep -qi clang \
+      || at_least "$minimum_gcc" "$("$candidate" -dumpversion)"; then
+      export CXX="$candidate"
+      return 0
+    fi
+  done
+  return 1
+}
+
+have_cmake() { have cmake && at_least "$minimum_cmake" "$(cmake_version)"; }
+
+# Can python3 make a virtual environment with pip in it?
+have_python() { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
+
+# Prints the packages whose tools are missing.
+missing_tools() {
+  find_compiler || say g++
+  have_cmake || say cmake
+  have ninja || say ninja-build
+}
+
+missing_python() {
+  have_python || say python3 python3-venv
+  # Debian's pip trusts what this package brings.
+  [[ -e /etc/ssl/certs/ca-certificates.crt ]] || say ca-certificates
+}
+
+# Will python3 be needed to fetch a wheel? A guess, made before cmake can look for LibTorch.
+wheel_is_likely() {
+  [[ -z "${LIBTORCH:-}${LibTorch_ROOT:-}" ]] || return 1
+  [[ ! -e "$accel_light_dir/complete" && ! -e "$accel_full_dir/complete" ]] || return 1
+  ! python3 -c 'import importlib.util as i, sys; sys.exit(i.find_spec("torch") is None)' 2>/dev/null
+}
+
+install_packages() {
+  local packages=("$@") as_root=()
+  have apt-get || fail "these are missing: ${packages[*]}. Install GCC >= $minimum_gcc," \
+    "CMake >= $minimum_cmake, Ninja and Python 3 with venv in this system's own way"
+  if [[ "$(id -u)" != 0 ]]; then
+    if have sudo && sudo -n true 2>/dev/null; then
+      as_root=(sudo -n)
+    else
+      fail "system packages are missing and installing them needs root. Run this, then start again:
+
+  sudo apt-get update && sudo apt-get install -y --no-install-recommends ${packages[*]}
+"
+    fi
+  fi
+  logged apt-update "the package lists could not be fetched" "Check the network and apt's sources" \
+    ${as_root[@]+"${as_root[@]}"} apt-get update
+  # After an interrupted installation dpkg wants this first; else it does nothing.
+  logged dpkg "dpkg could not finish an earlier installation" "Mend it, then start again" \
+    ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive dpkg --configure -a
+  logged apt-install "the packages ${packages[*]} could not be installed" \
+    "Check the network and apt's sources" \
+    ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y --no-install-recommends "${packages[@]}"
+}
+
+ensure_tools() {
+  local packages
+  packages="$(missing_tools)"
+  if wheel_is_likely; then packages+=" $(missing_python)"; fi
+  # shellcheck disable=SC2086  # a list of words
+  if [[ -n "${packages// /}" ]]; then
+    stage "installing $(say $packages)" install_packages $packages
+  fi
+  find_compiler || fail "no compiler is new enough: accel needs GCC >= $minimum_gcc." \
+    "Debian 12, Ubuntu 24.04 and newer have it; set CXX if you have it elsewhere"
+  have_cmake || fail "CMake $(cmake_version) is too old: accel needs >= $minimum_cmake." \
+    "Debian 12, Ubuntu 24.04 and newer have it; 'pip install cmake' brings it to older systems"
+  have ninja || fail "ninja is not on PATH although its package is installed"
+}
+
+ensure_python() {
+  local packages
+  packages="$(missing_python)"
+  # shellcheck disable=SC2086
+  if [[ -n "$packages" ]]; then
+    stage "installing $(say $packages)" install_packages $packages
+  fi
+}
+
+# ---- what the build will find -------------------------------------------------------------------
+
+probe() {
+  logged probe "cmake cannot compile with $CXX" "Read the log" \
+    cmake -S "$accel_root/cmake/probe" -B "$accel_setup_dir/probe" -G Ninja \
+    -U 'LibTorch_*' -U 'nlohmann_json_*' -U 'Catch2_*' -Wno-dev \
+    -DCMAKE_CXX_COMPILER="$CXX" -DCMAKE_PREFIX_PATH="$accel_debs_dir/usr"
+}
+
+# probed catch2: the version found, or nothing
+probed() { sed -n "s/^$1=//p" "$accel_setup_dir/probe/facts"; }
+
+# ---- header libraries from the distribution's packages ------------------------------------------
+
+# apt-get with lists and cache of our own: needs no root and leaves the system's untouched.
+private_apt() {
+  local dir="$accel_setup_dir/apt" program="$1"
+  shift
+  mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+  "$program" -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+    -o "Dir::State::Lists=$dir/lists" -o "Dir::Cache=$dir/cache" \
+    -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none "$@"
+}
+
+# The mirrors that this machine's apt uses for the distribution itself. apt reads its sources, in
+# whichever form they are written.
+configured_mirrors() {
+  # shellcheck disable=SC2016  # apt's fields, not the shell's variables
+  apt-get indextargets --no-release-info 'Created-By: Packages' \
+    --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' \
+    | awk -v codename="$1" '$2 ~ "^(old)?stable$|^" codename "$" && $3 == "main" { print $1 }' \
+    | sort -u
+}
+
+# Writes a sources.list for the suites of one mirror that we look into.
+write_sources() {
+  local mirror="$1" codename="$2" key components=main suite
+  key="/usr/share/keyrings/$(distribution ID)-archive-keyring.gpg"
+  [[ "$(distribution ID)" == ubuntu ]] && components="main universe"
+  for suite in "$codename" "$codename-backports"; do
+    say "deb$([[ -e "$key" ]] && printf ' [signed-by=%s]' "$key") $mirror $suite $components"
+  done >"$accel_setup_dir/apt/sources.list"
+}
+
+# Unpacks the first of the packages that comes in at least the given version, from the distribution
+# or its backports: unpack_deb <version> <package>...
+unpack_deb() {
+  local minimum="$1" codename mirror package version dir="$accel_setup_dir/apt"
+  shift
+  have apt-get || return 1
+  codename="$(distribution VERSION_CODENAME)"
+  mkdir -p "$dir"
+  for mirror in $(configured_mirrors "$codename"); do
+    write_sources "$mirror" "$codename"
+    private_apt apt-get update >"$accel_setup_dir/apt-private.log" 2>&1 || continue
+    for package in "$@"; do
+      version="$(private_apt apt-cache madison "$package" | awk '{ print $3 }' | sort -V | tail -1)"
+      if [[ -z "$version" ]] || ! at_least "$minimum" "$version"; then continue; fi
+      rm -rf "$dir/download" && mkdir -p "$dir/download" "$accel_debs_dir"
+      (cd "$dir/download" && private_apt apt-get download "$package=$version") \
+        >>"$accel_setup_dir/apt-private.log" 2>&1 || continue
+      dpkg-deb -x "$dir"/download/*.deb "$accel_debs_dir" || continue
+      rm -rf "$dir"
+      return 0
+    done
+  done
+  return 1
+}
+
+left_to_cmake() { say "    there is none: cmake fetches its sources; if that fails, install $1"; }
+
+ensure_nlohmann_json() {
+  [[ -z "$(probed nlohmann_json)" ]] || return 0
+  stage "fetching nlohmann_json from the distribution's packages" \
+    unpack_deb 3.10 nlohmann-json3-dev || left_to_cmake "nlohmann_json >= 3.10"
+}
+
+ensure_catch2() {
+  [[ -z "$(probed catch2)" ]] || return 0
+  stage "fetching Catch2 3 from the distribution's packages" \
+    unpack_deb 3 libcatch2-dev catch2 || left_to_cmake "Catch2 >= 3"
+}
+
+# ---- LibTorch -----------------------------------------------------------------------------------
+
+# torch_folder <environment>
+torch_folder() { compgen -G "$1/lib/python*/site-packages/torch" | head -n 1; }
+
+# install_wheels <environment> <GB> <pip arguments...>; it counts once the file `complete` is there.
+install_wheels() {
+  local environment="$1" size="$2"
+  shift 2
+  rm -rf "$environment"
+  mkdir -p "$accel_setup_dir/tmp"
+  (($(free_gb "$accel_build_dir") > 2 * size)) || fail "there is too little disk space in" \
+    "$accel_build_dir for a private LibTorch: $((2 * size)) GB are needed, $size GB stay in use." \
+    "Set LIBTORCH to one that you have, or move the repository"
+  logged venv "python3 could not make a virtual environment in $environment" \
+    "Check that 'python3 -m venv' works" python3 -m venv "$environment"
+  TMPDIR="$accel_setup_dir/tmp" logged pip "PyTorch could not be downloaded or installed" \
+    "Check the network and pip's settings, or set LIBTORCH to a LibTorch >= 2.11 that you have" \
+    "$environment/bin/python3" -m pip install --no-cache-dir --no-compile --progress-bar off "$@"
+  rm -rf "$accel_setup_dir/tmp"
+  touch "$environment/complete"
+}
+
+install_light() { install_wheels "$accel_light_dir" 2 --no-deps "${light_wheels[@]}"; }
+install_full() { install_wheels "$accel_full_dir" 5 "${full_wheels[@]}"; }
+
+# A setting that leads nowhere is the user's to mend; an old torch of python3 is passed over.
+report_unusable_libtorch() {
+  local problem
+  problem="$(<"$accel_setup_dir/probe/libtorch_problem")"
+  [[ -z "${LIBTORCH:-}${LibTorch_ROOT:-}" ]] || fail "$problem"
+  if [[ "$problem" == *"too old"* ]]; then say "    $problem A private copy is used."; fi
+}
+
+use_libtorch() {
+  accel_cmake_arguments+=(-DLibTorch_ROOT="$1")
+  accel_libtorch="$1"
+}
+
+libtorch_for_programs() {
+  if [[ -n "$(probed libtorch)" ]]; then
+    use_libtorch "$(probed libtorch_prefix)"
+    return
+  fi
+  report_unusable_libtorch
+  if [[ -e "$accel_full_dir/complete" ]]; then
+    use_libtorch "$(torch_folder "$accel_full_dir")"
+    return
+  fi
+  if [[ ! -e "$accel_light_dir/complete" ]]; then
+    ensure_python
+    stage "installing a private LibTorch below build/ (1.5 GB)" install_light
+  fi
+  use_libtorch "$(torch_folder "$accel_light_dir")"
+}
+
+can_run_torchrun() { "$1" -c 'import numpy, torch.distributed.run' >/dev/null 2>&1; }
+
+# The tests start ranks by torchrun too, so they want a torch that Python can import.
+libtorch_for_tests() {
+  local python
+  python="$(probed libtorch_python)"
+  if [[ -n "$(probed libtorch)" ]]; then
+    if [[ -z "$python" ]] && have python3; then python="$(command -v python3)"; fi
+    if [[ -n "$python" ]] && can_run_torchrun "$python"; then
+      accel_cmake_arguments+=(-DACCEL_TEST_PYTHON="$python")
+      use_libtorch "$(probed libtorch_prefix)"
+      return
+    fi
+    say "    the LibTorch that is there comes without torchrun; a private copy is used"
+  else
+    report_unusable_libtorch
+  fi
+  if [[ ! -e "$accel_full_dir/complete" ]]; then
+    ensure_python
+    stage "installing a private PyTorch below build/ (4.7 GB)" install_full
+  fi
+  accel_cmake_arguments+=(-DACCEL_TEST_PYTHON="$accel_full_dir/bin/python3")
+  use_libtorch "$(torch_folder "$accel_full_dir")"
+}
+
+# ---- all of it ----------------------------------------------------------------------------------
+
+accel_setup() { stage "set-up: looking for what is needed" set_up_for "$1"; }
+
+set_up_for() {
+  mkdir -p "$accel_setup_dir"
+  ensure_tools
+  probe
+  accel_cmake_arguments=(-G Ninja -DCMAKE_CXX_COMPILER="$CXX"
+    -DCMAKE_PREFIX_PATH="$accel_debs_dir/usr")
+  if [[ "$1" == tests ]]; then
+    libtorch_for_tests
+    ensure_catch2
+  else
+    libtorch_for_programs
+  fi
+  ensure_nlohmann_json
+  choose_jobs
+  say "    compiler  $("$CXX" --version | head -n 1)"
+  say "    CMake     $(cmake_version)"
+  say "    LibTorch  $accel_libtorch"
+}

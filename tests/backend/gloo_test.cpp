@@ -1,0 +1,110 @@
+// Gloo: the laws of a backend on several processes, and how it finds its address.
+#include <stdlib.h>
+
+#include <string>
+
+#include <accel/accelerator.hpp>
+
+#include "conformance/backend_suite.hpp"
+
+using accel::CommError;
+using accel::ConfigError;
+using accel::ReduceOp;
+using accel::backend::Gloo;
+using accel::testing::Group;
+using accel::testing::meet;
+using accel::testing::on_ranks;
+using accel::testing::patience;
+using accel::testing::Rank;
+using accel::testing::Seconds;
+using accel::testing::Stopwatch;
+using accel::testing::thrown_by;
+using Catch::Matchers::ContainsSubstring;
+
+ACCEL_BACKEND_SUITE(Gloo, {1, 2, 3})
+
+namespace {
+
+void reaches_everybody_by(const Gloo::Options& options, const std::string& endpoint, Rank rank) {
+  Group<Gloo> group(options);
+  CHECK_THAT(group->describe(), ContainsSubstring(endpoint));
+  at::Tensor sum = at::full({3}, rank.rank + 1.0);
+  auto work = group->all_reduce(sum, ReduceOp::sum);
+  work.wait();
+  CHECK(sum.equal(at::full({3}, rank.world_size * (rank.world_size + 1) / 2.0)));
+}
+
+}  // namespace
+
+TEST_CASE("Gloo takes an interface, a host name or an address", "[backend]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    reaches_everybody_by({.timeout_s = 20}, "address 127.0.0.1", rank);
+    reaches_everybody_by({.timeout_s = 20, .interface = "lo"}, "interface lo", rank);
+    reaches_everybody_by({.timeout_s = 20, .hostname = "localhost"}, "address localhost", rank);
+    reaches_everybody_by({.timeout_s = 20, .hostname = "127.0.0.1"}, "address 127.0.0.1", rank);
+  });
+}
+
+TEST_CASE("Gloo takes PyTorch's variable where no option is set", "[backend]") {
+  on_ranks({2}, [](Rank rank) {
+    ::setenv("GLOO_SOCKET_IFNAME", "lo", 1);
+    reaches_everybody_by({.timeout_s = 20}, "interface lo", rank);
+    ::setenv("GLOO_SOCKET_IFNAME", "nosuch0", 1);
+    reaches_everybody_by({.timeout_s = 20, .interface = "lo"}, "interface lo", rank);
+    reaches_everybody_by({.timeout_s = 20, .hostname = "localhost"}, "address localhost", rank);
+    ::setenv("GLOO_SOCKET_IFNAME", "", 1);
+    reaches_everybody_by({.timeout_s = 20}, "address 127.0.0.1", rank);
+  });
+}
+
+TEST_CASE("Gloo refuses options that contradict each other", "[backend]") {
+  on_ranks({1, 2}, [](Rank) {
+    const auto meeting = meet();
+    const auto both = thrown_by<ConfigError>([&] { Gloo(meeting, {.interface = "lo", .hostname = "localhost"}); });
+    CHECK_THAT(both, ContainsSubstring("\"lo\"") && ContainsSubstring("\"localhost\"") && ContainsSubstring("choose one"));
+    for (const double timeout_s : {0.0, -1.0})
+      CHECK_THAT(thrown_by<ConfigError>([&] { Gloo(meeting, {.timeout_s = timeout_s}); }), ContainsSubstring("timeout_s"));
+    meeting.control_plane().farewell();
+  });
+}
+
+TEST_CASE("Gloo names an interface or a host that is not there", "[backend]") {
+  on_ranks({2}, [](Rank) {
+    const auto meeting = meet();
+    const Stopwatch watch;
+    const auto interface = thrown_by<CommError>([&] { Gloo(meeting, {.interface = "nosuch0"}); });
+    CHECK_THAT(interface, ContainsSubstring("interface nosuch0"));
+    const auto host = thrown_by<CommError>([&] { Gloo(meeting, {.hostname = "192.0.2.1"}); });  // of nobody, RFC 5737
+    CHECK_THAT(host, ContainsSubstring("address 192.0.2.1"));
+    CHECK(watch.seconds() < 5 * patience);
+    std::cout << interface << "\n" << host << "\n";
+    meeting.control_plane().farewell();
+  });
+}
+
+TEST_CASE("Gloo gives up connecting to a rank that could not start", "[backend]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    const auto meeting = meet(Seconds(2));
+    const bool broken = rank.rank == rank.world_size - 1;
+    const Stopwatch watch;
+    const auto error =
+        thrown_by<CommError>([&] { Gloo(meeting, {.timeout_s = 20, .interface = broken ? "nosuch0" : "lo"}); });
+    CHECK_THAT(error, ContainsSubstring("connecting " + std::to_string(rank.world_size) + " ranks"));
+    CHECK(watch.seconds() < 3 * patience);
+    std::cout << error << "\n";
+    meeting.control_plane().farewell();
+  });
+}
+
+TEST_CASE("a Gloo group whose works are dropped unfinished lets the process end", "[backend]") {
+  on_ranks({2}, [](Rank rank) {
+    const Stopwatch watch;
+    {
+      Group<Gloo> group({.timeout_s = 20});
+      at::Tensor tensor = at::ones({1000});
+      if (rank.rank == 0) (void)group->all_reduce(tensor, ReduceOp::sum);
+      group->control().barrier("begun", accel::Deadline::in(Seconds(20)));
+    }
+    CHECK(watch.seconds() < 5 * patience);
+  });
+}

@@ -1,0 +1,103 @@
+#include <accel/gradient/accumulation.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+
+#include <string>
+
+using namespace accel;
+using namespace accel::gradient;
+
+namespace {
+
+data::Position batch(std::int64_t index, std::int64_t length) { return {.index = index, .length = length, .rows = 1}; }
+
+/// 1 where a micro-step synchronises, for whole epochs of a loader.
+std::string pattern(int steps, std::int64_t batches, int epochs) {
+  Accumulation accumulation(steps, LossScale::window_length);
+  std::string flags;
+  for (int epoch = 0; epoch < epochs; ++epoch) {
+    for (std::int64_t i = 0; i < batches; ++i) {
+      accumulation.begin(batch(i, batches));
+      flags += accumulation.synchronises() ? '1' : '0';
+      accumulation.after_backward();
+      accumulation.end();
+    }
+    flags += '/';
+  }
+  return flags;
+}
+
+}  // namespace
+
+TEST_CASE("the windows of an epoch are Accelerate's, the last one flushed", "[accumulation]") {
+  REQUIRE(pattern(1, 3, 2) == "111/111/");
+  REQUIRE(pattern(2, 5, 2) == "01011/01011/");
+  REQUIRE(pattern(2, 4, 2) == "0101/0101/");
+  REQUIRE(pattern(3, 7, 2) == "0010011/0010011/");
+  REQUIRE(pattern(4, 10, 2) == "0001000101/0001000101/");
+  REQUIRE(pattern(4, 3, 2) == "001/001/");
+  REQUIRE(pattern(4, 8, 2) == "00010001/00010001/");
+}
+
+TEST_CASE("without a loader windows have their full length and go on", "[accumulation]") {
+  Accumulation accumulation(3, LossScale::window_length);
+  std::string flags;
+  for (int i = 0; i < 7; ++i) {
+    accumulation.begin(std::nullopt);
+    flags += accumulation.synchronises() ? '1' : '0';
+    accumulation.after_backward();
+    accumulation.end();
+  }
+  REQUIRE(flags == "0010010");
+}
+
+TEST_CASE("a short last window is divided by its length, or by all steps as an option", "[accumulation]") {
+  Accumulation by_length(4, LossScale::window_length);
+  Accumulation by_steps(4, LossScale::fixed_steps);
+  for (std::int64_t i = 0; i < 6; ++i) {
+    by_length.begin(batch(i, 6));
+    by_steps.begin(batch(i, 6));
+    REQUIRE(by_length.loss_factor() == (i < 4 ? 0.25 : 0.5));
+    REQUIRE(by_steps.loss_factor() == 0.25);
+    REQUIRE(by_length.correction() == 1.0);
+  }
+}
+
+TEST_CASE("a window that break left open goes on with the next batch", "[accumulation]") {
+  Accumulation accumulation(3, LossScale::window_length);
+  accumulation.begin(batch(0, 10));
+  accumulation.after_backward();
+  accumulation.end();  // break
+  accumulation.begin(batch(0, 10));
+  REQUIRE_FALSE(accumulation.synchronises());
+  accumulation.end();
+  accumulation.begin(batch(1, 10));
+  REQUIRE(accumulation.synchronises());
+  REQUIRE(accumulation.loss_factor() == 1.0 / 3.0);
+}
+
+TEST_CASE("a window that ends early corrects what it has added up", "[accumulation]") {
+  Accumulation accumulation(4, LossScale::window_length);
+  accumulation.begin(batch(0, 10));  // begun for 4
+  accumulation.end();
+  accumulation.begin(batch(0, 1));  // the last batch of a shorter epoch ends it after 2
+  REQUIRE(accumulation.synchronises());
+  REQUIRE(accumulation.loss_factor() == 0.5);
+  REQUIRE(accumulation.correction() == 2.0);  // 1/4 became 1/2
+}
+
+TEST_CASE("no_sync holds back what accumulate would reduce", "[accumulation]") {
+  Accumulation accumulation(1, LossScale::window_length);
+  accumulation.enter_no_sync();
+  REQUIRE_FALSE(accumulation.synchronises());
+  accumulation.after_backward();
+  REQUIRE(accumulation.unfinished());
+  accumulation.leave_no_sync();
+  REQUIRE(accumulation.synchronises());
+  accumulation.after_backward();
+  REQUIRE_FALSE(accumulation.unfinished());
+}
+
+TEST_CASE("fewer than one step is refused", "[accumulation]") {
+  REQUIRE_THROWS_AS(Accumulation(0, LossScale::window_length), ConfigError);
+}

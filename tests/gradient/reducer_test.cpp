@@ -1,0 +1,172 @@
+#include "support/models.hpp"
+#include "support/ranks.hpp"
+
+#include <accel/accelerator.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+using namespace accel;
+using namespace accel::testing;
+using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+constexpr gradient::ReducerOptions many_buckets{.caps = {.bucket_cap = 64_B, .last_bucket_cap = 32_B}};
+
+/// A branch that only some inputs take, and one that nobody takes.
+struct Branches : torch::nn::Module {
+  Branches() {
+    for (auto* weight : {&always, &sometimes, &never}) *weight = torch::ones({3});
+    register_parameter("always", always);
+    register_parameter("sometimes", sometimes);
+    register_parameter("never", never);
+  }
+  torch::Tensor forward(bool take) { return (take ? always * sometimes : always).sum(); }
+  torch::Tensor always, sometimes, never;
+};
+
+}  // namespace
+
+TEST_CASE("after backward every gradient is the mean over the ranks", "[reducer]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    for (const auto& options : {gradient::ReducerOptions{}, many_buckets}) {
+      Gloo accelerator({.gradient = options});
+      auto model = accelerator.prepare(std::make_shared<Line>());
+      accelerator.backward((model(torch::tensor({1.0})) * (rank.rank + 1)).sum());
+      // 1 + 2 + .. + n over n
+      REQUIRE(std::abs(model->weight.grad().item<double>() - (rank.world_size + 1) / 2.0) < 1e-12);
+    }
+  });
+}
+
+TEST_CASE("two backwards without zero_grad add up to the sum of the means, as in DDP", "[reducer]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto model = accelerator.prepare(std::make_shared<Line>());
+    for (int i = 0; i < 3; ++i) accelerator.backward((model(torch::tensor({1.0})) * 6.0 * (rank.rank + 1)).sum());
+    REQUIRE(std::abs(model->weight.grad().item<double>() - 3 * 6.0 * (rank.world_size + 1) / 2.0) < 1e-12);
+  });
+}
+
+TEST_CASE("a parameter that one rank uses has a gradient on all, and one that nobody uses on none", "[reducer]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    for (const auto& options : {gradient::ReducerOptions{}, many_buckets}) {
+      Gloo accelerator({.gradient = options});
+      auto model = accelerator.prepare(std::make_shared<Branches>());
+      for (int step = 0; step < 2; ++step) {
+        accelerator.backward(model->forward(rank.rank == 0));
+        REQUIRE(torch::equal(model->always.grad(), torch::ones({3})));
+        REQUIRE(torch::allclose(model->sometimes.grad(), torch::full({3}, 1.0 / rank.world_size)));
+        REQUIRE_FALSE(model->never.grad().defined());
+        for (auto& parameter : model->parameters()) parameter.mutable_grad().reset();
+      }
+    }
+  });
+}
+
+TEST_CASE("under no_sync gradients stay on their rank, and the next backward reduces their sum", "[reducer]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto model = accelerator.prepare(std::make_shared<Line>());
+    const auto loss = [&](double factor) { return (model(torch::tensor({1.0})) * factor * (rank.rank + 1)).sum(); };
+    {
+      auto local = accelerator.no_sync();
+      accelerator.backward(loss(6.0));
+      REQUIRE(std::abs(model->weight.grad().item<double>() - 6.0 * (rank.rank + 1) / rank.world_size) < 1e-12);
+      const auto seen = accelerator.gather(model->weight.grad());
+      REQUIRE((rank.world_size == 1 || seen[0].item<double>() != seen[1].item<double>()));
+    }
+    accelerator.backward(loss(12.0));
+    REQUIRE(std::abs(model->weight.grad().item<double>() - 18.0 * (rank.world_size + 1) / 2.0) < 1e-12);
+  });
+}
+
+TEST_CASE("forward under no_sync and backward outside reduces: backward decides", "[reducer]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    auto model = accelerator.prepare(std::make_shared<Line>());
+    torch::Tensor loss;
+    {
+      auto local = accelerator.no_sync();
+      loss = (model(torch::tensor({1.0})) * (rank.rank + 1)).sum();
+    }
+    accelerator.backward(loss);
+    REQUIRE(model->weight.grad().item<double>() == 1.5);
+  });
+}
+
+TEST_CASE("only the model that backward touches is reduced", "[reducer]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto [left, right] = accelerator.prepare(std::make_shared<Line>(), std::make_shared<Line>());
+    accelerator.backward((left(torch::tensor({1.0})) * (rank.rank + 1)).sum());
+    REQUIRE(std::abs(left->weight.grad().item<double>() - (rank.world_size + 1) / 2.0) < 1e-12);
+    REQUIRE_FALSE(right->weight.grad().defined());
+    accelerator.backward((right(torch::tensor({2.0})) * (rank.rank + 1)).sum());
+    REQUIRE(std::abs(right->weight.grad().item<double>() - (rank.world_size + 1)) < 1e-12);
+    REQUIRE(std::abs(left->weight.grad().item<double>() - (rank.world_size + 1) / 2.0) < 1e-12);
+  });
+}
+
+TEST_CASE("a forward for evaluation arms nothing", "[reducer]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    auto model = accelerator.prepare(std::make_shared<Line>());
+    {
+      torch::NoGradGuard no_grad;
+      for (int i = 0; i <= rank.rank; ++i) (void)model(torch::tensor({1.0}));  // as often as a rank likes
+    }
+    for (int i = 0; i <= rank.rank; ++i) (void)model(torch::tensor({1.0}));
+    accelerator.backward((model(torch::tensor({1.0})) * (rank.rank + 1)).sum());
+    REQUIRE(model->weight.grad().item<double>() == 1.5);
+  });
+}
+
+TEST_CASE("a backward that throws leaves the model usable", "[reducer]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    auto model = accelerator.prepare(std::make_shared<Line>());
+    const auto loss = (model(torch::tensor({1.0})) * (rank.rank + 1)).sum();
+    accelerator.backward(loss);
+    REQUIRE_THROWS(accelerator.backward(loss));  // LibTorch: the graph is freed
+    model->weight.mutable_grad().reset();
+    accelerator.backward((model(torch::tensor({1.0})) * (rank.rank + 1)).sum());
+    REQUIRE(model->weight.grad().item<double>() == 1.5);
+  });
+}
+
+TEST_CASE("a sparse gradient is refused by name", "[reducer]") {
+  on_ranks({2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<torch::nn::EmbeddingImpl>(torch::nn::EmbeddingOptions(4, 2).sparse(true));
+    auto model = accelerator.prepare(net);
+    REQUIRE_THROWS_WITH(accelerator.backward(model(torch::tensor({1, 2})).sum()), ContainsSubstring("the gradient of weight is sparse"));
+  });
+}
+
+TEST_CASE("the gradients of one rank carry no hooks, and their memory is LibTorch's", "[reducer]") {
+  on_ranks({1}, [](Rank) {
+    Gloo accelerator;
+    auto model = accelerator.prepare(std::make_shared<Mlp>());
+    for (const auto& parameter : model.parameters())
+      REQUIRE(torch::autograd::impl::grad_accumulator(parameter)->post_hooks().empty());
+  });
+  on_ranks({2}, [](Rank) {
+    auto net = std::make_shared<Mlp>();
+    {
+      Gloo accelerator;
+      auto model = accelerator.prepare(net);
+      for (const auto& parameter : model.parameters())
+        REQUIRE(torch::autograd::impl::grad_accumulator(parameter)->post_hooks().size() == 1);
+      accelerator.backward(model(torch::ones({2, 5})).sum());
+      // Views of one buffer, that LibTorch's own zero_grad accepts.
+      const auto parameters = model.parameters();
+      REQUIRE(parameters[0].grad().storage().data() == parameters[1].grad().storage().data());
+      net->zero_grad();
+    }
+    for (const auto& parameter : net->parameters())  // gone with the accelerator
+      REQUIRE(torch::autograd::impl::grad_accumulator(parameter)->post_hooks().empty());
+  });
+}

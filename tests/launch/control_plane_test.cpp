@@ -1,0 +1,177 @@
+// The control plane: small texts between ranks, and names for those that do not come.
+#include <unistd.h>
+
+#include <chrono>
+#include <cstddef>
+#include <iostream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <accel/launch/control_plane.hpp>
+#include <accel/launch/rendezvous.hpp>
+
+// After LibTorch, whose own CHECK ends the program.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include "support/group.hpp"
+#include "support/ranks.hpp"
+
+using accel::CommError;
+using accel::Deadline;
+using accel::launch::ControlPlane;
+using accel::testing::meet;
+using accel::testing::on_ranks;
+using accel::testing::patience;
+using accel::testing::Rank;
+using accel::testing::run_ranks;
+using accel::testing::Seconds;
+using accel::testing::Stopwatch;
+using accel::testing::thrown_by;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+Deadline soon() { return Deadline::in(Seconds(20)); }
+
+}  // namespace
+
+TEST_CASE("every rank gets everybody's text, by rank, whatever is in it", "[launch]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    auto control = meet().control_plane();
+    const auto text = [](int of, int round) {
+      return std::string(static_cast<std::size_t>(37 * round * of), static_cast<char>(round)) + "\n\0|/" +
+             std::to_string(of);
+    };
+    for (int round = 0; round < 30; ++round) {
+      const auto texts = control.all_gather("test", text(rank.rank, round), soon());
+      REQUIRE(texts.size() == static_cast<std::size_t>(rank.world_size));
+      for (int other = 0; other < rank.world_size; ++other)
+        CHECK(texts[static_cast<std::size_t>(other)] == text(other, round));
+    }
+    for (const auto& empty : control.all_gather("test", "", soon())) CHECK(empty.empty());
+    const std::string large(3'000'000, static_cast<char>('a' + rank.rank));
+    const auto texts = control.all_gather("test", large, soon());
+    for (std::size_t other = 0; other < texts.size(); ++other)
+      CHECK(texts[other] == std::string(3'000'000, static_cast<char>('a' + other)));
+    control.farewell();
+  });
+}
+
+TEST_CASE("a broadcast gives every rank the root's text", "[launch]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    auto control = meet().control_plane();
+    for (int root = 0; root < rank.world_size; ++root)
+      CHECK(control.broadcast("test", "from " + std::to_string(rank.rank), root, soon()) ==
+            "from " + std::to_string(root));
+    control.farewell();
+  });
+}
+
+TEST_CASE("nobody leaves a barrier before the last has come", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    auto control = meet().control_plane();
+    control.barrier("start", soon());
+    for (int late = 0; late < rank.world_size; ++late) {
+      const Stopwatch watch;
+      if (rank.rank == late) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      control.barrier("test", soon());
+      CHECK(watch.seconds() > 0.1);
+    }
+    control.farewell();
+  });
+}
+
+TEST_CASE("what was read is removed from the store", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    const auto meeting = meet();
+    auto control = meeting.control_plane();
+    for (int round = 0; round < 3; ++round) control.barrier("test", soon());
+    const auto before = meeting.store->getNumKeys();
+    for (int round = 0; round < 50; ++round) control.barrier("test", soon());
+    // Ranks may be a round apart, in which each has one key.
+    CHECK(meeting.store->getNumKeys() <= before + 2 * rank.world_size);
+    control.barrier("counted", soon());
+    control.farewell();
+  });
+}
+
+TEST_CASE("one rank alone needs no store", "[launch]") {
+  ControlPlane control;
+  CHECK(control.all_gather("test", "own", soon()) == std::vector<std::string>{"own"});
+  CHECK(control.broadcast("test", "own", 0, soon()) == "own");
+  control.barrier("test", soon());
+  control.farewell();
+}
+
+TEST_CASE("a rank that stays away is named with its host and process", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    const auto meeting = meet();
+    auto control = meeting.control_plane();
+    const int absent = rank.world_size - 1;
+    if (rank.rank == absent) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(1.5 * patience));
+      return;
+    }
+    const Stopwatch watch;
+    const auto error =
+        thrown_by<CommError>([&] { control.barrier("saving the weights", Deadline::in(Seconds(0.5))); });
+    CHECK(watch.seconds() >= 0.45);
+    CHECK(watch.seconds() <= 0.5 + 1 * patience);
+    const auto& peer = meeting.peers[static_cast<std::size_t>(absent)];
+    CHECK_THAT(error, ContainsSubstring("saving the weights gave up after 0.5 s") &&
+                          ContainsSubstring("rank " + std::to_string(absent) + " (host " + peer.host + ", process " +
+                                            std::to_string(peer.pid) + ")"));
+    if (rank.world_size == 3) CHECK_THAT(error, !ContainsSubstring("rank " + std::to_string(1 - rank.rank) + " (host"));
+    std::cout << error << "\n";
+    if (rank.rank == 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));  // its store is asked for names
+  });
+}
+
+TEST_CASE("a store whose process has ended is an error that names it, at once", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    const auto meeting = meet();
+    auto control = meeting.control_plane();
+    control.barrier("all are here", soon());
+    if (rank.rank == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the others have read
+      ::_exit(0);
+    }
+    const Stopwatch watch;
+    const auto error = thrown_by<CommError>([&] { control.barrier("after the end", soon()); });
+    CHECK(watch.seconds() < 2 * patience);
+    CHECK_THAT(error, ContainsSubstring("after the end") && ContainsSubstring("rank 0 (host ") &&
+                          ContainsSubstring(std::to_string(meeting.peers.front().pid)));
+    std::cout << error << "\n";
+    const Stopwatch end;
+    control.farewell();
+    CHECK(end.seconds() < 1 * patience);
+  });
+}
+
+TEST_CASE("rank 0 stays until the others have said farewell", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    auto control = meet().control_plane();
+    control.barrier("start", soon());
+    if (rank.rank == rank.world_size - 1) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    const Stopwatch watch;
+    control.farewell();
+    if (rank.rank == 0) CHECK(watch.seconds() > 0.3);
+  });
+}
+
+TEST_CASE("rank 0 does not wait for ever for a farewell", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    auto control = meet().control_plane();
+    control.barrier("start", soon());
+    if (rank.rank == 1) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(2.5 * patience));
+      return;
+    }
+    const Stopwatch watch;
+    control.farewell();
+    CHECK(watch.seconds() < 2 * patience);
+  });
+}

@@ -1,0 +1,346 @@
+// The rendezvous: who meets whom, and what is said when somebody does not come.
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <accel/accelerator.hpp>
+
+// After LibTorch, whose own CHECK ends the program.
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include "support/group.hpp"
+#include "support/ranks.hpp"
+
+namespace launch = accel::launch;
+using accel::CommError;
+using accel::ConfigError;
+using accel::Error;
+using accel::testing::exact_filter;
+using accel::testing::meet;
+using accel::testing::on_ranks;
+using accel::testing::own_program;
+using accel::testing::patience;
+using accel::testing::ProcessResult;
+using accel::testing::Rank;
+using accel::testing::ReservedPort;
+using accel::testing::run_program;
+using accel::testing::Seconds;
+using accel::testing::Stopwatch;
+using accel::testing::thrown_by;
+using Catch::Matchers::ContainsSubstring;
+using Accelerator = accel::Accelerator<accel::backend::Gloo, accel::precision::Fp32>;
+
+namespace {
+
+constexpr double timeout_s = 2;
+
+std::string name_of(int rank) { return "rank " + std::to_string(rank) + " (host "; }
+
+/// Meets as `launch` says; the error's text, which must come within the timeout and a second.
+std::string fails_in_time(const launch::Launch& launch) {
+  const Stopwatch watch;
+  const auto error =
+      thrown_by<Error>([&] { (void)launch::meet(launch, launch::next_creation(), Seconds(timeout_s)); });
+  CHECK(watch.seconds() <= timeout_s + 1 * patience);
+  std::cout << error << "\n";
+  return error;
+}
+
+/// A rank that others may still ask: rank 0's process serves the store.
+void stay_for(double seconds) {
+  std::this_thread::sleep_for(std::chrono::duration<double>(seconds * patience));
+}
+
+/// A socket that is bound to `port` and answers nothing.
+class Stranger {
+ public:
+  explicit Stranger(int port) : socket_(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    const int yes = 1;
+    ::setsockopt(socket_, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    sockaddr_in6 address{};  // ::, which takes IPv4 as well
+    address.sin6_family = AF_INET6;
+    address.sin6_port = htons(static_cast<std::uint16_t>(port));
+    if (::bind(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 || ::listen(socket_, 8) != 0)
+      throw std::runtime_error("the stranger found no place on port " + std::to_string(port));
+  }
+  Stranger(const Stranger&) = delete;
+  Stranger& operator=(const Stranger&) = delete;
+  ~Stranger() { ::close(socket_); }
+
+ private:
+  int socket_;
+};
+
+}  // namespace
+
+TEST_CASE("all ranks meet and know each other", "[launch]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    const auto meeting = meet();
+    CHECK(meeting.topology == launch::Topology{.rank = rank.rank,
+                                               .world_size = rank.world_size,
+                                               .local_rank = rank.rank,
+                                               .local_world_size = rank.world_size,
+                                               .node_rank = 0});
+    REQUIRE(meeting.peers.size() == static_cast<std::size_t>(rank.world_size));
+    for (int other = 0; other < rank.world_size; ++other) {
+      const auto& peer = meeting.peers[static_cast<std::size_t>(other)];
+      CHECK(peer.rank == other);
+      CHECK((peer.pid == ::getpid()) == (other == rank.rank));
+      CHECK(peer.world_size == rank.world_size);
+      CHECK_FALSE(peer.host.empty());
+    }
+    CHECK(meeting.local_address == "127.0.0.1");
+    meeting.control_plane().farewell();
+  });
+}
+
+TEST_CASE("a last rank that does not come is named, and those that came", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    const int missing = rank.world_size - 1;
+    if (rank.rank == missing) return;
+    const auto error = fails_in_time(launch::detect());
+    CHECK_THAT(error, ContainsSubstring(std::to_string(missing) + " of " + std::to_string(rank.world_size) + " ranks"));
+    for (int other = 0; other < missing; ++other) CHECK_THAT(error, ContainsSubstring(name_of(other)));
+    CHECK_THAT(error, !ContainsSubstring(name_of(missing)));
+    CHECK_THAT(error, ContainsSubstring("missing: rank " + std::to_string(missing)));
+    CHECK_THAT(error, ContainsSubstring("WORLD_SIZE"));
+  });
+}
+
+TEST_CASE("without rank 0 the others say that they found no store, and where", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    if (rank.rank == 0) return;
+    const auto launch = launch::detect();
+    const auto error = fails_in_time(launch);
+    CHECK_THAT(error, ContainsSubstring("rank " + std::to_string(rank.rank) + " of " + std::to_string(rank.world_size)));
+    CHECK_THAT(error, ContainsSubstring("no store of rank 0 at 127.0.0.1:" + std::to_string(launch.master->port)));
+  });
+}
+
+TEST_CASE("a host name that does not exist is an error within the timeout", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    auto launch = launch::detect();
+    launch.master->host = "no-such-host.invalid";
+    if (rank.rank == 1) CHECK_THAT(fails_in_time(launch), ContainsSubstring("no-such-host.invalid"));
+  });
+}
+
+TEST_CASE("of two processes with one rank the second is refused, and both are named", "[launch]") {
+  on_ranks({3}, [](Rank rank) {
+    auto launch = launch::detect();
+    if (rank.rank == 2) launch.topology.rank = 1;
+    const Stopwatch watch;
+    const auto error =
+        thrown_by<Error>([&] { (void)launch::meet(launch, launch::next_creation(), Seconds(timeout_s)); });
+    std::cout << error << "\n";
+    CHECK(watch.seconds() <= timeout_s + 1 * patience);
+    if (rank.rank == 0 || !error.starts_with("rendezvous: two processes")) {
+      CHECK_THAT(error, ContainsSubstring("missing: rank 2"));
+    } else {
+      CHECK_THAT(error, ContainsSubstring("rank 1") && ContainsSubstring("process " + std::to_string(::getpid())));
+      CHECK(watch.seconds() < timeout_s);
+    }
+    // Whoever of the two came first waits with rank 0, so one was refused.
+  });
+}
+
+TEST_CASE("a second process of rank 0 is refused at once", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    auto launch = launch::detect();
+    if (rank.rank == 1) {
+      stay_for(1);  // the first rank 0 is there by now
+      launch.topology.rank = 0;
+      const Stopwatch watch;
+      const auto error =
+          thrown_by<CommError>([&] { (void)launch::meet(launch, launch::next_creation(), Seconds(timeout_s)); });
+      std::cout << error << "\n";
+      CHECK(watch.seconds() < 1 * patience);
+      CHECK_THAT(error, ContainsSubstring("port " + std::to_string(launch.master->port) + " is in use"));
+      CHECK_THAT(error, ContainsSubstring("rank 0"));
+      return;
+    }
+    CHECK_THAT(fails_in_time(launch), ContainsSubstring("missing: rank 1"));
+  });
+}
+
+TEST_CASE("ranks that disagree about WORLD_SIZE are told so", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    auto launch = launch::detect();
+    const bool believes_in_more = rank.rank == rank.world_size - 1;
+    if (believes_in_more) ++launch.topology.world_size;
+    const auto error = fails_in_time(launch);
+    CHECK_THAT(error, ContainsSubstring("WORLD_SIZE is " + std::to_string(launch.topology.world_size) + " on rank " +
+                                        std::to_string(rank.rank)));
+    if (rank.rank == 0) stay_for(timeout_s + 0.5);
+  });
+}
+
+TEST_CASE("a port that a stranger listens on is a clear error on every rank", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    const auto launch = launch::detect();
+    const std::string port = std::to_string(launch.master->port);
+    if (rank.rank == 0) {
+      const Stranger stranger(launch.master->port);
+      const Stopwatch watch;
+      const auto error = fails_in_time(launch);
+      CHECK(watch.seconds() < 1 * patience);
+      CHECK_THAT(error, ContainsSubstring("port " + port + " is in use") && ContainsSubstring("MASTER_PORT"));
+      stay_for(timeout_s + 2);  // the stranger is still there when rank 1 comes
+    } else {
+      CHECK_THAT(fails_in_time(launch), ContainsSubstring("127.0.0.1:" + port));
+    }
+  });
+}
+
+TEST_CASE("processes of another run do not join", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    auto launch = launch::detect();
+    launch.run_id = "run " + std::to_string(rank.rank);
+    const auto error = fails_in_time(launch);
+    CHECK_THAT(error, ContainsSubstring("missing: rank " + std::to_string(1 - rank.rank)));
+    if (rank.rank == 0) stay_for(1);
+  });
+}
+
+TEST_CASE("two runs on one port do not see each other's words", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    auto launch = launch::detect();
+    launch.run_id = "a";
+    const auto a = launch::meet(launch, 0, Seconds(20));
+    launch.run_id = "b";
+    const auto b = launch::meet(launch, 0, Seconds(20));
+    auto control_a = a.control_plane();
+    auto control_b = b.control_plane();
+    const auto deadline = accel::Deadline::in(Seconds(20));
+    const auto last = static_cast<std::size_t>(rank.world_size - 1);
+    const auto from_a = control_a.all_gather("test", "a" + std::to_string(rank.rank), deadline);
+    const auto from_b = control_b.all_gather("test", "b" + std::to_string(rank.rank), deadline);
+    CHECK(from_a[last] == "a" + std::to_string(last));
+    CHECK(from_b[last] == "b" + std::to_string(last));
+    control_b.farewell();
+  });
+}
+
+TEST_CASE("ranks without local variables, as in a shell loop, find out their local ranks", "[launch]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    ::unsetenv("LOCAL_RANK");
+    ::unsetenv("LOCAL_WORLD_SIZE");
+    const auto launch = launch::detect();
+    CHECK(launch.known.local_rank == (rank.world_size == 1));
+    Accelerator accelerator;
+    CHECK(accelerator.topology() == launch::Topology{.rank = rank.rank,
+                                                     .world_size = rank.world_size,
+                                                     .local_rank = rank.rank,
+                                                     .local_world_size = rank.world_size,
+                                                     .node_rank = 0});
+    CHECK_THAT(accelerator.describe(), ContainsSubstring("local: rank " + std::to_string(rank.rank) + " of " +
+                                                         std::to_string(rank.world_size) + " on host 0"));
+  });
+}
+
+TEST_CASE("hosts are told apart by name and network", "[launch]") {
+  const auto peer = [](int rank, const std::string& network) {
+    return launch::Peer{.rank = rank, .host = network, .network = network, .pid = 1, .world_size = 5};
+  };
+  const std::vector<launch::Peer> peers = {peer(0, "b"), peer(1, "a"), peer(2, "b"), peer(3, "a"), peer(4, "c")};
+  const std::vector<int> local_ranks = {0, 0, 1, 1, 0};
+  const std::vector<int> local_sizes = {2, 2, 2, 2, 1};
+  const std::vector<int> nodes = {0, 1, 0, 1, 2};
+  for (int rank = 0; rank < 5; ++rank) {
+    launch::Launch launch;
+    launch.topology.rank = rank;
+    launch.topology.world_size = 5;
+    const auto i = static_cast<std::size_t>(rank);
+    const auto found = launch::detail::complete(launch, peers);
+    CHECK(found == launch::Topology{.rank = rank,
+                                    .world_size = 5,
+                                    .local_rank = local_ranks[i],
+                                    .local_world_size = local_sizes[i],
+                                    .node_rank = nodes[i]});
+    launch.known.local_rank = true;  // what a launcher said stays
+    launch.topology.local_rank = 7;
+    CHECK(launch::detail::complete(launch, peers).local_rank == 7);
+  }
+}
+
+TEST_CASE("several accelerators in one process do not meet", "[launch]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    const int world_size = rank.world_size;
+    const int ranks = world_size * (world_size - 1) / 2;  // their sum
+    const auto sum = [&](Accelerator& accelerator, int value) {
+      return accelerator.reduce(at::full({3}, value + rank.rank)).equal(at::full({3}, value * world_size + ranks));
+    };
+    Accelerator first;
+    Accelerator second;
+    CHECK(sum(second, 10));
+    CHECK(sum(first, 20));
+    {
+      Accelerator third;
+      first.wait_for_everyone();
+      CHECK(sum(third, 30));
+      CHECK(sum(second, 40));
+    }
+    Accelerator fourth;
+    CHECK(sum(fourth, 50));
+    CHECK(sum(first, 60));
+  });
+}
+
+TEST_CASE("accelerators come and go many times", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    for (int i = 0; i < 20; ++i) {
+      Accelerator accelerator;
+      if (i % 3 == rank.rank) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      CHECK(accelerator.reduce(at::full({2}, i)).equal(at::full({2}, i * rank.world_size)));
+    }
+  });
+}
+
+TEST_CASE("an accelerator that was only made lets the process end", "[launch]") {
+  on_ranks({1, 2, 3}, [](Rank) { Accelerator accelerator; });
+}
+
+TEST_CASE("hidden: a rank of torchrun", "[.][launch]") {
+  const auto launch = launch::detect();
+  REQUIRE(launch.family == "torchrun");
+  CHECK(launch.agent_store);
+  for (int i = 0; i < 3; ++i) {
+    Accelerator accelerator;
+    const int world_size = accelerator.world_size();
+    const auto sum = accelerator.reduce(at::full({}, accelerator.rank() + 1), accel::Reduction::sum).item<int>();
+    CHECK(sum == world_size * (world_size + 1) / 2);
+    CHECK(accelerator.local_rank() == accelerator.rank());
+    std::cout << accelerator.topology().label() + " of torchrun, sum " + std::to_string(sum) + "\n" << std::flush;
+  }
+}
+
+TEST_CASE("torchrun's ranks meet in its agent's store", "[launch]") {
+  const std::string python = ACCEL_TEST_PYTHON;
+  if (python.empty()) SKIP("no Python with torch: configure with -DACCEL_TEST_PYTHON=<python> to run torchrun");
+  for (const int world_size : {1, 2}) {
+    const ReservedPort port;
+    const ProcessResult result =
+        run_program({python, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size),
+                     "--master-port", std::to_string(port.number()), "--no-python", own_program(),
+                     exact_filter("hidden: a rank of torchrun")},
+                    {.deadline = Seconds(120)});
+    INFO(result.output);
+    CHECK(result.succeeded());
+    const int sum = world_size * (world_size + 1) / 2;
+    for (int rank = 0; rank < world_size; ++rank) {
+      const launch::Topology topology{.rank = rank, .world_size = world_size};
+      CHECK_THAT(result.output, ContainsSubstring(topology.label() + " of torchrun, sum " + std::to_string(sum)));
+    }
+  }
+}

@@ -1,0 +1,169 @@
+#include "support/models.hpp"
+#include "support/ranks.hpp"
+
+#include <accel/accelerator.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+using namespace accel;
+using namespace accel::testing;
+using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
+using data::DataLoader;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+/// Row i holds i: what a batch holds tells which rows it is.
+struct Numbers {
+  std::int64_t rows;
+  [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(rows); }
+  [[nodiscard]] std::pair<torch::Tensor, torch::Tensor> get_batch(const torch::Tensor& indices) const {
+    return {indices, 2 * indices};
+  }
+};
+
+std::vector<std::int64_t> list(const torch::Tensor& tensor) {
+  const auto row = tensor.contiguous();
+  return {row.const_data_ptr<std::int64_t>(), row.const_data_ptr<std::int64_t>() + row.numel()};
+}
+
+template <class Loader>
+std::vector<std::int64_t> epoch(Loader& loader) {
+  std::vector<std::int64_t> rows;
+  for (auto& [numbers, doubled] : loader)
+    for (const auto row : list(numbers)) rows.push_back(row);
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("the ranks share an epoch in PyTorch's order, and the next one differs", "[loader]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    auto loader = accelerator.prepare(DataLoader{Numbers{8}, {.batch_size = 2, .shuffle = true, .seed = 42}});
+    using Rows = std::vector<std::int64_t>;
+    // Accelerate with data_seed 42: randperm of 42, then of 43.
+    REQUIRE(epoch(loader) == (rank.rank == 0 ? Rows{6, 3, 2, 1} : Rows{0, 7, 4, 5}));
+    REQUIRE(epoch(loader) == (rank.rank == 0 ? Rows{4, 5, 3, 2} : Rows{7, 1, 6, 0}));
+    loader.set_epoch(0);
+    REQUIRE(epoch(loader) == (rank.rank == 0 ? Rows{6, 3, 2, 1} : Rows{0, 7, 4, 5}));
+  });
+}
+
+TEST_CASE("a seed that is left open is rank 0's on all ranks", "[loader]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    torch::manual_seed(static_cast<std::uint64_t>(100 + rank.rank));
+    Gloo accelerator;
+    auto loader = accelerator.prepare(DataLoader{Numbers{30}, {.batch_size = 5, .shuffle = true}});
+    const auto order = data::epoch_order(30, 100, 0, true);
+    std::vector<std::int64_t> mine;
+    const auto world = static_cast<std::size_t>(rank.world_size);
+    for (std::size_t i = 0; i < order.size(); ++i)
+      if (i / 5 % world == static_cast<std::size_t>(rank.rank)) mine.push_back(order[i]);
+    REQUIRE(epoch(loader) == mine);
+  });
+}
+
+TEST_CASE("every begin starts the next epoch, after a break as well", "[loader]") {
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  auto loader = accelerator.prepare(DataLoader{Numbers{6}, {.batch_size = 2}});
+  REQUIRE(loader.epoch() == 0);
+  for (auto& batch : loader) {
+    REQUIRE(batch.first.numel() == 2);
+    break;
+  }
+  REQUIRE(loader.epoch() == 1);
+  REQUIRE(epoch(loader).size() == 6);
+  REQUIRE(loader.epoch() == 2);
+}
+
+TEST_CASE("a loader knows its length, its rows and its remainder", "[loader]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    const auto world = rank.world_size;
+    const auto check = [&](const data::DataLoaderOptions& options, std::int64_t length, std::int64_t remainder) {
+      auto loader = accelerator.prepare(DataLoader{Numbers{23}, options});
+      std::int64_t batches = 0;
+      for ([[maybe_unused]] auto& batch : loader) ++batches;
+      REQUIRE(batches == loader.size());
+      REQUIRE(loader.size() == length);
+      REQUIRE(loader.rows() == 23);
+      REQUIRE(loader.remainder() == remainder);
+    };
+    const std::int64_t global = 4 * world;
+    check({.batch_size = 4}, 23 / global + 1, 23 % global);
+    check({.batch_size = 4, .even_batches = true}, 23 / global + 1, 23 % global);
+    check({.batch_size = 4, .drop_last = true}, 23 / global, 0);
+    check({.batch_size = 6, .split_batches = true}, 4, 5);
+  });
+}
+
+TEST_CASE("every row comes once, by default; the last one waits for nobody", "[loader]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (std::int64_t rows = 0; rows < 20; ++rows) {
+      auto loader = accelerator.prepare(DataLoader{Numbers{rows}, {.batch_size = 3, .shuffle = true, .seed = 1}});
+      std::vector<std::int64_t> seen;
+      std::int64_t batches = 0;
+      for (auto& [numbers, doubled] : loader) {
+        ++batches;
+        auto [all, all_doubled] = accelerator.gather_for_metrics(numbers, doubled);
+        REQUIRE(torch::equal(2 * all, all_doubled));
+        for (const auto row : list(all)) seen.push_back(row);
+      }
+      REQUIRE(batches == (rows + 3 * rank.world_size - 1) / (3 * rank.world_size));
+      REQUIRE(seen == data::epoch_order(rows, 1, 0, true));  // in the order of the samples
+    }
+  });
+}
+
+TEST_CASE("accumulate knows a batch by its place, or by that of a member", "[loader]") {
+  Accelerator<backend::Single, precision::Fp32> accelerator({.accumulation_steps = 2});
+  auto loader = accelerator.prepare(DataLoader{Numbers{6}, {.batch_size = 2}});
+  std::string flags;
+  for (auto& batch : loader) {
+    auto micro_step = accelerator.accumulate(batch);
+    flags += micro_step.synchronises() ? '1' : '0';
+  }
+  for (auto& [numbers, doubled] : loader) {
+    auto micro_step = accelerator.accumulate(doubled);
+    flags += micro_step.synchronises() ? '1' : '0';
+  }
+  REQUIRE(flags == "011011");
+  for (auto batch : loader)
+    REQUIRE_THROWS_WITH(accelerator.accumulate(batch), ContainsSubstring("for (auto& batch : loader)"));
+}
+
+TEST_CASE("nested loops do not mix: the inner one is measured, the outer one goes on", "[loader]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto [train, test] = accelerator.prepare(DataLoader{Numbers{10}, {.batch_size = 2}}, DataLoader{Numbers{7}, {.batch_size = 3}});
+    std::int64_t trained = 0;
+    for (auto& [numbers, doubled] : train) {
+      std::int64_t tested = 0;
+      for (auto& [inner, inner_doubled] : test) tested += accelerator.gather_for_metrics(inner).size(0);
+      REQUIRE(tested == 7);
+      for ([[maybe_unused]] auto& batch : test) break;
+      trained += accelerator.gather_for_metrics(numbers).size(0);
+    }
+    REQUIRE(trained == 10);
+  });
+}
+
+TEST_CASE("loaders in lvalues are borrowed", "[loader]") {
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  DataLoader own{Numbers{4}, {.batch_size = 2}};
+  auto loader = accelerator.prepare(own);
+  REQUIRE(&loader.dataset() == &own.dataset());
+}
+
+TEST_CASE("loaders that differ between ranks are refused", "[loader]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    REQUIRE_THROWS_WITH(accelerator.prepare(DataLoader{Numbers{10 + rank.rank}, {.batch_size = 2}}),
+                        ContainsSubstring("rank 0 has loader 0: 10 rows") && ContainsSubstring("rank 1 has loader 0: 11 rows"));
+    REQUIRE_THROWS_WITH(accelerator.prepare(DataLoader{Numbers{10}, {.batch_size = rank.rank}}),
+                        ContainsSubstring("batch_size: expected at least 1, found 0"));
+  });
+}

@@ -1,0 +1,242 @@
+#include "support/models.hpp"
+#include "support/ranks.hpp"
+
+#include <accel/accelerator.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include <filesystem>
+#include <sstream>
+
+using namespace accel;
+using namespace accel::testing;
+using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
+using torch::optim::SGD;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+const torch::Tensor one = torch::ones({1}, torch::kDouble);
+
+}  // namespace
+
+TEST_CASE("a plain loss.backward is an error at step that names accelerator.backward", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    model(one).sum().backward();
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("accelerator.backward"));
+  });
+  on_ranks({2}, [](Rank) {  // also after proper ones, where it would be noticed least
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    optimizer.zero_grad();
+    model(one).sum().backward();
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("accelerator.backward") && ContainsSubstring("model 0"));
+  });
+}
+
+TEST_CASE("a model that moves after prepare is an error at the next step", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    net->to(torch::kFloat);
+    accelerator.backward(model(torch::ones({1})).sum());
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("weight was f64 on cpu") && ContainsSubstring("before accelerator.prepare"));
+  });
+  on_ranks({2}, [](Rank) {  // there and back again: the dtype is right, the hook is gone
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    net->to(torch::kFloat);
+    net->to(torch::kDouble);
+    accelerator.backward(model(one).sum());
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("no longer reports the gradient of weight"));
+  });
+}
+
+TEST_CASE("zero_grad may stand before backward or after step", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    std::vector<double> results;
+    for (const bool before : {true, false}) {
+      Gloo accelerator({.accumulation_steps = 4});
+      auto net = std::make_shared<Line>();
+      auto [model, optimizer, loader] =
+          accelerator.prepare(net, SGD(net->parameters(), 0.02), data::DataLoader{Doubles{8}, {.batch_size = 2 / accelerator.world_size()}});
+      for (auto& batch : loader) {
+        auto micro_step = accelerator.accumulate(batch);
+        if (before) optimizer.zero_grad();
+        accelerator.backward(squared_error(model(batch.x), batch.y));
+        optimizer.step();
+        if (!before) optimizer.zero_grad();
+      }
+      results.push_back(net->weight.item<double>());
+    }
+    REQUIRE(std::abs(results[0] - 2.04) < 1e-12);  // Accelerate: 1.13 with zero_grad first
+    REQUIRE(results[0] == results[1]);
+  });
+}
+
+TEST_CASE("zero_grad clears gradients whose step was left out", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    accelerator.backward(model(one).sum() * std::numeric_limits<double>::quiet_NaN());  // ... `continue`
+    optimizer.zero_grad();
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -1.0);
+  });
+}
+
+TEST_CASE("a step on gradients of this rank only is an error", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    {
+      auto local = accelerator.no_sync();
+      accelerator.backward(model(one).sum());
+    }
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("no_sync"));
+  });
+}
+
+TEST_CASE("step with a closure works, for LBFGS too", "[optimizer]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, torch::optim::LBFGS(net->parameters(), 1.0));
+    const auto x = torch::tensor({1.0 + rank.rank}, torch::kDouble);
+    for (int i = 0; i < 5; ++i)
+      (void)optimizer.step([&] {
+        optimizer.zero_grad();
+        auto loss = squared_error(model(x), 2 * x);
+        accelerator.backward(loss);
+        return loss;
+      });
+    REQUIRE(std::abs(net->weight.item<double>() - 2.0) < 1e-6);
+    const auto everywhere = accelerator.gather(net->weight.detach());
+    for (int r = 1; r < rank.world_size; ++r) REQUIRE(std::abs(everywhere[r].item<double>() - everywhere[0].item<double>()) < 1e-6);
+  });
+}
+
+TEST_CASE("the wrapper keeps the interface of the optimizer", "[optimizer]") {
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  auto net = std::make_shared<Mlp>();
+  torch::optim::Adam adam(net->first->parameters(), torch::optim::AdamOptions(0.5));
+  auto [model, optimizer] = accelerator.prepare(net, adam);
+
+  REQUIRE(optimizer.param_groups().size() == 1);
+  optimizer.add_param_group(torch::optim::OptimizerParamGroup(net->second->parameters()));
+  REQUIRE(adam.param_groups().size() == 2);  // borrowed, not copied
+  REQUIRE_THROWS_WITH(optimizer.add_param_group(torch::optim::OptimizerParamGroup({torch::ones({2})})),
+                      ContainsSubstring("belongs to no prepared model"));
+
+  torch::optim::Optimizer& base = optimizer;
+  REQUIRE(&base == &adam);
+  torch::optim::StepLR schedule(optimizer, /*step_size=*/1, /*gamma=*/0.5);
+
+  accelerator.backward(model(torch::ones({2, 5})).sum());
+  optimizer.step();
+  schedule.step();
+  schedule.step();  // LibTorch's StepLR changes nothing at its first step
+  REQUIRE(adam.param_groups()[0].options().get_lr() == 0.25);
+  REQUIRE(optimizer.state().size() == 4);
+  optimizer.zero_grad(/*set_to_none=*/false);
+  REQUIRE(torch::equal(net->first->weight.grad(), torch::zeros({7, 5})));
+  optimizer.zero_grad();
+  REQUIRE_FALSE(net->first->weight.grad().defined());
+
+  std::stringstream stream;
+  torch::save(optimizer, stream);
+  torch::optim::Adam restored({torch::optim::OptimizerParamGroup(net->first->parameters()),
+                               torch::optim::OptimizerParamGroup(net->second->parameters())},
+                              torch::optim::AdamOptions(0.1));
+  auto prepared = accelerator.prepare(restored);
+  torch::load(prepared, stream);
+  REQUIRE(restored.state().size() == 4);
+  REQUIRE(restored.param_groups()[0].options().get_lr() == 0.25);
+}
+
+TEST_CASE("an optimizer that is moved in is owned", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto prepare = [&] { return accelerator.prepare(net, std::make_shared<Line>(), SGD(net->parameters(), 1.0)); };
+    auto [model, other, optimizer] = prepare();
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -1.0);
+  });
+}
+
+TEST_CASE("an optimizer of a model that is not prepared is refused", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto other = std::make_shared<Line>();
+    REQUIRE_THROWS_WITH(accelerator.prepare(net, SGD(other->parameters(), 0.1)),
+                        ContainsSubstring("f64[1] that belongs to no prepared model"));
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));  // nothing is half prepared
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+  });
+}
+
+TEST_CASE("state made before prepare is kept where nothing moves, and must be alike on all ranks", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Gloo accelerator({.log = Log::Level::off});
+    auto net = std::make_shared<Line>();
+    torch::optim::Adam adam(net->parameters(), 0.1);
+    const auto step = [&] {
+      net->forward(one).sum().backward();
+      adam.step();
+      adam.zero_grad();
+    };
+    step();
+    auto [model, optimizer] = accelerator.prepare(net, adam);
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(static_cast<torch::optim::AdamParamState&>(*adam.state().begin()->second).step() == 2);
+
+    auto uneven = std::make_shared<Line>();
+    torch::optim::Adam late(uneven->parameters(), 0.1);
+    if (rank.rank == 1) {
+      uneven->forward(one).sum().backward();
+      late.step();
+    }
+    if (rank.world_size > 1)
+      REQUIRE_THROWS_WITH(accelerator.prepare(uneven, late), ContainsSubstring("optimizer 0: state of 0 parameters") &&
+                                                                 ContainsSubstring("state of 1 parameters"));
+  });
+}
+
+TEST_CASE("a scheduler advances with optimizer steps, not with micro-steps", "[scheduler]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator({.accumulation_steps = 3});
+    auto net = std::make_shared<Line>();
+    SGD sgd(net->parameters(), 1.0);
+    torch::optim::StepLR halving(sgd, /*step_size=*/1, /*gamma=*/0.5);
+    torch::optim::ReduceLROnPlateauScheduler plateau(sgd);
+    auto [model, optimizer, scheduler, on_plateau, loader] =
+        accelerator.prepare(net, sgd, halving, plateau, data::DataLoader{Doubles{14 * accelerator.world_size()}, {.batch_size = 2}});
+    std::vector<double> rates;  // LibTorch's StepLR changes nothing at its first step
+    for (auto& batch : loader) {  // 7 micro-steps: windows of 3, 3 and 1
+      auto micro_step = accelerator.accumulate(batch);
+      accelerator.backward(model(batch.x).mean() * 0);
+      optimizer.step();
+      scheduler.step();
+      rates.push_back(sgd.param_groups()[0].options().get_lr());
+    }
+    on_plateau.step(1.0F);
+    REQUIRE(rates == std::vector<double>{1, 1, 1, 1, 1, 0.5, 0.25});
+  });
+}

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Builds and runs all tests.
+#
+#   bash tests/run.sh           up to 20 minutes on two cores from an empty machine
+#   bash tests/run.sh --full    and those with ranks once more under AddressSanitizer and UBSan
+#
+# Everything it makes lies below build/.
+
+# shellcheck source=cmake/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
+
+readonly build="$accel_build_dir/tests"
+readonly sanitized="$accel_build_dir/sanitize"
+
+full=no
+case "${1:-}" in
+  "") ;;
+  --full) full=yes ;;
+  *)
+    echo "usage: bash tests/run.sh [--full]" >&2
+    exit 2
+    ;;
+esac
+
+trap 'exit 130' INT TERM
+
+minutes=()  # one line per stage, for the summary
+
+# timed <headline> <command...>: a stage whose time is told again at the end
+timed() {
+  local headline="$1" begin="$SECONDS"
+  stage "$@"
+  minutes+=("$(LC_ALL=C awk -v s="$((SECONDS - begin))" -v what="$headline" \
+    'BEGIN { printf "%6.1f min  %s", s / 60, what }')")
+}
+
+# configure <folder> <cmake arguments...>; -O0 and short debug information compile fastest.
+configure() {
+  local folder="$1"
+  shift
+  logged configure "cmake could not configure the tests" "Read the log" \
+    cmake -S "$accel_root" -B "$folder" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g1" \
+    -DACCEL_BUILD_TESTS=ON "${accel_cmake_arguments[@]}" "$@"
+}
+
+# compile <folder> <targets...>; the output is shown: a compiler's errors are what one wants to see.
+compile() {
+  local folder="$1"
+  shift
+  cmake --build "$folder" -j "$accel_jobs" "$@" \
+    || fail "the tests do not compile; what the compiler said stands above"
+}
+
+run_tests() {
+  ctest --test-dir "$1" --output-on-failure --no-label-summary -j 2 || failed+=("$1")
+}
+
+build_tests() {
+  configure "$build" -DACCEL_BUILD_EXAMPLES=ON
+  compile "$build"
+}
+
+# The folders whose tests start ranks, as a CMake list.
+rank_folders() {
+  (cd "$accel_root/tests" && grep -lE '(on|run)_ranks\(' ./*/*_test.cpp) \
+    | cut -d / -f 2 | sort -u | paste -s -d ';'
+}
+
+build_sanitized() {
+  configure "$sanitized" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF \
+    -DACCEL_SANITIZE=address,undefined -DACCEL_TEST_FOLDERS="$(rank_folders)"
+  compile "$sanitized"
+}
+
+failed=()
+timed "set-up" set_up_for tests
+timed "compiling the tests" build_tests
+timed "compiling every header alone" compile "$build" --target accel_verify_interface_header_sets
+timed "running the tests" run_tests "$build"
+if [[ "$full" == yes ]]; then
+  timed "compiling the tests of ranks with sanitizers" build_sanitized
+  timed "running the tests of ranks with sanitizers" run_tests "$sanitized"
+fi
+
+say "==> the minutes of each stage"
+printf '%s\n' "${minutes[@]}"
+if ((${#failed[@]} > 0)); then
+  say "FAILED: tests in ${failed[*]}"
+  exit 1
+fi
+say "all tests passed"

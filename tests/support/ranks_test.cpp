@@ -1,0 +1,211 @@
+// The tests of on_ranks: that real ranks run, and that a failing one cannot pass unseen.
+#include "ranks.hpp"
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+using accel::testing::exact_filter;
+using accel::testing::on_ranks;
+using accel::testing::own_program;
+using accel::testing::ProcessResult;
+using accel::testing::Rank;
+using accel::testing::ReservedPort;
+using accel::testing::run_program;
+using accel::testing::run_ranks;
+using accel::testing::Seconds;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+std::string variable(const char* name) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? "" : text;
+}
+
+// Runs one of the hidden test cases below, as ctest would.
+ProcessResult run_hidden(const std::string& test_name) {
+  return run_program({own_program(), exact_filter(test_name)});
+}
+
+// True for a process that runs; one that is dead but not yet collected has an empty command line.
+bool is_running(int process) {
+  std::ifstream file("/proc/" + std::to_string(process) + "/cmdline");
+  return file.get() != std::ifstream::traits_type::eof();
+}
+
+[[noreturn]] void hang() {
+  for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
+}
+
+}  // namespace
+
+TEST_CASE("every rank is a process of its own with a launcher's variables", "[support]") {
+  const pid_t parent = ::getpid();
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    CHECK(variable("RANK") == std::to_string(rank.rank));
+    CHECK(variable("WORLD_SIZE") == std::to_string(rank.world_size));
+    CHECK(variable("LOCAL_RANK") == variable("RANK"));
+    CHECK(variable("LOCAL_WORLD_SIZE") == variable("WORLD_SIZE"));
+    CHECK(variable("MASTER_ADDR") == "127.0.0.1");
+    CHECK_FALSE(variable("MASTER_PORT").empty());
+    CHECK(variable("OMP_NUM_THREADS") == "1");
+  });
+  CHECK(::getpid() == parent);
+  CHECK(variable("ACCEL_TEST_NAME").empty());
+}
+
+TEST_CASE("names with , [brackets] \"quotes\" \\ and a star * are found again", "[support]") {
+  on_ranks({1}, [](Rank rank) { CHECK(rank.world_size == 1); });
+}
+
+TEST_CASE("results differ by rank", "[support]") {
+  const auto results = run_ranks(3, [](Rank rank) {
+    std::cout << "I am " << rank.rank << " of " << rank.world_size << "\n";
+    if (rank.rank == 2) std::exit(7);
+    CHECK(rank.rank == 0);
+  });
+  REQUIRE(results.size() == 3);
+  CHECK(results[0].succeeded());
+  CHECK(results[1].exit_code == 1);
+  CHECK(results[2].exit_code == 7);
+  for (std::size_t rank = 0; rank < results.size(); ++rank)
+    CHECK_THAT(results[rank].output, ContainsSubstring("I am " + std::to_string(rank) + " of 3"));
+}
+
+TEST_CASE("several launches, sections and generators each run their own body", "[support]") {
+  const int factor = GENERATE(10, 20);
+  const auto run = [&](int world_size, int expected) {
+    const auto results =
+        run_ranks(world_size, [&](Rank rank) { std::exit(factor * expected + rank.rank); });
+    CHECK(results.back().exit_code == factor * expected + world_size - 1);
+  };
+  SECTION("one after the other") {
+    run(1, 1);
+    run(2, 2);
+  }
+  SECTION("in another section") {
+    run(1, 3);
+  }
+}
+
+TEST_CASE("a rank that hangs is killed at the deadline", "[support]") {
+  const auto results = run_ranks(2,
+                                 [](Rank rank) {
+                                   if (rank.rank == 1) hang();
+                                 },
+                                 {.deadline = Seconds(3)});
+  REQUIRE(results.size() == 2);
+  CHECK(results[0].succeeded());
+  CHECK(results[1].timed_out);
+  CHECK(results[1].signal == SIGKILL);
+  CHECK(results[1].seconds >= 3);
+}
+
+TEST_CASE("a stopped rank is killed at the deadline", "[support]") {
+  const auto results = run_ranks(1, [](Rank) { std::raise(SIGSTOP); }, {.deadline = Seconds(3)});
+  CHECK(results.front().timed_out);
+}
+
+TEST_CASE("a rank that crashes is told apart from one that exits", "[support]") {
+  const auto results = run_ranks(1, [](Rank) { ::kill(::getpid(), SIGKILL); });
+  CHECK(results.front().signal == SIGKILL);
+  CHECK_FALSE(results.front().timed_out);
+}
+
+TEST_CASE("hidden: the last rank fails a check", "[.][support]") {
+  on_ranks({1, 2}, [](Rank rank) { CHECK(rank.rank == 7 * rank.world_size - 14); });
+}
+
+TEST_CASE("a check that fails on one rank fails the test with that rank's output", "[support]") {
+  const ProcessResult result = run_hidden("hidden: the last rank fails a check");
+  CHECK(result.exit_code != 0);
+  CHECK_THAT(result.output, ContainsSubstring("world size 1"));
+  CHECK_THAT(result.output, ContainsSubstring("rank 0 left with exit code 1"));
+  CHECK_THAT(result.output, ContainsSubstring("0 == -7"));  // the rank's own expansion
+}
+
+TEST_CASE("hidden: rank 1 throws", "[.][support]") {
+  on_ranks({2}, [](Rank rank) {
+    if (rank.rank == 1) throw std::runtime_error("the reason");
+  });
+}
+
+TEST_CASE("an exception on one rank fails the test and is shown", "[support]") {
+  const ProcessResult result = run_hidden("hidden: rank 1 throws");
+  CHECK(result.exit_code != 0);
+  CHECK_THAT(result.output, ContainsSubstring("rank 1 threw: the reason"));
+  CHECK_THAT(result.output, !ContainsSubstring("output of rank 0"));
+}
+
+TEST_CASE("hidden: rank 0 hangs", "[.][support]") {
+  on_ranks({2},
+           [](Rank rank) {
+             if (rank.rank == 0) hang();
+           },
+           {.deadline = Seconds(2)});
+}
+
+TEST_CASE("a hanging rank fails the test and is named", "[support]") {
+  const ProcessResult result = run_hidden("hidden: rank 0 hangs");
+  CHECK(result.exit_code != 0);
+  CHECK_THAT(result.output, ContainsSubstring("rank 0 still ran after"));
+  CHECK_THAT(result.output, !ContainsSubstring("rank 1 still ran"));
+}
+
+TEST_CASE("hidden: the ranks skip", "[.][support]") {
+  on_ranks({2}, [](Rank) { SKIP("no such device"); });
+}
+
+TEST_CASE("ranks that skip make the test skip, with the reason", "[support]") {
+  const ProcessResult result = run_hidden("hidden: the ranks skip");
+  CHECK(result.exit_code == 4);
+  CHECK_THAT(result.output, ContainsSubstring("no such device"));
+}
+
+TEST_CASE("hidden: rank 0 notes its process and hangs", "[.][support]") {
+  on_ranks({1}, [](Rank) {
+    std::ofstream(variable("TEST_NOTE")) << ::getpid();
+    hang();
+  });
+}
+
+TEST_CASE("no rank outlives a test program that is killed", "[support]") {
+  const std::string note = "/tmp/accel-ranks-test-" + std::to_string(::getpid());
+  const ProcessResult result =
+      run_program({own_program(), exact_filter("hidden: rank 0 notes its process and hangs")},
+                  {.deadline = Seconds(4), .variables = {{"TEST_NOTE", note}}});
+  CHECK(result.timed_out);
+  int orphan = 0;
+  REQUIRE(std::ifstream(note) >> orphan);
+  std::remove(note.c_str());
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  CHECK_FALSE(is_running(orphan));
+}
+
+TEST_CASE("reserved ports do not collide", "[support]") {
+  const ReservedPort a;
+  const ReservedPort b;
+  const ReservedPort c;
+  CHECK(std::set<int>{a.number(), b.number(), c.number()}.size() == 3);
+}
+
+TEST_CASE("a program that cannot be started says so", "[support]") {
+  const ProcessResult result = run_program({"accel-no-such-program"});
+  CHECK(result.exit_code == 127);
+  CHECK_THAT(result.output, ContainsSubstring("accel-no-such-program"));
+}
