@@ -108,3 +108,19 @@ TEST_CASE("a Gloo group whose works are dropped unfinished lets the process end"
     CHECK(watch.seconds() < 5 * patience);
   });
 }
+
+TEST_CASE("Gloo refuses to reduce what it cannot, and goes on", "[backend]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Group<Gloo> group;
+    for (const auto dtype : {at::kShort, at::kComplexFloat, at::kFloat8_e4m3fn}) {
+      at::Tensor tensor = at::zeros({3}, dtype);
+      const auto error = thrown_by<accel::InvalidArgument>([&] { (void)group->all_reduce(tensor, ReduceOp::max); });
+      CHECK_THAT(error, ContainsSubstring(accel::tensor::spec(tensor)));
+    }
+    at::Tensor flags = at::full({2}, rank.rank == 0, at::kBool);
+    CHECK_THROWS_AS(group->all_reduce(flags, ReduceOp::sum), accel::InvalidArgument);  // two would be no flag
+    auto work = group->all_reduce(flags, ReduceOp::max);
+    work.wait();
+    CHECK(flags.equal(at::ones({2}, at::kBool)));
+  });
+}

@@ -85,7 +85,11 @@ TEST_CASE("a loader knows its length, its rows and its remainder", "[loader]") {
     const auto check = [&](const data::DataLoaderOptions& options, std::int64_t length, std::int64_t remainder) {
       auto loader = accelerator.prepare(DataLoader{Numbers{23}, options});
       std::int64_t batches = 0;
-      for ([[maybe_unused]] auto& batch : loader) ++batches;
+      for ([[maybe_unused]] auto& batch : loader) {
+        REQUIRE(loader.position().index == batches);
+        ++batches;
+        REQUIRE(loader.position().is_last() == (batches == length));
+      }
       REQUIRE(batches == loader.size());
       REQUIRE(loader.size() == length);
       REQUIRE(loader.rows() == 23);

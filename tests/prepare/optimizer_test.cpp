@@ -219,6 +219,23 @@ TEST_CASE("state made before prepare is kept where nothing moves, and must be al
   });
 }
 
+TEST_CASE("state that a move would leave behind is refused", "[optimizer]") {
+  // There is one device here, so the parts are looked at as if the model had come from another one.
+  prepare::Session session(launch::Topology{}, c10::Device(c10::DeviceType::CPU), Log(),
+                           gradient::Accumulation(1, gradient::LossScale::window_length));
+  auto net = std::make_shared<Line>();
+  torch::optim::Adam adam(net->parameters(), 0.1);
+  auto model = prepare::part_of(net);
+  auto optimizer = prepare::part_of(adam);
+  prepare::Inspection fresh{.session = session, .moved = true};
+  prepare::inspect_model(model, fresh);
+  prepare::inspect(optimizer, fresh);
+  net->forward(one).sum().backward();
+  adam.step();
+  REQUIRE_THROWS_WITH(prepare::inspect(optimizer, fresh),
+                      ContainsSubstring("has state from earlier steps") && ContainsSubstring("moved to cpu"));
+}
+
 TEST_CASE("a scheduler advances with optimizer steps, not with micro-steps", "[scheduler]") {
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator({.accumulation_steps = 3});

@@ -127,10 +127,29 @@ class Gloo {
     return c10d::ProcessGroupGloo::createDeviceForHostname(host);
   }
 
-  /// Checks the group and gives the next work its place in the sequence.
+  /// Refuses a group that was given up.
+  void check_group(std::string_view operation) const;
+
+  /// Gives the next work its place in the sequence.
   [[nodiscard]] Work begin(std::string_view operation, std::int64_t bytes);
 
-  void check(std::string_view operation, const at::Tensor& tensor) const { check_tensor(operation, tensor, device()); }
+  void check(std::string_view operation, const at::Tensor& tensor) const {
+    check_group(operation);
+    check_tensor(operation, tensor, device());
+  }
+
+  /// Gloo knows few dtypes, but what is only moved goes as bytes: any dtype.
+  static at::Tensor as_bytes(const at::Tensor& tensor) { return tensor.detach().view({-1}).view(at::kByte); }
+
+  /// The dtypes that Gloo reduces. A sum of flags would not be a flag.
+  static void check_reducible(std::string_view operation, const at::Tensor& tensor, ReduceOp op) {
+    using enum c10::ScalarType;
+    const auto dtype = tensor.scalar_type();
+    bool known = dtype == Bool && op != ReduceOp::sum;
+    for (const auto one : {Float, Double, Half, BFloat16, Long, Int, Char, Byte}) known = known || dtype == one;
+    ACCEL_CHECK(known, InvalidArgument, operation, ": Gloo cannot reduce ", tensor::spec(tensor),
+                op == ReduceOp::sum ? " to its sum" : "", "; convert it to f32, f64, f16, bf16, i64, i32, i8 or u8 first");
+  }
 
   [[nodiscard]] bool sends(const at::Tensor& tensor) const { return world_size() > 1 && tensor.numel() > 0; }
 
@@ -210,15 +229,19 @@ class Gloo::Work {
   at::Tensor output_;                // ... and where it goes
 };
 
-inline Gloo::Work Gloo::begin(std::string_view operation, std::int64_t bytes) {
+inline void Gloo::check_group(std::string_view operation) const {
   ACCEL_CHECK(group_->failure.empty(), CommError, operation, ": this group of ranks was given up earlier: ",
               group_->failure, "; end the run and resume it");
+}
+
+inline Gloo::Work Gloo::begin(std::string_view operation, std::int64_t bytes) {
   ++group_->sequence;
   return {group_, operation, bytes, timeout()};
 }
 
 inline Gloo::Work Gloo::all_reduce(const at::Tensor& tensor, ReduceOp op) {
   check("all_reduce", tensor);
+  check_reducible("all_reduce", tensor, op);
   Work work = begin("all_reduce", static_cast<std::int64_t>(tensor.nbytes()));
   if (sends(tensor))
     work.run({tensor}, [&](auto& tensors) { return group_->engine->allreduce(tensors, {.reduceOp = native(op)}); });
@@ -226,9 +249,11 @@ inline Gloo::Work Gloo::all_reduce(const at::Tensor& tensor, ReduceOp op) {
 }
 
 inline Gloo::Work Gloo::all_reduce(std::span<at::Tensor> tensors, ReduceOp op) {
+  check_group("all_reduce");
   std::int64_t bytes = 0;
   for (const auto& tensor : tensors) {
     check("all_reduce", tensor);
+    check_reducible("all_reduce", tensor, op);
     bytes += static_cast<std::int64_t>(tensor.nbytes());
   }
   Work work = begin("all_reduce", bytes);
@@ -244,7 +269,7 @@ inline Gloo::Work Gloo::broadcast(const at::Tensor& tensor, int root) {
   check_peer("broadcast", root, world_size());
   Work work = begin("broadcast", static_cast<std::int64_t>(tensor.nbytes()));
   if (sends(tensor))
-    work.run({tensor}, [&](auto& tensors) { return group_->engine->broadcast(tensors, {.rootRank = root}); });
+    work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->broadcast(tensors, {.rootRank = root}); });
   return work;
 }
 
@@ -254,7 +279,7 @@ inline Gloo::Work Gloo::all_gather(at::Tensor& output, const at::Tensor& input) 
   check_parts("all_gather", output, input, world_size());
   Work work = begin("all_gather", static_cast<std::int64_t>(output.nbytes()));
   if (sends(input))
-    work.run({output.view({-1}), input.view({-1})},
+    work.run({as_bytes(output), as_bytes(input)},
              [&](auto& tensors) { return group_->engine->_allgather_base(tensors[0], tensors[1]); });
   else if (input.numel() > 0)
     output.view({-1}).copy_(input.view({-1}));
@@ -265,6 +290,7 @@ inline Gloo::Work Gloo::reduce_scatter(at::Tensor& output, const at::Tensor& inp
   check("reduce_scatter", output);
   check("reduce_scatter", input);
   check_parts("reduce_scatter", input, output, world_size());
+  check_reducible("reduce_scatter", input, op);
   // Gloo's own takes four times as long as its all_reduce: sum everything, keep this rank's part.
   at::Tensor sum = input.view({-1}).clone();
   Work work = begin("reduce_scatter", static_cast<std::int64_t>(input.nbytes()));
@@ -280,7 +306,7 @@ inline Gloo::Work Gloo::send(const at::Tensor& tensor, int peer) {
   check_peer("send", peer, world_size());
   ACCEL_CHECK(peer != rank(), InvalidArgument, "send: rank ", peer, " is this rank itself");
   Work work = begin("send", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor)) work.run({tensor}, [&](auto& tensors) { return group_->engine->send(tensors, peer, 0); });
+  if (sends(tensor)) work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->send(tensors, peer, 0); });
   return work;
 }
 
@@ -289,11 +315,12 @@ inline Gloo::Work Gloo::recv(at::Tensor& tensor, int peer) {
   check_peer("recv", peer, world_size());
   ACCEL_CHECK(peer != rank(), InvalidArgument, "recv: rank ", peer, " is this rank itself");
   Work work = begin("recv", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor)) work.run({tensor}, [&](auto& tensors) { return group_->engine->recv(tensors, peer, 0); });
+  if (sends(tensor)) work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->recv(tensors, peer, 0); });
   return work;
 }
 
 inline Gloo Gloo::split(std::span<const int> ranks, std::string_view part_name) {
+  check_group("split");
   launch::Meeting part = meeting_;
   part.peers.clear();
   part.topology.world_size = static_cast<int>(ranks.size());

@@ -1,6 +1,7 @@
 // Single: one rank. Every collective is the identity.
 #pragma once
 
+#include <exception>
 #include <string>
 #include <string_view>
 
@@ -29,7 +30,7 @@ class Single {
   };
 
   Single(const launch::Meeting& meeting, const Options& options)
-      : device_(options.device), timeout_(options.timeout_s) {
+      : device_(parse_device(options.device)), timeout_(options.timeout_s) {
     ACCEL_CHECK(meeting.topology.world_size == 1, ConfigError, "backend::Single is for one rank, but ",
                 meeting.family, " started ", meeting.topology.world_size,
                 "; use backend::Gloo, or start one process");
@@ -60,25 +61,41 @@ class Single {
   [[nodiscard]] Work reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp) {
     return copy("reduce_scatter", output, input);
   }
-  [[nodiscard]] Work send(const at::Tensor&, int peer) { return no_peer("send", peer); }
-  [[nodiscard]] Work recv(at::Tensor&, int peer) { return no_peer("recv", peer); }
+  [[nodiscard]] Work send(const at::Tensor& tensor, int peer) { return no_peer("send", tensor, peer); }
+  [[nodiscard]] Work recv(at::Tensor& tensor, int peer) { return no_peer("recv", tensor, peer); }
 
   [[nodiscard]] at::Tensor allocate(Bytes bytes) {
     return at::empty({bytes.count}, at::TensorOptions().dtype(at::kByte).device(device_));
   }
 
   [[nodiscard]] Single split(std::span<const int> ranks, std::string_view) {
+    check_group("split");
     ACCEL_CHECK(ranks.size() == 1 && ranks.front() == 0, InvalidArgument, "split: a group of one has only rank 0");
     Single part(launch::Meeting{}, Options{.device = device_.str(), .timeout_s = timeout_.count()});
     return part;
   }
 
   [[nodiscard]] launch::ControlPlane& control() { return control_; }
-  void abort(std::string_view reason) noexcept { failure_ = reason; }
+  void abort(std::string_view reason) noexcept {
+    if (failure_.empty()) failure_ = reason.empty() ? "no reason given" : reason;
+  }
 
  private:
-  void check(std::string_view operation, const at::Tensor& tensor) const {
+  static c10::Device parse_device(const std::string& text) {
+    try {
+      return c10::Device(text);
+    } catch (const std::exception& error) {
+      throw ConfigError(message("Single: device = \"", text, "\" is no device. LibTorch says: ",
+                                launch::ControlPlane::first_line(error)));
+    }
+  }
+
+  void check_group(std::string_view operation) const {
     ACCEL_CHECK(failure_.empty(), CommError, operation, ": the group was given up earlier: ", failure_);
+  }
+
+  void check(std::string_view operation, const at::Tensor& tensor) const {
+    check_group(operation);
     check_tensor(operation, tensor, device_);
   }
 
@@ -90,7 +107,8 @@ class Single {
     return {};
   }
 
-  [[noreturn]] static Work no_peer(std::string_view operation, int peer) {
+  [[noreturn]] Work no_peer(std::string_view operation, const at::Tensor& tensor, int peer) const {
+    check(operation, tensor);
     throw InvalidArgument(message(operation, ": rank ", peer, " is not another rank of a group of one"));
   }
 

@@ -1,6 +1,7 @@
 // Agree: do all ranks hold the same? If not, which rank holds what. And: one fails, all fail.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -81,6 +82,9 @@ void all_or_none(launch::ControlPlane& control, std::string_view purpose, Deadli
     own = std::current_exception();
     text = launch::ControlPlane::first_line(error);
     if (text.empty()) text = "an error without a text";
+  } catch (...) {
+    own = std::current_exception();
+    text = "something that is no std::exception";
   }
   const auto texts = control.all_gather(purpose, text, deadline);
   if (own) std::rethrow_exception(own);

@@ -55,7 +55,7 @@ concept ByRow = requires(D& dataset, std::size_t index) { dataset.get(index); };
 
 template <class Value>
 auto unwrapped(Value value) {
-  if constexpr (tensor::detail::is_a<Value, std::optional>) {
+  if constexpr (tensor::is_a<Value, std::optional>) {
     ACCEL_CHECK(value.has_value(), InvalidArgument, "the dataset's get_batch returned nothing");
     return *std::move(value);
   } else {
@@ -88,7 +88,7 @@ Row stacked(std::vector<Row> rows) {
 /// torch::data's own get_batch returns a vector of rows; others return the batch.
 template <class Value>
 auto batch_of(Value value) {
-  if constexpr (tensor::detail::is_a<Value, std::vector> && !std::same_as<Value, std::vector<at::Tensor>>) {
+  if constexpr (tensor::is_a<Value, std::vector> && !std::same_as<Value, std::vector<at::Tensor>>) {
     return stacked(std::move(value));
   } else {
     return value;
@@ -140,7 +140,7 @@ class DataLoader {
   /// Throws   InvalidArgument if the dataset does not know its size.
   [[nodiscard]] std::int64_t rows() const {
     const auto size = dataset_.size();
-    if constexpr (tensor::detail::is_a<std::remove_const_t<decltype(size)>, std::optional>) {
+    if constexpr (tensor::is_a<std::remove_const_t<decltype(size)>, std::optional>) {
       ACCEL_CHECK(size.has_value(), InvalidArgument, "the dataset does not know its size; accel shards only those that do");
       return static_cast<std::int64_t>(*size);
     } else {

@@ -66,25 +66,28 @@ struct PlannedBucket {
   };
 
   // The last bucket reaches from the first parameter of the model as far as its cap.
-  std::size_t last_size = 0;
-  if (!parameters.empty()) {
-    PlannedBucket probe = empty_like(0);
-    while (last_size < parameters.size() && parameters[last_size].dtype == probe.dtype &&
-           parameters[last_size].device == probe.device && fits(last_size, probe, caps.last_bucket_cap))
-      add(last_size++, probe);
+  std::vector<bool> in_last(parameters.size(), false);
+  PlannedBucket last = parameters.empty() ? PlannedBucket{} : empty_like(0);
+  const auto shares = [&](std::size_t i, const PlannedBucket& bucket) {
+    return parameters[i].dtype == bucket.dtype && parameters[i].device == bucket.device;
+  };
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (!shares(i, last)) continue;
+    if (!fits(i, last, caps.last_bucket_cap)) break;
+    add(i, last);
+    in_last[i] = true;
   }
 
   std::vector<PlannedBucket> full;
   std::vector<PlannedBucket> open;  // at most one per dtype and device
   for (std::size_t i = parameters.size(); i-- > 0;) {
-    const bool in_last = i < last_size;
-    auto bucket = std::find_if(open.begin(), open.end(), [&](const PlannedBucket& candidate) {
-      return candidate.dtype == parameters[i].dtype && candidate.device == parameters[i].device;
-    });
+    auto bucket = std::find_if(open.begin(), open.end(), [&](const PlannedBucket& one) { return shares(i, one); });
     if (bucket == open.end()) {
       bucket = open.insert(open.end(), empty_like(i));
-    } else if (i + 1 == last_size || !fits(i, *bucket, in_last ? caps.last_bucket_cap : caps.bucket_cap)) {
-      full.push_back(std::exchange(*bucket, empty_like(i)));
+    } else {
+      const bool begins_last = in_last[i] && !in_last[bucket->parameters.back()];
+      if (begins_last || (!in_last[i] && !fits(i, *bucket, caps.bucket_cap)))
+        full.push_back(std::exchange(*bucket, empty_like(i)));
     }
     add(i, *bucket);
   }

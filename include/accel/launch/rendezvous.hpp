@@ -8,12 +8,16 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <future>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -76,6 +80,20 @@ inline std::string address_towards(const Endpoint& endpoint) {
   return text.data();
 }
 
+/// A client of the store at `host`. Connects on a thread of its own, which is left behind at the
+/// deadline: LibTorch waits for the server's greeting, and for a name server, for as long as it takes.
+inline c10::intrusive_ptr<c10d::Store> connect(const std::string& host, const c10d::TCPStoreOptions& options,
+                                               Deadline deadline) {
+  std::packaged_task<c10::intrusive_ptr<c10d::Store>()> task(
+      [host, options] { return c10::make_intrusive<c10d::TCPStore>(host, options); });
+  auto store = task.get_future();
+  std::thread(std::move(task)).detach();
+  constexpr std::chrono::milliseconds head_start{500};  // LibTorch's own error says more
+  if (store.wait_for(deadline.remaining() + head_start) != std::future_status::ready)
+    throw std::runtime_error("nothing; whatever listens there does not answer as a store does");
+  return store.get();
+}
+
 /// Connects to the store of the job; on rank 0 it also serves it, unless the launcher does.
 ///
 /// One server per process and port, kept until the process ends: accelerators that come and go
@@ -95,12 +113,13 @@ inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline
       servers[master.port] = c10::make_intrusive<c10d::TCPStore>(master.host, options);
     }
     options.isServer = false;
-    return c10::make_intrusive<c10d::TCPStore>(master.host, options);
+    return connect(master.host, options, deadline);
   } catch (const std::exception& error) {
     const std::string native = ControlPlane::first_line(error);
     if (serves && native.find("EADDRINUSE") != std::string::npos)
-      throw CommError(message("rendezvous: port ", master.port, " is in use on this host; another job runs here, ",
-                              "choose another MASTER_PORT. LibTorch says: ", native));
+      throw CommError(message("rendezvous: port ", master.port, " is in use on this host, by another job or by a second ",
+                              "process that was started as rank 0; choose another MASTER_PORT, or give every process ",
+                              "its own RANK. LibTorch says: ", native));
     throw CommError(message("rendezvous: rank ", launch.topology.rank, " of ", launch.topology.world_size, " found ",
                             serves ? "no way to open a store at " : "no store of rank 0 at ", master.host, ":",
                             master.port, " within ", deadline.span_s(), " s; ",
@@ -123,6 +142,21 @@ inline Peer parse_peer(int rank, const std::string& text) {
 }
 
 inline std::string text(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
+
+/// The store goes with rank 0's process: before it gives up it waits, for a short while, until those
+/// that came have seen who is missing, too.
+inline void part(c10d::Store& store, const std::vector<Peer>& came, int rank) {
+  const auto key = [](int of) { return "parted/" + std::to_string(of); };
+  store.set(key(rank), std::vector<std::uint8_t>());
+  if (rank != 0) return;
+  std::vector<std::string> keys;
+  for (const auto& peer : came) keys.push_back(key(peer.rank));
+  try {
+    store.wait(keys, std::chrono::milliseconds(500));
+  } catch (const std::exception&) {
+    // They began later, or are gone: they will hear of it from this rank's output.
+  }
+}
 
 /// Everybody says who it is and waits for all. The error names who came and who is missing.
 inline std::vector<Peer> introduce_all(c10d::Store& store, const Launch& launch, Deadline deadline) {
@@ -156,6 +190,7 @@ inline std::vector<Peer> introduce_all(c10d::Store& store, const Launch& launch,
                 " on rank ", own.rank, " but ", peers.back().world_size, " on ", peers.back(),
                 "; give all processes of a job the same");
   }
+  if (!all_came) part(store, peers, own.rank);
   ACCEL_CHECK(all_came, CommError, "rendezvous: after ", deadline.span_s(), " s ", peers.size(), " of ",
               own.world_size, " ranks have come to ", launch.master->host, ":", launch.master->port, ": ", came.str(),
               "; missing: rank ", missing.str(), ". Start as many processes as WORLD_SIZE says");

@@ -44,6 +44,9 @@ class Loader {
   /// Rows of the last round if it is not full, over all ranks; else 0.
   [[nodiscard]] std::int64_t remainder() const { return plan_.remainder(); }
   [[nodiscard]] const data::BatchPlan& plan() const { return plan_; }
+  /// Where the batch that was handed out last stands in its epoch; `position().is_last()` inside the
+  /// loop says whether another one follows.
+  [[nodiscard]] const data::Position& position() const { return *position_; }
 
   /// The epoch that the next begin() starts, and a way to choose it.
   [[nodiscard]] std::int64_t epoch() const { return epoch_; }
@@ -59,6 +62,7 @@ class Loader {
   data::BatchPlan plan_;
   std::uint64_t seed_;
   std::int64_t epoch_ = 0;
+  std::shared_ptr<data::Position> position_ = std::make_shared<data::Position>();  // written by the pass
 };
 
 /// An input iterator that owns the pass: when it goes, the pass is over.
@@ -87,6 +91,7 @@ class Loader<D>::Iterator {
         : loader(from.loader_),
           session(from.session_),
           plan(from.plan_),
+          shown(from.position_),
           order(data::epoch_order(plan.options().rows, from.seed_, epoch, loader->options().shuffle)) {
       pass.plan = &plan;
       pass.position.index = -1;
@@ -114,6 +119,7 @@ class Loader<D>::Iterator {
       at.rows = share.counted_rows;
       at.weight_rows = share.weight_rows;
       at.round_rows = plan.round_rows(at.index);
+      *shown = at;
       pass.batch_begin = reinterpret_cast<const std::byte*>(std::addressof(*batch));  // only compared
       pass.batch_end = pass.batch_begin + sizeof(Batch);
     }
@@ -121,6 +127,7 @@ class Loader<D>::Iterator {
     std::shared_ptr<data::DataLoader<D>> loader;
     std::shared_ptr<Session> session;
     data::BatchPlan plan;
+    std::shared_ptr<data::Position> shown;
     std::vector<std::int64_t> order;  // [rows], of this epoch
     std::optional<Batch> batch;
     data::Pass pass;

@@ -19,12 +19,13 @@
 
 namespace accel::inline v0_1::tensor {
 
-namespace detail {
-
+/// Whether T is an instance of a template of types: `is_a<T, std::vector>`.
 template <class T, template <class...> class Template>
 inline constexpr bool is_a = false;
 template <template <class...> class Template, class... Args>
 inline constexpr bool is_a<Template<Args...>, Template> = true;
+
+namespace detail {
 
 template <class T>
 inline constexpr bool is_array = false;
@@ -113,9 +114,9 @@ void visit(Tree& tree, Visitor&& visitor) {
     return;
   } else if constexpr (detail::TupleLike<T>) {
     std::apply([&](auto&... parts) { (visit(parts, visitor), ...); }, tree);
-  } else if constexpr (detail::is_a<T, std::vector>) {
+  } else if constexpr (is_a<T, std::vector>) {
     for (auto& part : tree) visit(part, visitor);
-  } else if constexpr (detail::is_a<T, std::optional>) {
+  } else if constexpr (is_a<T, std::optional>) {
     if (tree) visit(*tree, visitor);
   } else if constexpr (detail::MapLike<T>) {
     for (auto& [key, part] : tree) visit(part, visitor);
