@@ -38,12 +38,10 @@ concept TupleLike = is_a<T, std::pair> || is_a<T, std::tuple> || is_array<T>;
 template <class T>
 concept MapLike = is_a<T, std::map> || is_a<T, std::unordered_map>;
 
-/// `torch::data::Example` and what looks like it: not an aggregate, but two public members.
+/// `torch::data::Example` and what looks like it: not an aggregate, but public data and, unless it is
+/// a TensorExample, target.
 template <class T>
-concept ExampleLike = !std::is_aggregate_v<T> && requires(T& example) {
-  example.data;
-  example.target;
-};
+concept ExampleLike = !std::is_aggregate_v<T> && requires(T& example) { example.data; };
 
 struct Anything {
   template <class T>
@@ -122,7 +120,7 @@ void visit(Tree& tree, Visitor&& visitor) {
     for (auto& [key, part] : tree) visit(part, visitor);
   } else if constexpr (detail::ExampleLike<T>) {
     visit(tree.data, visitor);
-    visit(tree.target, visitor);
+    if constexpr (requires { tree.target; }) visit(tree.target, visitor);
   } else if constexpr (std::is_aggregate_v<T>) {
     std::apply([&](auto&... parts) { (visit(parts, visitor), ...); }, detail::fields(tree));
   } else {
