@@ -23,8 +23,7 @@ int main(int argc, char** argv) {
   auto net = std::make_shared<Net>();
   torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(3e-3));
   auto [model, optimizer, train, test] = accelerator.prepare(
-      net, adamw,
-      DataLoader{Digits(csv, Digits::train), {.batch_size = 32, .shuffle = true, .drop_last = true}},
+      net, adamw, DataLoader{Digits(csv, Digits::train), {.batch_size = 32, .shuffle = true, .drop_last = true}},
       DataLoader{Digits(csv, Digits::test), {.batch_size = 100}});
 
   Report report(epochs, accelerator.is_main_process());

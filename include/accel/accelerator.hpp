@@ -67,11 +67,11 @@ template <class B>
 struct AcceleratorOptions {
   int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
   gradient::LossScale loss_scale = gradient::LossScale::window_length;  // of a short last window
-  gradient::ReducerOptions gradient{};   // bucket caps: 25 MiB, the last 1 MiB
-  typename B::Options backend{};        // timeout of collectives, interface, device
-  double rendezvous_timeout_s = 60;     // until all ranks are there
-  std::optional<int> threads{};         // intra-op; unset: cores / local_world_size, or OMP_NUM_THREADS
-  Log::Level log = Log::Level::info;    // to standard error
+  gradient::ReducerOptions gradient{};                                  // bucket caps: 25 MiB, the last 1 MiB
+  typename B::Options backend{};                                        // timeout of collectives, interface, device
+  double rendezvous_timeout_s = 60;                                     // until all ranks are there
+  std::optional<int> threads{};       // intra-op; unset: cores / local_world_size, or OMP_NUM_THREADS
+  Log::Level log = Log::Level::info;  // to standard error
 };
 
 /// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
@@ -164,8 +164,10 @@ class Accelerator {
       return metrics::gather_for_metrics(engine_->backend, engine_->in_flight.innermost(), std::move(tree));
     };
     return at_rank([&] {
-      if constexpr (sizeof...(Trees) == 1) return (gather_one(std::move(trees)), ...);
-      else return std::tuple{gather_one(std::move(trees))...};
+      if constexpr (sizeof...(Trees) == 1)
+        return (gather_one(std::move(trees)), ...);
+      else
+        return std::tuple{gather_one(std::move(trees))...};
     });
   }
 
@@ -223,13 +225,16 @@ class Accelerator {
   template <class... Parts>
   auto prepare_parts(Parts... parts) {
     engine_->prepare(parts...);
-    if constexpr (sizeof...(Parts) == 1) return (prepare::wrap(std::move(parts), engine_), ...);
-    else return std::tuple{prepare::wrap(std::move(parts), engine_)...};
+    if constexpr (sizeof...(Parts) == 1)
+      return (prepare::wrap(std::move(parts), engine_), ...);
+    else
+      return std::tuple{prepare::wrap(std::move(parts), engine_)...};
   }
 
   [[nodiscard]] data::Position position_of(const void* batch) const {
     const data::Pass* pass = engine_->in_flight.find(batch);
-    ACCEL_CHECK(pass != nullptr, InvalidArgument, "accumulate: this is no batch of a prepared loader that is in flight; ",
+    ACCEL_CHECK(pass != nullptr, InvalidArgument,
+                "accumulate: this is no batch of a prepared loader that is in flight; ",
                 "iterate by reference, `for (auto& batch : loader)`, or call accumulate() for data of another source");
     return pass->position;
   }
@@ -284,17 +289,20 @@ Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const laun
                                        : launch::intra_op_threads(launch::usable_cores(), own.local_world_size,
                                                                   launch::process_environment());
   if (threads) at::set_num_threads(*threads);
-  description_ = message(
-      "accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch), "\nlocal: rank ",
-      own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank, "\nbackend: ", BackendType::name, ", ",
-      engine_->backend.describe(), "\nprecision: ", PrecisionType::name, "\naccumulation_steps: ",
-      options.accumulation_steps, ", a short window is divided by ",
-      options.loss_scale == gradient::LossScale::window_length ? "its length" : "accumulation_steps",
-      "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
-      options.gradient.caps.last_bucket_cap, options.gradient.overlap ? ", overlapped with backward" : ", after backward",
-      "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", at::get_num_threads(),
-      options.threads ? " (option)" : threads ? " (cores / local world size)" : " (LibTorch's own choice, or the user's variable)",
-      "\n");
+  description_ =
+      message("accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch), "\nlocal: rank ",
+              own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
+              "\nbackend: ", BackendType::name, ", ", engine_->backend.describe(), "\nprecision: ", PrecisionType::name,
+              "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
+              options.loss_scale == gradient::LossScale::window_length ? "its length" : "accumulation_steps",
+              "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
+              options.gradient.caps.last_bucket_cap,
+              options.gradient.overlap ? ", overlapped with backward" : ", after backward",
+              "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", at::get_num_threads(),
+              options.threads ? " (option)"
+              : threads       ? " (cores / local world size)"
+                              : " (LibTorch's own choice, or the user's variable)",
+              "\n");
 }
 
 }  // namespace accel::inline v0_1

@@ -12,20 +12,26 @@ using namespace accel;
 using namespace accel::testing;
 using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
 using Single = Accelerator<backend::Single, precision::Fp32>;
-using torch::optim::SGD;
 using Catch::Matchers::ContainsSubstring;
+using torch::optim::SGD;
 
 TEST_CASE("describe says what was detected, from where, and every default in force", "[accelerator]") {
   on_ranks({1, 2}, [](Rank rank) {
     Gloo accelerator({.accumulation_steps = 3});
     const auto text = accelerator.describe();
     const auto world = std::to_string(rank.world_size);
-    const std::vector<std::string> parts{
-        "launched by: environment variables", "rank: " + std::to_string(rank.rank) + " of " + world,
-        "WORLD_SIZE=" + world, "backend: gloo", "timeout_s = 600", "precision: fp32", "accumulation_steps: 3",
-        "buckets of 25 MiB, the last of 1 MiB", "rendezvous timeout: 60 s", "intra-op threads: 1", "LibTorch 2."};
-    for (const auto& part : parts)
-      REQUIRE_THAT(text, ContainsSubstring(part));
+    const std::vector<std::string> parts{"launched by: environment variables",
+                                         "rank: " + std::to_string(rank.rank) + " of " + world,
+                                         "WORLD_SIZE=" + world,
+                                         "backend: gloo",
+                                         "timeout_s = 600",
+                                         "precision: fp32",
+                                         "accumulation_steps: 3",
+                                         "buckets of 25 MiB, the last of 1 MiB",
+                                         "rendezvous timeout: 60 s",
+                                         "intra-op threads: 1",
+                                         "LibTorch 2."};
+    for (const auto& part : parts) REQUIRE_THAT(text, ContainsSubstring(part));
   });
 }
 
@@ -53,11 +59,13 @@ TEST_CASE("print writes once per host, and errors say who speaks", "[accelerator
     }
   });
   if (results.front().output.empty()) return;  // inside a rank
-  REQUIRE_THAT(results[0].output, ContainsSubstring("loss 0.5\n") && ContainsSubstring("accel: [rank 0/2] only the main rank\n") &&
+  REQUIRE_THAT(results[0].output, ContainsSubstring("loss 0.5\n") &&
+                                      ContainsSubstring("accel: [rank 0/2] only the main rank\n") &&
                                       ContainsSubstring("accel: [rank 0/2] warning: every rank\n"));
-  REQUIRE_THAT(results[1].output, !ContainsSubstring("loss 0.5") && !ContainsSubstring("only the main rank") &&
-                                      ContainsSubstring("accel: [rank 1/2] warning: every rank\n") &&
-                                      ContainsSubstring("caught [rank 1/2] backward: expected a loss of one number, found f32[3]"));
+  REQUIRE_THAT(results[1].output,
+               !ContainsSubstring("loss 0.5") && !ContainsSubstring("only the main rank") &&
+                   ContainsSubstring("accel: [rank 1/2] warning: every rank\n") &&
+                   ContainsSubstring("caught [rank 1/2] backward: expected a loss of one number, found f32[3]"));
 }
 
 TEST_CASE("a loss that cannot be differentiated is refused before anything is sent", "[accelerator]") {
@@ -67,7 +75,8 @@ TEST_CASE("a loss that cannot be differentiated is refused before anything is se
     REQUIRE_THROWS_WITH(accelerator.backward(torch::Tensor()), ContainsSubstring("found undefined"));
     REQUIRE_THROWS_WITH(accelerator.backward(model(torch::ones({2, 5}))), ContainsSubstring("f32[2, 3]"));
     torch::NoGradGuard no_grad;
-    REQUIRE_THROWS_WITH(accelerator.backward(model(torch::ones({2, 5})).sum()), ContainsSubstring("depends on no parameter"));
+    REQUIRE_THROWS_WITH(accelerator.backward(model(torch::ones({2, 5})).sum()),
+                        ContainsSubstring("depends on no parameter"));
   });
 }
 
@@ -132,8 +141,9 @@ TEST_CASE("clipping bounds the norm of the mean, once per optimizer step", "[acc
 TEST_CASE("a batch size that backward cannot weigh with two loaders in flight is refused", "[accelerator]") {
   on_ranks({2}, [](Rank) {
     Gloo accelerator;
-    auto [model, one, two] = accelerator.prepare(std::make_shared<Line>(), data::DataLoader{Doubles{3}, {.batch_size = 2}},
-                                                 data::DataLoader{Doubles{4}, {.batch_size = 2}});
+    auto [model, one, two] =
+        accelerator.prepare(std::make_shared<Line>(), data::DataLoader{Doubles{3}, {.batch_size = 2}},
+                            data::DataLoader{Doubles{4}, {.batch_size = 2}});
     auto a = one.begin();
     auto b = two.begin();
     REQUIRE_THROWS_WITH(accelerator.backward(model((*a).x).sum()), ContainsSubstring("accumulate(batch)"));

@@ -37,9 +37,7 @@ TEST_CASE("a check that holds does not build its message", "[core]") {
 
 TEST_CASE("an error carries the label of the outermost facade once", "[core]") {
   const auto fail = [] { throw accel::CommError("no word from rank 1"); };
-  const auto twice = [&] {
-    accel::labelled("[rank 0/2]", [&] { accel::labelled("[rank 0/2]", fail); });
-  };
+  const auto twice = [&] { accel::labelled("[rank 0/2]", [&] { accel::labelled("[rank 0/2]", fail); }); };
   try {
     twice();
     FAIL("did not throw");

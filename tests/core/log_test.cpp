@@ -39,8 +39,7 @@ std::string written(const accel::Log& log) {
 TEST_CASE("the main rank writes infos, every rank writes warnings, with its label", "[core]") {
   CHECK(written(accel::Log("[rank 0/2]", true, Level::info)) ==
         "accel: [rank 0/2] step 3\naccel: [rank 0/2] warning: slow\n");
-  CHECK(written(accel::Log("[rank 1/2]", false, Level::info)) ==
-        "accel: [rank 1/2] warning: slow\n");
+  CHECK(written(accel::Log("[rank 1/2]", false, Level::info)) == "accel: [rank 1/2] warning: slow\n");
   CHECK(written(accel::Log("", true, Level::info)) == "accel: step 3\naccel: warning: slow\n");
 }
 
@@ -54,7 +53,6 @@ TEST_CASE("a level is read by its name, and an unknown one lists the known", "[c
   CHECK(accel::Log::parse("info", "ACCEL_LOG") == Level::info);
   CHECK(accel::Log::parse("warning", "ACCEL_LOG") == Level::warning);
   CHECK(accel::Log::parse("off", "ACCEL_LOG") == Level::off);
-  CHECK_THROWS_MATCHES(
-      accel::Log::parse("loud", "ACCEL_LOG"), accel::ConfigError,
-      Catch::Matchers::Message("ACCEL_LOG = \"loud\" is not one of: info, warning, off"));
+  CHECK_THROWS_MATCHES(accel::Log::parse("loud", "ACCEL_LOG"), accel::ConfigError,
+                       Catch::Matchers::Message("ACCEL_LOG = \"loud\" is not one of: info, warning, off"));
 }

@@ -28,8 +28,7 @@ TEST_CASE("sizes print in the largest unit that is exact", "[core]") {
   CHECK(printed(0_B) == "0 B");
 }
 
-TEST_CASE("a deadline's remaining time is positive before, and still 1 ms after it has passed",
-          "[core]") {
+TEST_CASE("a deadline's remaining time is positive before, and still 1 ms after it has passed", "[core]") {
   const auto far = accel::Deadline::in(accel::Seconds(100));
   CHECK_FALSE(far.passed());
   CHECK(far.remaining() > 99s);

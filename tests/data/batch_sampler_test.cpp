@@ -31,8 +31,7 @@ PerRank all_batches(const BatchPlan& plan) {
   PerRank ranks;
   for (int rank = 0; rank < plan.options().world_size; ++rank) {
     Batches& mine = ranks.emplace_back();
-    for (std::int64_t round = 0; round < plan.batches(rank); ++round)
-      mine.push_back(plan.share(round, rank).positions);
+    for (std::int64_t round = 0; round < plan.batches(rank); ++round) mine.push_back(plan.share(round, rank).positions);
   }
   return ranks;
 }
@@ -61,8 +60,7 @@ PerRank as_accelerate_does(const BatchPlanOptions& options) {
   const auto world = index(options.world_size);
   PerRank ranks(world);
   const auto doubled = [](Batch kept, std::size_t least) {
-    while (kept.size() < least)
-      kept.insert(kept.end(), kept.begin(), kept.begin() + std::ssize(kept));
+    while (kept.size() < least) kept.insert(kept.end(), kept.begin(), kept.begin() + std::ssize(kept));
     return kept;
   };
   const auto full_size = index(options.batch_size);
@@ -89,8 +87,7 @@ PerRank as_accelerate_does(const BatchPlanOptions& options) {
     const bool whole = count == world && inner[first + count - 1].size() == full_size;
     if (!whole && drop) break;
     Batch round;  // all indices of the round, one after the other
-    for (std::size_t i = first; i < first + count; ++i)
-      round.insert(round.end(), inner[i].begin(), inner[i].end());
+    for (std::size_t i = first; i < first + count; ++i) round.insert(round.end(), inner[i].begin(), inner[i].end());
     if (!whole && options.tail == Tail::wrap_around) {
       Batch kept;
       for (std::size_t i = 0; i < std::min(world, inner.size()); ++i) {
@@ -117,10 +114,9 @@ void for_all_plans(Tail tail, const Check& check) {
     for (int world_size = 1; world_size <= 5; ++world_size) {
       for (std::int64_t batch_size = 1; batch_size <= 6; ++batch_size) {
         for (const bool split : {false, true}) {
-          const BatchPlanOptions options{rows, split ? batch_size * world_size : batch_size,
-                                         world_size, tail, split};
-          INFO("rows " << rows << ", batch_size " << options.batch_size << ", world_size "
-                       << world_size << ", split " << split);
+          const BatchPlanOptions options{rows, split ? batch_size * world_size : batch_size, world_size, tail, split};
+          INFO("rows " << rows << ", batch_size " << options.batch_size << ", world_size " << world_size << ", split "
+                       << split);
           check(BatchPlan(options));
           ++plans;
         }
@@ -155,9 +151,8 @@ TEST_CASE("batches equal the recorded ones of Accelerate", "[data][parity]") {
 
 TEST_CASE("batches equal a walk through Accelerate's algorithm at every small size", "[data]") {
   for (const Tail tail : {Tail::wrap_around, Tail::drop, Tail::uneven}) {
-    for_all_plans(tail, [](const BatchPlan& plan) {
-      REQUIRE(all_batches(plan) == as_accelerate_does(plan.options()));
-    });
+    for_all_plans(tail,
+                  [](const BatchPlan& plan) { REQUIRE(all_batches(plan) == as_accelerate_does(plan.options())); });
   }
 }
 
@@ -219,9 +214,7 @@ TEST_CASE("the last rounds are those of Accelerate's documented tables", "[data]
        false,
        wrap_around,
        {3, 3, 3},
-       {{48, 49, 0, 1, 2, 3, 4, 5},
-        {6, 7, 8, 9, 10, 11, 12, 13},
-        {14, 15, 16, 17, 18, 19, 20, 21}}},
+       {{48, 49, 0, 1, 2, 3, 4, 5}, {6, 7, 8, 9, 10, 11, 12, 13}, {14, 15, 16, 17, 18, 19, 20, 21}}},
       {10, 4, 4, true, wrap_around, {3, 3, 3, 3}, {{8}, {9}, {0}, {1}}},
       {10, 4, 4, true, uneven, {3, 3, 2, 2}, {{8}, {9}, {6}, {7}}},
       {3, 8, 4, true, wrap_around, {1, 1, 1, 1}, {{0, 1}, {2, 0}, {1, 2}, {0, 1}}},
@@ -237,9 +230,8 @@ TEST_CASE("the last rounds are those of Accelerate's documented tables", "[data]
       {9, 6, 3, true, every_row, {2, 2, 2}, {{6}, {7}, {8}}},
   };
   for (const Row& row : table) {
-    INFO("rows " << row.rows << ", batch_size " << row.batch_size << ", world_size "
-                 << row.world_size << ", split " << row.split << ", tail "
-                 << static_cast<int>(row.tail));
+    INFO("rows " << row.rows << ", batch_size " << row.batch_size << ", world_size " << row.world_size << ", split "
+                 << row.split << ", tail " << static_cast<int>(row.tail));
     const BatchPlan plan({row.rows, row.batch_size, row.world_size, row.tail, row.split});
     const PerRank found = all_batches(plan);
     for (std::size_t rank = 0; rank < row.counts.size(); ++rank) {
@@ -249,21 +241,18 @@ TEST_CASE("the last rounds are those of Accelerate's documented tables", "[data]
   }
 }
 
-TEST_CASE("the counted rows, in rank order, are the epoch: each row once and in its place",
-          "[data]") {
+TEST_CASE("the counted rows, in rank order, are the epoch: each row once and in its place", "[data]") {
   for (const Tail tail : tails) {
     for_all_plans(tail, [tail](const BatchPlan& plan) {
       Batch seen;
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
         for (int rank = 0; rank < plan.options().world_size; ++rank) {
           const Share share = plan.share(round, rank);
-          seen.insert(seen.end(), share.positions.begin(),
-                      share.positions.begin() + share.counted_rows);
+          seen.insert(seen.end(), share.positions.begin(), share.positions.begin() + share.counted_rows);
         }
       }
       const auto rows = plan.options().rows;
-      REQUIRE(seen ==
-              iota(tail == Tail::drop ? rows / plan.global_batch() * plan.global_batch() : rows));
+      REQUIRE(seen == iota(tail == Tail::drop ? rows / plan.global_batch() * plan.global_batch() : rows));
     });
   }
 }
@@ -278,8 +267,7 @@ TEST_CASE("every_row gives each rank a batch in each round, the last as even as 
         REQUIRE(share.rows() >= 1);
         REQUIRE(share.weight_rows == share.counted_rows);
         const Batch filler{0};
-        REQUIRE((share.weight_rows == share.rows() ||
-                 (share.weight_rows == 0 && share.positions == filler)));
+        REQUIRE((share.weight_rows == share.rows() || (share.weight_rows == 0 && share.positions == filler)));
         weights.push_back(share.weight_rows);
       }
       REQUIRE(std::ranges::is_sorted(weights, std::greater<>()));
@@ -310,8 +298,7 @@ TEST_CASE("the weights of a round add up to round_rows", "[data]") {
     for_all_plans(tail, [](const BatchPlan& plan) {
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
         std::int64_t weight = 0;
-        for (int rank = 0; rank < plan.options().world_size; ++rank)
-          weight += plan.weight_rows(round, rank);
+        for (int rank = 0; rank < plan.options().world_size; ++rank) weight += plan.weight_rows(round, rank);
         REQUIRE(weight == plan.round_rows(round));
         REQUIRE(weight > 0);
       }
@@ -335,8 +322,7 @@ TEST_CASE("shares, counts and batch numbers tell the same", "[data]") {
         most = std::max(most, batches);
       }
       REQUIRE(most == plan.rounds());
-      REQUIRE(plan.remainder() ==
-              (tail == Tail::drop ? 0 : plan.options().rows % plan.global_batch()));
+      REQUIRE(plan.remainder() == (tail == Tail::drop ? 0 : plan.options().rows % plan.global_batch()));
     });
   }
 }
@@ -369,16 +355,14 @@ TEST_CASE("sizes that make no sense are refused with what was expected", "[data]
   using Catch::Matchers::ContainsSubstring;
   using Catch::Matchers::MessageMatches;
   const auto refused = [](const BatchPlanOptions& options, const std::string& text) {
-    CHECK_THROWS_MATCHES(BatchPlan(options), accel::InvalidArgument,
-                         MessageMatches(ContainsSubstring(text)));
+    CHECK_THROWS_MATCHES(BatchPlan(options), accel::InvalidArgument, MessageMatches(ContainsSubstring(text)));
   };
   refused({.rows = -1}, "rows: expected 0 or more, found -1");
   refused({.rows = 1, .batch_size = 0}, "batch_size: expected at least 1, found 0");
   refused({.rows = 1, .world_size = 0}, "world_size: expected at least 1, found 0");
   refused({.rows = 1, .batch_size = 7, .world_size = 2, .split_batches = true},
           "batch_size: expected a multiple of world_size = 2 with split_batches, found 7; choose");
-  refused({.rows = 1, .batch_size = std::numeric_limits<std::int64_t>::max(), .world_size = 3},
-          "expected at most");
+  refused({.rows = 1, .batch_size = std::numeric_limits<std::int64_t>::max(), .world_size = 3}, "expected at most");
 
   const BatchPlan plan({.rows = 10, .batch_size = 2, .world_size = 2});
   CHECK_THROWS_MATCHES(plan.share(3, 0), accel::InvalidArgument,

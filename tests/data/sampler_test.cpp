@@ -34,9 +34,8 @@ TEST_CASE("the order of an epoch is PyTorch's permutation for seed + epoch", "[d
   const auto all = recorded();
   for (const auto& entry : all.at("cases")) {
     if (entry.at("kind") != "seedable_random_sampler") continue;
-    const auto order =
-        epoch_order(entry.at("samples").get<std::int64_t>(), entry.at("seed").get<std::uint64_t>(),
-                    entry.at("epoch").get<std::int64_t>(), true);
+    const auto order = epoch_order(entry.at("samples").get<std::int64_t>(), entry.at("seed").get<std::uint64_t>(),
+                                   entry.at("epoch").get<std::int64_t>(), true);
     REQUIRE(order == entry.at("order").get<Order>());
     ++compared;
   }
@@ -50,8 +49,7 @@ TEST_CASE("a distributed sampler has the indices of PyTorch's", "[data][parity]"
     if (entry.at("kind") != "distributed_sampler") continue;
     const auto& ranks = entry.at("ranks");
     for (int rank = 0; rank < entry.at("world_size").get<int>(); ++rank) {
-      DistributedSampler sampler(entry.at("samples").get<std::int64_t>(), rank,
-                                 entry.at("world_size").get<int>(),
+      DistributedSampler sampler(entry.at("samples").get<std::int64_t>(), rank, entry.at("world_size").get<int>(),
                                  {.shuffle = entry.at("shuffle").get<bool>(),
                                   .seed = entry.at("seed").get<std::uint64_t>(),
                                   .drop_last = entry.at("drop_last").get<bool>()});
@@ -107,16 +105,14 @@ TEST_CASE("drawing an order leaves LibTorch's default generator alone", "[data]"
 
 TEST_CASE("a permutation of many rows holds each of them once", "[data]") {
   for (const std::int64_t rows : {1, 2, 1000, 100'003}) {
-    auto order =
-        epoch_order(rows, 18'446'744'073'709'551'615U, 3, true);  // seed + epoch wraps to 2
+    auto order = epoch_order(rows, 18'446'744'073'709'551'615U, 3, true);  // seed + epoch wraps to 2
     CHECK(order == epoch_order(rows, 2, 0, true));
     std::ranges::sort(order);
     CHECK(order == epoch_order(rows, 0, 0, false));
   }
 }
 
-TEST_CASE("each rank of a distributed sampler has as many rows, all of them together every row",
-          "[data]") {
+TEST_CASE("each rank of a distributed sampler has as many rows, all of them together every row", "[data]") {
   for (std::int64_t rows = 0; rows <= 20; ++rows) {
     for (int world_size = 1; world_size <= 5; ++world_size) {
       Order seen;
@@ -134,8 +130,7 @@ TEST_CASE("each rank of a distributed sampler has as many rows, all of them toge
 
 TEST_CASE("a rank outside the world is refused", "[data]") {
   using Catch::Matchers::Message;
-  CHECK_THROWS_MATCHES(DistributedSampler(10, 2, 2), accel::InvalidArgument,
-                       Message("rank: expected 0 to 1, found 2"));
+  CHECK_THROWS_MATCHES(DistributedSampler(10, 2, 2), accel::InvalidArgument, Message("rank: expected 0 to 1, found 2"));
   CHECK_THROWS_AS(DistributedSampler(10, -1, 2), accel::InvalidArgument);
   CHECK_THROWS_AS(DistributedSampler(10, 0, 0), accel::InvalidArgument);
   CHECK_THROWS_MATCHES(epoch_order(-1, 0, 0, true), accel::InvalidArgument,

@@ -9,7 +9,9 @@ using namespace accel::gradient;
 
 namespace {
 
-data::Position batch(std::int64_t index, std::int64_t length) { return {.index = index, .length = length, .rows = 1}; }
+data::Position batch(std::int64_t index, std::int64_t length) {
+  return {.index = index, .length = length, .rows = 1};
+}
 
 /// 1 where a micro-step synchronises, for whole epochs of a loader.
 std::string pattern(int steps, std::int64_t batches, int epochs) {

@@ -20,7 +20,9 @@ std::vector<ParameterSize> floats(const std::vector<std::int64_t>& numels) {
 
 }  // namespace
 
-TEST_CASE("a model without parameters has no buckets", "[bucket_plan]") { REQUIRE(plan_buckets({}).empty()); }
+TEST_CASE("a model without parameters has no buckets", "[bucket_plan]") {
+  REQUIRE(plan_buckets({}).empty());
+}
 
 TEST_CASE("a small model is one bucket, in the reverse of its registration", "[bucket_plan]") {
   const auto plan = plan_buckets(floats({10, 20, 30}));
@@ -32,8 +34,7 @@ TEST_CASE("a small model is one bucket, in the reverse of its registration", "[b
 
 TEST_CASE("the last bucket is small and holds the first layers", "[bucket_plan]") {
   // 400-byte parameters; caps of 1,000 and 500 bytes: two fit the one, one fits the other.
-  const auto plan =
-      plan_buckets(floats({100, 100, 100, 100, 100}), {.bucket_cap = 1000_B, .last_bucket_cap = 500_B});
+  const auto plan = plan_buckets(floats({100, 100, 100, 100, 100}), {.bucket_cap = 1000_B, .last_bucket_cap = 500_B});
   std::vector<std::vector<std::size_t>> buckets;
   for (const auto& bucket : plan) buckets.push_back(bucket.parameters);
   REQUIRE(buckets == std::vector<std::vector<std::size_t>>{{4, 3}, {2, 1}, {0}});
@@ -48,7 +49,8 @@ TEST_CASE("a parameter above the cap has a bucket of its own", "[bucket_plan]") 
 }
 
 TEST_CASE("dtypes do not share a bucket, and buckets are listed as they fill", "[bucket_plan]") {
-  const std::vector<ParameterSize> sizes{{.numel = 4}, {.numel = 4, .dtype = at::kDouble}, {.numel = 4}, {.numel = 4, .dtype = at::kDouble}};
+  const std::vector<ParameterSize> sizes{
+      {.numel = 4}, {.numel = 4, .dtype = at::kDouble}, {.numel = 4}, {.numel = 4, .dtype = at::kDouble}};
   const auto plan = plan_buckets(sizes);
   REQUIRE(plan.size() == 2);
   REQUIRE(plan[0].dtype == at::kDouble);
@@ -61,8 +63,7 @@ TEST_CASE("every plan holds every parameter once, without overlap, under its cap
   const auto random = [&] { return static_cast<std::int64_t>(generator()); };
   std::vector<ParameterSize> sizes(static_cast<std::size_t>(random() % 40));
   for (auto& size : sizes) size = {.numel = random() % 300, .dtype = random() % 4 == 0 ? at::kHalf : at::kFloat};
-  const BucketCaps caps{.bucket_cap = {random() % 2000 + 1},
-                        .last_bucket_cap = {random() % 500 + 1}};
+  const BucketCaps caps{.bucket_cap = {random() % 2000 + 1}, .last_bucket_cap = {random() % 500 + 1}};
   const auto plan = plan_buckets(sizes, caps);
   std::set<std::size_t> seen;
   for (std::size_t b = 0; b < plan.size(); ++b) {

@@ -142,7 +142,8 @@ TEST_CASE("a sparse gradient is refused by name", "[reducer]") {
     Gloo accelerator;
     auto net = std::make_shared<torch::nn::EmbeddingImpl>(torch::nn::EmbeddingOptions(4, 2).sparse(true));
     auto model = accelerator.prepare(net);
-    REQUIRE_THROWS_WITH(accelerator.backward(model(torch::tensor({1, 2})).sum()), ContainsSubstring("the gradient of weight is sparse"));
+    REQUIRE_THROWS_WITH(accelerator.backward(model(torch::tensor({1, 2})).sum()),
+                        ContainsSubstring("the gradient of weight is sparse"));
   });
 }
 

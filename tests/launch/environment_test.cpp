@@ -40,11 +40,9 @@ Values with(Values base, const std::map<std::string, std::optional<std::string>>
   return base;
 }
 
-const Values plain{
-    {"RANK", "1"}, {"WORLD_SIZE", "4"}, {"MASTER_ADDR", "10.0.0.1"}, {"MASTER_PORT", "29500"}};
+const Values plain{{"RANK", "1"}, {"WORLD_SIZE", "4"}, {"MASTER_ADDR", "10.0.0.1"}, {"MASTER_PORT", "29500"}};
 
-const Values local =
-    with(plain, {{"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"}, {"NODE_RANK", "0"}});
+const Values local = with(plain, {{"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"}, {"NODE_RANK", "0"}});
 
 const Values torchrun{{"RANK", "3"},
                       {"WORLD_SIZE", "4"},
@@ -65,8 +63,7 @@ void check_refused(const Values& values, std::initializer_list<std::string_view>
   } catch (const accel::ConfigError& error) {
     found = error.what();
   }
-  for (const auto part : parts)
-    CHECK_THAT(found, Catch::Matchers::ContainsSubstring(std::string(part)));
+  for (const auto part : parts) CHECK_THAT(found, Catch::Matchers::ContainsSubstring(std::string(part)));
 }
 
 }  // namespace
@@ -103,9 +100,8 @@ TEST_CASE("plain variables without local ones leave those to the rendezvous", "[
 TEST_CASE("plain variables with local ones settle everything", "[launch]") {
   const auto launch = detect(local);
   CHECK(launch.local_known());
-  CHECK(
-      launch.topology ==
-      Topology{.rank = 1, .world_size = 4, .local_rank = 1, .local_world_size = 2, .node_rank = 0});
+  CHECK(launch.topology ==
+        Topology{.rank = 1, .world_size = 4, .local_rank = 1, .local_world_size = 2, .node_rank = 0});
 }
 
 TEST_CASE("each local variable is optional on its own", "[launch]") {
@@ -135,8 +131,7 @@ TEST_CASE("a run id of the user's is taken as it is", "[launch]") {
 }
 
 TEST_CASE("a world of one needs neither rank nor master", "[launch]") {
-  for (const Values& values :
-       {Values{{"WORLD_SIZE", "1"}}, Values{{"WORLD_SIZE", "1"}, {"RANK", "0"}}}) {
+  for (const Values& values : {Values{{"WORLD_SIZE", "1"}}, Values{{"WORLD_SIZE", "1"}, {"RANK", "0"}}}) {
     const auto launch = detect(values);
     CHECK(launch.family == "environment variables");
     CHECK(launch.topology == Topology{});
@@ -150,9 +145,8 @@ TEST_CASE("a world of one needs neither rank nor master", "[launch]") {
 TEST_CASE("torchrun's variables are recognised before the plain ones", "[launch]") {
   const auto launch = detect(with(torchrun, {{"ACCEL_RUN_ID", "not for torchrun"}}));
   CHECK(launch.family == "torchrun");
-  CHECK(
-      launch.topology ==
-      Topology{.rank = 3, .world_size = 4, .local_rank = 1, .local_world_size = 2, .node_rank = 1});
+  CHECK(launch.topology ==
+        Topology{.rank = 3, .world_size = 4, .local_rank = 1, .local_world_size = 2, .node_rank = 1});
   CHECK(launch.local_known());
   CHECK(launch.master == Endpoint{"node0", 41321});
   CHECK(launch.agent_store);
@@ -179,30 +173,27 @@ TEST_CASE("half of the plain variables is an error that names the missing one", 
                 {"MASTER_PORT = \"29500\" is set, but MASTER_ADDR is not"});
   check_refused(with(plain, {{"MASTER_PORT", std::nullopt}}),
                 {"MASTER_ADDR = \"10.0.0.1\" is set, but MASTER_PORT is not"});
-  check_refused(
-      with(plain, {{"MASTER_ADDR", std::nullopt}, {"MASTER_PORT", std::nullopt}}),
-      {"WORLD_SIZE = \"4\" is set, but MASTER_ADDR is not", "set RANK, WORLD_SIZE, MASTER_ADDR"});
+  check_refused(with(plain, {{"MASTER_ADDR", std::nullopt}, {"MASTER_PORT", std::nullopt}}),
+                {"WORLD_SIZE = \"4\" is set, but MASTER_ADDR is not", "set RANK, WORLD_SIZE, MASTER_ADDR"});
   check_refused({{"WORLD_SIZE", "1"}, {"MASTER_ADDR", "10.0.0.1"}}, {"MASTER_PORT is not"});
 }
 
 TEST_CASE("local variables alone are an error: each rank would run by itself", "[launch]") {
-  check_refused({{"LOCAL_RANK", "1"}},
-                {"LOCAL_RANK = \"1\" is set, but RANK and WORLD_SIZE are not", "unset"});
+  check_refused({{"LOCAL_RANK", "1"}}, {"LOCAL_RANK = \"1\" is set, but RANK and WORLD_SIZE are not", "unset"});
   check_refused({{"LOCAL_WORLD_SIZE", "2"}}, {"LOCAL_WORLD_SIZE = \"2\" is set"});
 }
 
 TEST_CASE("each of torchrun's variables is required", "[launch]") {
-  for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
-                           "MASTER_ADDR", "MASTER_PORT"}) {
-    check_refused(with(torchrun, {{name, std::nullopt}}),
-                  {std::string("TORCHELASTIC_RUN_ID = \"job7\" is set, but ") + name + " is not",
-                   "torchrun --no-python"});
+  for (const char* name :
+       {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}) {
+    check_refused(
+        with(torchrun, {{name, std::nullopt}}),
+        {std::string("TORCHELASTIC_RUN_ID = \"job7\" is set, but ") + name + " is not", "torchrun --no-python"});
   }
 }
 
 TEST_CASE("what is not a whole number is quoted", "[launch]") {
-  for (const char* name :
-       {"RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"}) {
+  for (const char* name : {"RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"}) {
     for (const char* value : {"x", "1x", " 1", "1.5", "+1", "0x1", "-"}) {
       const std::string text = accel::message(name, " = \"", value, "\" is not a whole number");
       check_refused(with(local, {{name, value}}), {text});
@@ -212,20 +203,15 @@ TEST_CASE("what is not a whole number is quoted", "[launch]") {
 
 TEST_CASE("numbers that no job can have are quoted with what is possible", "[launch]") {
   check_refused(with(plain, {{"RANK", "-1"}}), {"RANK = \"-1\" is not from 0 to"});
-  check_refused(with(plain, {{"RANK", "99999999999"}}),
-                {"RANK = \"99999999999\" is not from 0 to 2147483647"});
+  check_refused(with(plain, {{"RANK", "99999999999"}}), {"RANK = \"99999999999\" is not from 0 to 2147483647"});
   check_refused(with(plain, {{"WORLD_SIZE", "0"}}), {"WORLD_SIZE = \"0\" is not from 1 to"});
-  check_refused(with(local, {{"LOCAL_WORLD_SIZE", "0"}}),
-                {"LOCAL_WORLD_SIZE = \"0\" is not from 1 to"});
-  check_refused(with(plain, {{"MASTER_PORT", "0"}}),
-                {"MASTER_PORT = \"0\" is not from 1 to 65535"});
-  check_refused(with(plain, {{"MASTER_PORT", "65536"}}),
-                {"MASTER_PORT = \"65536\" is not from 1 to 65535"});
+  check_refused(with(local, {{"LOCAL_WORLD_SIZE", "0"}}), {"LOCAL_WORLD_SIZE = \"0\" is not from 1 to"});
+  check_refused(with(plain, {{"MASTER_PORT", "0"}}), {"MASTER_PORT = \"0\" is not from 1 to 65535"});
+  check_refused(with(plain, {{"MASTER_PORT", "65536"}}), {"MASTER_PORT = \"65536\" is not from 1 to 65535"});
 }
 
 TEST_CASE("an empty variable is an error", "[launch]") {
-  for (const auto& [name, unused] : local)
-    check_refused(with(local, {{name, ""}}), {name + " is set, but empty"});
+  for (const auto& [name, unused] : local) check_refused(with(local, {{name, ""}}), {name + " is set, but empty"});
   for (const auto& [name, unused] : torchrun) {
     check_refused(with(torchrun, {{name, ""}}), {name + " is set, but empty"});
   }
@@ -233,26 +219,18 @@ TEST_CASE("an empty variable is an error", "[launch]") {
 
 TEST_CASE("variables that contradict each other are both quoted", "[launch]") {
   check_refused(with(plain, {{"RANK", "4"}}), {"RANK = \"4\" is not below WORLD_SIZE = \"4\""});
-  check_refused({{"WORLD_SIZE", "1"}, {"RANK", "1"}},
-                {"RANK = \"1\" is not below WORLD_SIZE = \"1\""});
-  check_refused(with(local, {{"LOCAL_WORLD_SIZE", "5"}}),
-                {"LOCAL_WORLD_SIZE = \"5\" is more than WORLD_SIZE = \"4\""});
+  check_refused({{"WORLD_SIZE", "1"}, {"RANK", "1"}}, {"RANK = \"1\" is not below WORLD_SIZE = \"1\""});
+  check_refused(with(local, {{"LOCAL_WORLD_SIZE", "5"}}), {"LOCAL_WORLD_SIZE = \"5\" is more than WORLD_SIZE = \"4\""});
   check_refused(with(local, {{"RANK", "3"}, {"LOCAL_RANK", "2"}}),
                 {"LOCAL_RANK = \"2\" is not below LOCAL_WORLD_SIZE = \"2\""});
-  check_refused(with(plain, {{"LOCAL_RANK", "2"}}),
-                {"LOCAL_RANK = \"2\" is more than RANK = \"1\""});
-  check_refused(with(local, {{"NODE_RANK", "3"}}),
-                {"NODE_RANK = \"3\" is too large for LOCAL_WORLD_SIZE = \"2\""});
-  check_refused(with(plain, {{"GROUP_RANK", "4"}}),
-                {"GROUP_RANK = \"4\" is too large for WORLD_SIZE = \"4\""});
-  check_refused(with(local, {{"GROUP_RANK", "1"}}),
-                {"NODE_RANK = \"0\" is not GROUP_RANK = \"1\""});
+  check_refused(with(plain, {{"LOCAL_RANK", "2"}}), {"LOCAL_RANK = \"2\" is more than RANK = \"1\""});
+  check_refused(with(local, {{"NODE_RANK", "3"}}), {"NODE_RANK = \"3\" is too large for LOCAL_WORLD_SIZE = \"2\""});
+  check_refused(with(plain, {{"GROUP_RANK", "4"}}), {"GROUP_RANK = \"4\" is too large for WORLD_SIZE = \"4\""});
+  check_refused(with(local, {{"GROUP_RANK", "1"}}), {"NODE_RANK = \"0\" is not GROUP_RANK = \"1\""});
   CHECK_NOTHROW(detect(with(local, {{"GROUP_RANK", "0"}})));
 
-  check_refused(with(torchrun, {{"RANK", "4"}}),
-                {"RANK = \"4\" is not below WORLD_SIZE = \"4\"", "torchrun"});
-  check_refused(with(torchrun, {{"LOCAL_RANK", "2"}}),
-                {"LOCAL_RANK = \"2\" is not below LOCAL_WORLD_SIZE"});
+  check_refused(with(torchrun, {{"RANK", "4"}}), {"RANK = \"4\" is not below WORLD_SIZE = \"4\"", "torchrun"});
+  check_refused(with(torchrun, {{"LOCAL_RANK", "2"}}), {"LOCAL_RANK = \"2\" is not below LOCAL_WORLD_SIZE"});
   check_refused(with(torchrun, {{"GROUP_RANK", "3"}}), {"GROUP_RANK = \"3\" is too large"});
 }
 
@@ -265,12 +243,11 @@ TEST_CASE("every rank of a regular job is accepted", "[launch]") {
                                 .local_rank = rank % per_node,
                                 .local_world_size = per_node,
                                 .node_rank = rank / per_node};
-        const auto launch =
-            detect(with(torchrun, {{"RANK", std::to_string(rank)},
-                                   {"WORLD_SIZE", std::to_string(nodes * per_node)},
-                                   {"LOCAL_RANK", std::to_string(rank % per_node)},
-                                   {"LOCAL_WORLD_SIZE", std::to_string(per_node)},
-                                   {"GROUP_RANK", std::to_string(rank / per_node)}}));
+        const auto launch = detect(with(torchrun, {{"RANK", std::to_string(rank)},
+                                                   {"WORLD_SIZE", std::to_string(nodes * per_node)},
+                                                   {"LOCAL_RANK", std::to_string(rank % per_node)},
+                                                   {"LOCAL_WORLD_SIZE", std::to_string(per_node)},
+                                                   {"GROUP_RANK", std::to_string(rank / per_node)}}));
         CHECK(launch.topology == expected);
       }
     }

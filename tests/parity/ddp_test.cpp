@@ -38,10 +38,11 @@ torch::Tensor recorded(int world_size, const std::filesystem::path& folder) {
   write(folder / "data.bin", data.all.data);
   write(folder / "target.bin", data.all.target);
   ReservedPort port;
-  const auto result = run_program(
-      {ACCEL_TEST_PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size), "--master-port",
-       std::to_string(port.number()), ACCEL_TEST_DIR "/parity/ddp.py", folder.string(), std::to_string(steps), std::to_string(rows)},
-      {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+  const auto result =
+      run_program({ACCEL_TEST_PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size),
+                   "--master-port", std::to_string(port.number()), ACCEL_TEST_DIR "/parity/ddp.py", folder.string(),
+                   std::to_string(steps), std::to_string(rows)},
+                  {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
   INFO(result.output);
   REQUIRE(result.succeeded());
   std::ifstream file(folder / "gradients.bin", std::ios::binary);
@@ -69,7 +70,8 @@ TEST_CASE(".grad after backward is what PyTorch's DDP leaves: bit for bit at 2 r
       torch::manual_seed(3);
       Accelerator<backend::Gloo, precision::Fp32> accelerator;
       auto net = std::make_shared<Mlp>();
-      auto [model, loader] = accelerator.prepare(net, data::DataLoader{Noise(steps * rows * world_size), {.batch_size = rows}});
+      auto [model, loader] =
+          accelerator.prepare(net, data::DataLoader{Noise(steps * rows * world_size), {.batch_size = rows}});
       std::vector<torch::Tensor> seen;
       for (auto& batch : loader) {
         net->zero_grad();

@@ -27,8 +27,8 @@ std::vector<torch::Tensor> trained(Rank rank, const ReducerOptions& options, std
   torch::manual_seed(1);
   Gloo accelerator({.gradient = options});
   auto net = std::make_shared<Mlp>();
-  auto [model, optimizer, loader] =
-      accelerator.prepare(net, adamw(*net), data::DataLoader{Noise(steps * rows * rank.world_size), {.batch_size = rows}});
+  auto [model, optimizer, loader] = accelerator.prepare(
+      net, adamw(*net), data::DataLoader{Noise(steps * rows * rank.world_size), {.batch_size = rows}});
   for (auto& batch : loader) {
     optimizer.zero_grad();
     accelerator.backward(cross_entropy(model(batch.data), batch.target));
@@ -53,7 +53,8 @@ std::vector<torch::Tensor> emulated(int world_size) {
       auto loss = cross_entropy(net.forward(batch.data), batch.target);
       loss.backward(torch::full({}, 1.0 / world_size));
       const auto own = copies(gradients(net.parameters()));
-      if (rank == 0) sums = own;
+      if (rank == 0)
+        sums = own;
       else
         for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += own[i];
     }
@@ -71,8 +72,10 @@ TEST_CASE("ranks equal an emulation in one process: bit for bit at 1 and 2, with
     const auto ours = trained(rank, {});
     const auto reference = emulated(rank.world_size);
     // At 3 ranks Gloo's order of summation depends on the position in the buffer.
-    if (rank.world_size < 3) REQUIRE(bits(ours) == bits(reference));
-    else REQUIRE(distance(ours, reference) < 1e-5);
+    if (rank.world_size < 3)
+      REQUIRE(bits(ours) == bits(reference));
+    else
+      REQUIRE(distance(ours, reference) < 1e-5);
   });
 }
 
@@ -95,7 +98,8 @@ TEST_CASE("one rank equals plain LibTorch bit for bit", "[parity]") {
 TEST_CASE("overlapped equals not overlapped bit for bit", "[parity]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     const gradient::BucketCaps caps{.bucket_cap = 64_B, .last_bucket_cap = 32_B};
-    REQUIRE(bits(trained(rank, {.caps = caps, .overlap = true})) == bits(trained(rank, {.caps = caps, .overlap = false})));
+    REQUIRE(bits(trained(rank, {.caps = caps, .overlap = true})) ==
+            bits(trained(rank, {.caps = caps, .overlap = false})));
   });
 }
 
@@ -103,8 +107,10 @@ TEST_CASE("bucketed equals unbucketed: bit for bit at 1 and 2 ranks, within 1e-5
   on_ranks({1, 2, 3}, [](Rank rank) {
     const auto one_bucket = trained(rank, {});
     const auto many = trained(rank, {.caps = {.bucket_cap = 64_B, .last_bucket_cap = 32_B}});
-    if (rank.world_size < 3) REQUIRE(bits(one_bucket) == bits(many));
-    else REQUIRE(distance(one_bucket, many) < 1e-5);
+    if (rank.world_size < 3)
+      REQUIRE(bits(one_bucket) == bits(many));
+    else
+      REQUIRE(distance(one_bucket, many) < 1e-5);
   });
 }
 

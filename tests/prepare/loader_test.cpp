@@ -9,8 +9,8 @@
 using namespace accel;
 using namespace accel::testing;
 using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
-using data::DataLoader;
 using Catch::Matchers::ContainsSubstring;
+using data::DataLoader;
 
 namespace {
 
@@ -142,7 +142,8 @@ TEST_CASE("accumulate knows a batch by its place, or by that of a member", "[loa
 TEST_CASE("nested loops do not mix: the inner one is measured, the outer one goes on", "[loader]") {
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator;
-    auto [train, test] = accelerator.prepare(DataLoader{Numbers{10}, {.batch_size = 2}}, DataLoader{Numbers{7}, {.batch_size = 3}});
+    auto [train, test] =
+        accelerator.prepare(DataLoader{Numbers{10}, {.batch_size = 2}}, DataLoader{Numbers{7}, {.batch_size = 3}});
     std::int64_t trained = 0;
     for (auto& [numbers, doubled] : train) {
       std::int64_t tested = 0;
@@ -165,8 +166,9 @@ TEST_CASE("loaders in lvalues are borrowed", "[loader]") {
 TEST_CASE("loaders that differ between ranks are refused", "[loader]") {
   on_ranks({2}, [](Rank rank) {
     Gloo accelerator;
-    REQUIRE_THROWS_WITH(accelerator.prepare(DataLoader{Numbers{10 + rank.rank}, {.batch_size = 2}}),
-                        ContainsSubstring("rank 0 has loader 0: 10 rows") && ContainsSubstring("rank 1 has loader 0: 11 rows"));
+    REQUIRE_THROWS_WITH(
+        accelerator.prepare(DataLoader{Numbers{10 + rank.rank}, {.batch_size = 2}}),
+        ContainsSubstring("rank 0 has loader 0: 10 rows") && ContainsSubstring("rank 1 has loader 0: 11 rows"));
     REQUIRE_THROWS_WITH(accelerator.prepare(DataLoader{Numbers{10}, {.batch_size = rank.rank}}),
                         ContainsSubstring("batch_size: expected at least 1, found 0"));
   });

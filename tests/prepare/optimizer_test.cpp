@@ -12,8 +12,8 @@
 using namespace accel;
 using namespace accel::testing;
 using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
-using torch::optim::SGD;
 using Catch::Matchers::ContainsSubstring;
+using torch::optim::SGD;
 
 namespace {
 
@@ -48,7 +48,8 @@ TEST_CASE("a model that moves after prepare is an error at the next step", "[opt
     auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
     net->to(torch::kFloat);
     accelerator.backward(model(torch::ones({1})).sum());
-    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("weight was f64 on cpu") && ContainsSubstring("before accelerator.prepare"));
+    REQUIRE_THROWS_WITH(optimizer.step(),
+                        ContainsSubstring("weight was f64 on cpu") && ContainsSubstring("before accelerator.prepare"));
   });
   on_ranks({2}, [](Rank) {  // there and back again: the dtype is right, the hook is gone
     Gloo accelerator;
@@ -68,7 +69,8 @@ TEST_CASE("zero_grad may stand before backward or after step", "[optimizer]") {
       Gloo accelerator({.accumulation_steps = 4});
       auto net = std::make_shared<Line>();
       auto [model, optimizer, loader] =
-          accelerator.prepare(net, SGD(net->parameters(), 0.02), data::DataLoader{Doubles{8}, {.batch_size = 2 / accelerator.world_size()}});
+          accelerator.prepare(net, SGD(net->parameters(), 0.02),
+                              data::DataLoader{Doubles{8}, {.batch_size = 2 / accelerator.world_size()}});
       for (auto& batch : loader) {
         auto micro_step = accelerator.accumulate(batch);
         if (before) optimizer.zero_grad();
@@ -124,7 +126,8 @@ TEST_CASE("step with a closure works, for LBFGS too", "[optimizer]") {
       });
     REQUIRE(std::abs(net->weight.item<double>() - 2.0) < 1e-6);
     const auto everywhere = accelerator.gather(net->weight.detach());
-    for (int r = 1; r < rank.world_size; ++r) REQUIRE(std::abs(everywhere[r].item<double>() - everywhere[0].item<double>()) < 1e-6);
+    for (int r = 1; r < rank.world_size; ++r)
+      REQUIRE(std::abs(everywhere[r].item<double>() - everywhere[0].item<double>()) < 1e-6);
   });
 }
 
@@ -243,9 +246,9 @@ TEST_CASE("a scheduler advances with optimizer steps, not with micro-steps", "[s
     SGD sgd(net->parameters(), 1.0);
     torch::optim::StepLR halving(sgd, /*step_size=*/1, /*gamma=*/0.5);
     torch::optim::ReduceLROnPlateauScheduler plateau(sgd);
-    auto [model, optimizer, scheduler, on_plateau, loader] =
-        accelerator.prepare(net, sgd, halving, plateau, data::DataLoader{Doubles{14 * accelerator.world_size()}, {.batch_size = 2}});
-    std::vector<double> rates;  // LibTorch's StepLR changes nothing at its first step
+    auto [model, optimizer, scheduler, on_plateau, loader] = accelerator.prepare(
+        net, sgd, halving, plateau, data::DataLoader{Doubles{14 * accelerator.world_size()}, {.batch_size = 2}});
+    std::vector<double> rates;    // LibTorch's StepLR changes nothing at its first step
     for (auto& batch : loader) {  // 7 micro-steps: windows of 3, 3 and 1
       auto micro_step = accelerator.accumulate(batch);
       accelerator.backward(model(batch.x).mean() * 0);

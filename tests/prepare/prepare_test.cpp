@@ -9,8 +9,8 @@
 using namespace accel;
 using namespace accel::testing;
 using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
-using torch::optim::SGD;
 using Catch::Matchers::ContainsSubstring;
+using torch::optim::SGD;
 
 namespace {
 
@@ -109,7 +109,8 @@ TEST_CASE("models come as shared_ptr, holder, value or reference", "[prepare]") 
     accelerator.backward(from_reference(x).sum());
     REQUIRE(own.layer->weight.grad().defined());
 
-    auto sequential = accelerator.prepare(torch::nn::Sequential(torch::nn::Linear(2, 4), torch::nn::ReLU(), torch::nn::Linear(4, 1)));
+    auto sequential =
+        accelerator.prepare(torch::nn::Sequential(torch::nn::Linear(2, 4), torch::nn::ReLU(), torch::nn::Linear(4, 1)));
     accelerator.backward(sequential(x).sum());
     for (const auto& parameter : sequential.parameters()) REQUIRE(parameter.grad().defined());
   });

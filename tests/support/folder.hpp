@@ -31,8 +31,7 @@ class Folder {
 
   /// How many entries there are: a temporary file that was left shows.
   [[nodiscard]] std::ptrdiff_t count() const {
-    return std::distance(std::filesystem::directory_iterator(path_),
-                         std::filesystem::directory_iterator());
+    return std::distance(std::filesystem::directory_iterator(path_), std::filesystem::directory_iterator());
   }
 
  private:

@@ -63,9 +63,9 @@ constexpr double slowness = 1;
 bool set_by_a_launcher(std::string_view variable) {
   constexpr std::array<std::string_view, 5> names = {
       "RANK=", "WORLD_SIZE=", "NODE_RANK=", "OMP_NUM_THREADS=", "ACCEL_TEST_NAME="};
-  constexpr std::array<std::string_view, 10> prefixes = {
-      "LOCAL_RANK=", "LOCAL_WORLD_SIZE=", "GROUP_", "ROLE_",           "MASTER_", "TORCHELASTIC_",
-      "SLURM_",      "OMPI_COMM_",        "PMI",    "ACCEL_TEST_RANK_"};
+  constexpr std::array<std::string_view, 10> prefixes = {"LOCAL_RANK=", "LOCAL_WORLD_SIZE=", "GROUP_", "ROLE_",
+                                                         "MASTER_",     "TORCHELASTIC_",     "SLURM_", "OMPI_COMM_",
+                                                         "PMI",         "ACCEL_TEST_RANK_"};
   const auto starts = [&](std::string_view prefix) { return variable.starts_with(prefix); };
   return std::ranges::any_of(names, starts) || std::ranges::any_of(prefixes, starts);
 }
@@ -74,9 +74,7 @@ std::vector<std::string> environment_with(const Variables& variables) {
   std::vector<std::string> entries;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view text = *entry;
-    const auto overridden = [&](const auto& variable) {
-      return text.starts_with(variable.first + "=");
-    };
+    const auto overridden = [&](const auto& variable) { return text.starts_with(variable.first + "="); };
     if (set_by_a_launcher(text) || std::ranges::any_of(variables, overridden)) continue;
     entries.emplace_back(text);
   }
@@ -180,9 +178,7 @@ using Processes = std::vector<std::unique_ptr<Process>>;
 // Waits until all have ended, `deadline` has passed, or one failed `grace_after_failure` ago; ends
 // the rest.
 void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> grace_after_failure) {
-  const auto duration = [](Seconds span) {
-    return std::chrono::duration_cast<Clock::duration>(span);
-  };
+  const auto duration = [](Seconds span) { return std::chrono::duration_cast<Clock::duration>(span); };
   auto end = Clock::now() + duration(deadline * slowness);
   bool failure_seen = false;
   for (;;) {
@@ -222,8 +218,7 @@ const std::optional<Role>& role() {
   static const std::optional<Role> instance = [] {
     std::optional<Role> found;
     if (const char* name = std::getenv("ACCEL_TEST_NAME")) {
-      found = Role{.rank = {integer_from("ACCEL_TEST_RANK_RANK"),
-                            integer_from("ACCEL_TEST_RANK_WORLD_SIZE")},
+      found = Role{.rank = {integer_from("ACCEL_TEST_RANK_RANK"), integer_from("ACCEL_TEST_RANK_WORLD_SIZE")},
                    .call = integer_from("ACCEL_TEST_RANK_CALL"),
                    .test_name = name};
     }
@@ -259,8 +254,8 @@ class ProgressListener : public Catch::EventListenerBase {
 
   void testRunEnded(const Catch::TestRunStats&) override {
     if (!role()) return;
-    std::cout << "this process was started for launch " << role()->call << " of \""
-              << role()->test_name << "\", which the test case never reached\n"
+    std::cout << "this process was started for launch " << role()->call << " of \"" << role()->test_name
+              << "\", which the test case never reached\n"
               << std::flush;
     ::_exit(never_reached_exit_code);
   }
@@ -305,8 +300,7 @@ bool is_for_another_launch(const std::function<void(Rank)>& body) {
 
 // ---- in the parent -----------------------------------------------------------------------------
 
-std::vector<RankResult> launch(int world_size, const RankOptions& options,
-                               std::optional<Seconds> grace_after_failure) {
+std::vector<RankResult> launch(int world_size, const RankOptions& options, std::optional<Seconds> grace_after_failure) {
   const ReservedPort port;
   const std::string name = current_test_name();
   Processes processes;
@@ -328,9 +322,8 @@ std::vector<RankResult> launch(int world_size, const RankOptions& options,
       std::erase_if(variables, [&](const auto& variable) { return variable.first == key; });
       variables.emplace_back(key, value);
     }
-    const std::vector<std::string> arguments = {own_program(),   exact_filter(name),
-                                                "--rng-seed",    std::to_string(Catch::getSeed()),
-                                                "--colour-mode", "none"};
+    const std::vector<std::string> arguments = {
+        own_program(), exact_filter(name), "--rng-seed", std::to_string(Catch::getSeed()), "--colour-mode", "none"};
     processes.push_back(std::make_unique<Process>(arguments, variables));
   }
   wait_for(processes, options.deadline, grace_after_failure);
@@ -354,8 +347,7 @@ std::string fate(const RankResult& result) {
 
 std::string report(const std::vector<RankResult>& results, const std::source_location& where) {
   std::ostringstream text;
-  text << "\non_ranks at " << where.file_name() << ":" << where.line() << ", world size "
-       << results.size() << ":\n";
+  text << "\non_ranks at " << where.file_name() << ":" << where.line() << ", world size " << results.size() << ":\n";
   for (std::size_t rank = 0; rank < results.size(); ++rank)
     if (!results[rank].succeeded()) text << "  rank " << rank << " " << fate(results[rank]) << "\n";
   for (std::size_t rank = 0; rank < results.size(); ++rank) {
@@ -367,9 +359,7 @@ std::string report(const std::vector<RankResult>& results, const std::source_loc
 }
 
 void judge(const std::vector<RankResult>& results, const std::source_location& where) {
-  const auto skipped = [](const RankResult& result) {
-    return result.exit_code == skipped_exit_code;
-  };
+  const auto skipped = [](const RankResult& result) { return result.exit_code == skipped_exit_code; };
   if (std::ranges::all_of(results, &RankResult::succeeded)) {
     SUCCEED("all ranks succeeded");
     return;
@@ -405,8 +395,7 @@ bool is_free(int port) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<std::uint16_t>(port));
-  const bool free =
-      ::bind(probe, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  const bool free = ::bind(probe, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
   ::close(probe);
   return free;
 }
@@ -415,23 +404,20 @@ bool is_free(int port) {
 
 CATCH_REGISTER_LISTENER(ProgressListener)
 
-void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(Rank)>& body,
-              const RankOptions& options, std::source_location where) {
+void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(Rank)>& body, const RankOptions& options,
+              std::source_location where) {
   for (const int world_size : world_sizes) {
     if (is_for_another_launch(body)) continue;
     judge(launch(world_size, options, grace), where);
   }
 }
 
-std::vector<RankResult> run_ranks(int world_size, const std::function<void(Rank)>& body,
-                                  const RankOptions& options) {
-  if (is_for_another_launch(body))
-    return std::vector<RankResult>(static_cast<std::size_t>(world_size));
+std::vector<RankResult> run_ranks(int world_size, const std::function<void(Rank)>& body, const RankOptions& options) {
+  if (is_for_another_launch(body)) return std::vector<RankResult>(static_cast<std::size_t>(world_size));
   return launch(world_size, options, std::nullopt);
 }
 
-ProcessResult run_program(const std::vector<std::string>& arguments,
-                          const ProgramOptions& options) {
+ProcessResult run_program(const std::vector<std::string>& arguments, const ProgramOptions& options) {
   Processes processes;
   processes.push_back(std::make_unique<Process>(arguments, options.variables));
   wait_for(processes, options.deadline, std::nullopt);

@@ -48,14 +48,12 @@ struct RankOptions {
 ///
 /// Example  tests/support/ranks_test.cpp
 void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(Rank)>& body,
-              const RankOptions& options = {},
-              std::source_location where = std::source_location::current());
+              const RankOptions& options = {}, std::source_location where = std::source_location::current());
 
 /// The same for ranks that are meant to fail: says how each of them ended instead of judging.
 /// Inside the ranks of a later call the results are default ones, so a REQUIRE on them should be
 /// the last thing in its SECTION.
-[[nodiscard]] std::vector<RankResult> run_ranks(int world_size,
-                                                const std::function<void(Rank)>& body,
+[[nodiscard]] std::vector<RankResult> run_ranks(int world_size, const std::function<void(Rank)>& body,
                                                 const RankOptions& options = {});
 
 struct ProgramOptions {
@@ -65,8 +63,7 @@ struct ProgramOptions {
 
 /// Runs another program (found on PATH, or this one: `own_program()`), killing it and its children
 /// at the deadline.
-[[nodiscard]] ProcessResult run_program(const std::vector<std::string>& arguments,
-                                        const ProgramOptions& options = {});
+[[nodiscard]] ProcessResult run_program(const std::vector<std::string>& arguments, const ProgramOptions& options = {});
 
 /// The path of the running test program.
 [[nodiscard]] std::string own_program();

@@ -90,8 +90,7 @@ TEST_CASE("results differ by rank", "[support]") {
 TEST_CASE("several launches, sections and generators each run their own body", "[support]") {
   const int factor = GENERATE(10, 20);
   const auto run = [&](int world_size, int expected) {
-    const auto results =
-        run_ranks(world_size, [&](Rank rank) { std::exit(factor * expected + rank.rank); });
+    const auto results = run_ranks(world_size, [&](Rank rank) { std::exit(factor * expected + rank.rank); });
     CHECK(results.back().exit_code == factor * expected + world_size - 1);
   };
   SECTION("one after the other") {
@@ -186,9 +185,8 @@ TEST_CASE("hidden: rank 0 notes its process and hangs", "[.][support]") {
 
 TEST_CASE("no rank outlives a test program that is killed", "[support]") {
   const std::string note = "/tmp/accel-ranks-test-" + std::to_string(::getpid());
-  const ProcessResult result =
-      run_program({own_program(), exact_filter("hidden: rank 0 notes its process and hangs")},
-                  {.deadline = Seconds(4), .variables = {{"TEST_NOTE", note}}});
+  const ProcessResult result = run_program({own_program(), exact_filter("hidden: rank 0 notes its process and hangs")},
+                                           {.deadline = Seconds(4), .variables = {{"TEST_NOTE", note}}});
   CHECK(result.timed_out);
   int orphan = 0;
   REQUIRE(std::ifstream(note) >> orphan);

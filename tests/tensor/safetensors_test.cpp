@@ -48,15 +48,13 @@ std::string bytes_of(const fs::path& path) {
 }
 
 void put(const fs::path& path, std::string_view bytes) {
-  std::ofstream(path, std::ios::binary)
-      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 /// The bytes of a file with this header text in front of `data_size` zeros.
 std::string file_with(std::string_view header, std::size_t data_size = 0) {
   std::string bytes(8, '\0');
-  for (std::size_t i = 0; i < 8; ++i)
-    bytes[i] = static_cast<char>((header.size() >> (8 * i)) & 0xFF);
+  for (std::size_t i = 0; i < 8; ++i) bytes[i] = static_cast<char>((header.size() >> (8 * i)) & 0xFF);
   return bytes.append(header).append(data_size, '\0');
 }
 
@@ -88,14 +86,12 @@ Named recorded_tensors() {
                                                          {"uint64", UInt64},
                                                          {"float8_e4m3fn", Float8_e4m3fn},
                                                          {"float8_e5m2", Float8_e5m2}};
-  for (const auto& [name, dtype] : converted)
-    tensors.push_back({name, at::arange(6).to(dtype).reshape({2, 3})});
+  for (const auto& [name, dtype] : converted) tensors.push_back({name, at::arange(6).to(dtype).reshape({2, 3})});
   const std::map<std::string, c10::ScalarType> viewed{{"float8_e8m0fnu", Float8_e8m0fnu},
                                                       {"float8_e4m3fnuz", Float8_e4m3fnuz},
                                                       {"float8_e5m2fnuz", Float8_e5m2fnuz},
                                                       {"float4_e2m1fn_x2", Float4_e2m1fn_x2}};
-  for (const auto& [name, dtype] : viewed)
-    tensors.push_back({name, at::arange(6, Byte).view(dtype).reshape({2, 3})});
+  for (const auto& [name, dtype] : viewed) tensors.push_back({name, at::arange(6, Byte).view(dtype).reshape({2, 3})});
   tensors.push_back({"scalar", at::scalar_tensor(1.5)});
   tensors.push_back({"empty", at::zeros({0, 3})});
   tensors.push_back({"quote\" tab\t bell\a \u00e9 \u6f22", at::arange(3).to(Float)});
@@ -142,8 +138,7 @@ TEST_CASE("no tensors make a file of an empty header", "[tensor]") {
   CHECK(safetensors::File(folder / "none").names().empty());
 }
 
-TEST_CASE("transposed, sliced, conjugated and grad-requiring tensors are written as they read",
-          "[tensor]") {
+TEST_CASE("transposed, sliced, conjugated and grad-requiring tensors are written as they read", "[tensor]") {
   const Folder folder;
   const auto base = at::arange(12).to(c10::ScalarType::Float).reshape({3, 4});
   const auto conjugated = at::complex(base, base).conj();
@@ -183,21 +178,19 @@ TEST_CASE("an open file can be moved", "[tensor]") {
   CHECK(same(moved.read("x"), at::ones({2})));
 }
 
-TEST_CASE("tensors and names that the format cannot hold are refused before anything is written",
-          "[tensor]") {
+TEST_CASE("tensors and names that the format cannot hold are refused before anything is written", "[tensor]") {
   const Folder folder;
   const auto x = at::zeros({2});
   const auto refused = [&](const Named& tensors, const std::string& text,
                            const std::map<std::string, std::string>& metadata = {}) {
-    CHECK_THROWS_MATCHES(safetensors::write(folder / "f", tensors, metadata),
-                         accel::InvalidArgument, MessageMatches(ContainsSubstring(text)));
+    CHECK_THROWS_MATCHES(safetensors::write(folder / "f", tensors, metadata), accel::InvalidArgument,
+                         MessageMatches(ContainsSubstring(text)));
     CHECK(folder.count() == 0);
   };
   refused({{"x", x}, {"y", x}, {"x", x}}, "f: expected each name once, found \"x\" twice");
   refused({{"x", at::Tensor()}}, "tensor \"x\" is undefined");
   refused({{"x", at::zeros({2}, c10::ScalarType::ComplexDouble)}}, "found c128[2] on cpu; convert");
-  refused({{"x", at::empty({2}, at::TensorOptions().device(c10::DeviceType::Meta))}},
-          "found f32[2] on meta");
+  refused({{"x", at::empty({2}, at::TensorOptions().device(c10::DeviceType::Meta))}}, "found f32[2] on meta");
   refused({{"x", at::zeros({2, 2}).to_sparse()}}, "expected a dense tensor");
   refused({{"__metadata__", x}}, "\"__metadata__\" is the format's own");
   refused({{"\xFF\xFE", x}}, "expected names and metadata in UTF-8");
@@ -255,9 +248,8 @@ TEST_CASE("a second write replaces the first", "[tensor]") {
 TEST_CASE("a name that is not there is named with the path", "[tensor]") {
   const Folder folder;
   safetensors::write(folder / "f", Named{{"x", at::ones({2})}});
-  CHECK_THROWS_MATCHES(
-      safetensors::File(folder / "f").read("w"), accel::CheckpointError,
-      MessageMatches(ContainsSubstring("f: tensor \"w\": expected among 1 tensors, not found")));
+  CHECK_THROWS_MATCHES(safetensors::File(folder / "f").read("w"), accel::CheckpointError,
+                       MessageMatches(ContainsSubstring("f: tensor \"w\": expected among 1 tensors, not found")));
 }
 
 TEST_CASE("a header that does not describe its file is refused", "[tensor]") {
@@ -267,8 +259,7 @@ TEST_CASE("a header that does not describe its file is refused", "[tensor]") {
     std::string message;
   };
   const auto f32 = [](std::string_view name, std::string_view shape, std::string_view offsets) {
-    return accel::message('"', name, "\":{\"dtype\":\"F32\",\"shape\":[", shape,
-                          "],\"data_offsets\":[", offsets, "]}");
+    return accel::message('"', name, "\":{\"dtype\":\"F32\",\"shape\":[", shape, "],\"data_offsets\":[", offsets, "]}");
   };
   const std::string huge = std::to_string(std::numeric_limits<std::uint64_t>::max());
   const std::vector<Case> cases{
@@ -278,8 +269,7 @@ TEST_CASE("a header that does not describe its file is refused", "[tensor]") {
       {"{\"a\":", 0, "not JSON at byte"},
       {"{} {}", 0, "not JSON at byte"},
       {"\xEF\xBB\xBF{}", 0, "byte-order mark"},
-      {std::string("{}\0 anything", 12), 0,
-       "header: expected JSON, found a zero byte at offset 10"},
+      {std::string("{}\0 anything", 12), 0, "header: expected JSON, found a zero byte at offset 10"},
       {"{\"a\xFF\":{}}", 0, "not JSON at byte"},
       {"{\"\\ud800\":{}}", 0, "not JSON at byte"},
       {"{/**/}", 0, "not JSON at byte"},
@@ -300,40 +290,30 @@ TEST_CASE("a header that does not describe its file is refused", "[tensor]") {
       {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "0 data_offsets"},
       {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 4, "1 data_offsets"},
       {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4,4]}}", 4, "3 data_offsets"},
-      {"{\"a\":{\"dtype\":\"F99\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
-       "dtype \"F99\" is not one of"},
+      {"{\"a\":{\"dtype\":\"F99\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "dtype \"F99\" is not one of"},
       {"{" + f32("a", "1", "0,4") + "," + f32("a", "1", "0,4") + "}", 4, "\"a\" appears twice"},
       {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\"}}", 0, "\"dtype\" appears twice"},
       {"{\"a\":{\"shape\":[],\"shape\":[]}}", 0, "\"shape\" appears twice"},
       {"{\"__metadata__\":{},\"__metadata__\":{}}", 0, "\"__metadata__\" appears twice"},
       {"{\"__metadata__\":{\"k\":\"\",\"k\":\"\"}}", 0, "\"k\" appears twice"},
       // numbers
-      {"{" + f32("a", "-1", "0,4") + "}", 4,
-       "\"shape\": expected a whole number of 0 or more, found -1"},
+      {"{" + f32("a", "-1", "0,4") + "}", 4, "\"shape\": expected a whole number of 0 or more, found -1"},
       {"{" + f32("a", "1.0", "0,4") + "}", 4, "found 1.0"},
       {"{" + f32("a", "1e0", "0,4") + "}", 4, "found 1e0"},
-      {"{" + f32("a", "\"1\"", "0,4") + "}", 4,
-       "expected a whole number of 0 or more, found a string"},
+      {"{" + f32("a", "\"1\"", "0,4") + "}", 4, "expected a whole number of 0 or more, found a string"},
       {"{" + f32("a", "[1]", "0,4") + "}", 4, "found an array"},
       {"{" + f32("a", "99999999999999999999", "0,4") + "}", 4, "found 99999999999999999999"},
       {"{" + f32("a", huge, "0,4") + "}", 4, "expected extents below 2^63"},
-      {"{" + f32("a", "4611686018427387904,4", "0,0") + "}", 0,
-       "does not make a whole number of bytes"},
-      {"{" + f32("a", "0,4611686018427387904,4", "0,0") + "}", 0,
-       "does not make a whole number of bytes"},
-      {"{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2,
-       "whole number of bytes"},
+      {"{" + f32("a", "4611686018427387904,4", "0,0") + "}", 0, "does not make a whole number of bytes"},
+      {"{" + f32("a", "0,4611686018427387904,4", "0,0") + "}", 0, "does not make a whole number of bytes"},
+      {"{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, "whole number of bytes"},
       // offsets
-      {"{" + f32("a", "1", "0,8") + "}", 8,
-       "expected 4 bytes for its dtype and shape, found data_offsets [0, 8)"},
+      {"{" + f32("a", "1", "0,8") + "}", 8, "expected 4 bytes for its dtype and shape, found data_offsets [0, 8)"},
       {"{" + f32("a", "1", "4,0") + "}", 4, "found data_offsets [4, 0)"},
       {"{" + f32("a", "1", "4,8") + "}", 8, "expected to begin at byte 0 of the data"},
-      {"{" + f32("a", "1", "0,4") + "," + f32("b", "1", "8,12") + "}", 12,
-       "tensor \"b\": expected to begin at byte 4"},
-      {"{" + f32("a", "2", "0,8") + "," + f32("b", "1", "4,8") + "}", 8,
-       "tensor \"b\": expected to begin at byte 8"},
-      {"{" + f32("a", "1", "0,4") + "," + f32("b", "1", "0,4") + "}", 4,
-       "expected to begin at byte 4"},
+      {"{" + f32("a", "1", "0,4") + "," + f32("b", "1", "8,12") + "}", 12, "tensor \"b\": expected to begin at byte 4"},
+      {"{" + f32("a", "2", "0,8") + "," + f32("b", "1", "4,8") + "}", 8, "tensor \"b\": expected to begin at byte 8"},
+      {"{" + f32("a", "1", "0,4") + "," + f32("b", "1", "0,4") + "}", 4, "expected to begin at byte 4"},
       {"{" + f32("a", "2", "0,8") + "}", 4,
        "expected 8 bytes of data from the header's offsets, found 4; the file is cut"},
       {"{" + f32("a", "1", "0,4") + "}", 5,
@@ -358,8 +338,7 @@ TEST_CASE("header lengths that cannot be are refused", "[tensor]") {
   };
   refused("", "expected the 8 bytes of the header's length, found 0");
   refused("1234567", "found 7 bytes in all");
-  refused(std::string_view("\x03\0\0\0\0\0\0\0{}", 10),
-          "expected 3 bytes of header at offset 8, found 2");
+  refused(std::string_view("\x03\0\0\0\0\0\0\0{}", 10), "expected 3 bytes of header at offset 8, found 2");
   refused("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", "expected a header of at most 100000000 bytes");
   refused(std::string_view("\x01\xE1\xF5\x05\0\0\0\0", 8), "found the length 100000001");
 }
@@ -374,8 +353,7 @@ TEST_CASE("deep nesting and absurd shapes are refused at once", "[tensor]") {
   CHECK_THROWS_AS(safetensors::File(folder / "f"), accel::CheckpointError);
   std::string shape = "1";
   for (int i = 0; i < 1'000'000; ++i) shape += ",1";
-  put(folder / "f",
-      file_with("{\"a\":{\"dtype\":\"U8\",\"shape\":[" + shape + "],\"data_offsets\":[0,1]}}", 1));
+  put(folder / "f", file_with("{\"a\":{\"dtype\":\"U8\",\"shape\":[" + shape + "],\"data_offsets\":[0,1]}}", 1));
   CHECK_THROWS_MATCHES(safetensors::File(folder / "f"), accel::CheckpointError,
                        MessageMatches(ContainsSubstring("expected at most 64 numbers")));
 }
@@ -383,8 +361,7 @@ TEST_CASE("deep nesting and absurd shapes are refused at once", "[tensor]") {
 TEST_CASE("a hostile name does not reach the terminal as it is, nor at its length", "[tensor]") {
   const Folder folder;
   const std::string name = "\\u001b[31m\u00e9" + std::string(100'000, 'x');
-  for (const std::string& header :
-       {"{\"" + name + "\":3}", "{\"" + name + "\xFF\":3}", "{\"" + name}) {
+  for (const std::string& header : {"{\"" + name + "\":3}", "{\"" + name + "\xFF\":3}", "{\"" + name}) {
     put(folder / "f", file_with(header));
     std::string text = "(accepted)";
     try {
@@ -413,10 +390,9 @@ TEST_CASE("white space around the header and zero-sized tensors anywhere are fin
 
 TEST_CASE("dtypes that LibTorch lacks may stand in a file, but cannot be read", "[tensor]") {
   const Folder folder;
-  put(folder / "f",
-      file_with("{\"six\":{\"dtype\":\"F6_E2M3\",\"shape\":[4],\"data_offsets\":[0,3]},"
-                "\"odd\":{\"dtype\":\"F4\",\"shape\":[2,1],\"data_offsets\":[3,4]}}",
-                4));
+  put(folder / "f", file_with("{\"six\":{\"dtype\":\"F6_E2M3\",\"shape\":[4],\"data_offsets\":[0,3]},"
+                              "\"odd\":{\"dtype\":\"F4\",\"shape\":[2,1],\"data_offsets\":[3,4]}}",
+                              4));
   const safetensors::File file(folder / "f");
   CHECK_THROWS_MATCHES(file.read("six"), accel::CheckpointError,
                        MessageMatches(ContainsSubstring("LibTorch has no dtype F6_E2M3")));

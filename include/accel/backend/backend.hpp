@@ -63,7 +63,7 @@ concept Backend =
       { backend.allocate(bytes) } -> std::same_as<at::Tensor>;  // u8[bytes] that the engine likes
       { backend.split(ranks, text) } -> std::same_as<B>;        // called by the members only, equal on them
       { backend.control() } -> std::same_as<launch::ControlPlane&>;
-      { backend.abort(text) } noexcept;                         // afterwards every call says so
+      { backend.abort(text) } noexcept;  // afterwards every call says so
     };
 
 namespace backend {
@@ -71,8 +71,8 @@ namespace backend {
 /// Checks that are common to every engine, before anything is sent.
 inline void check_tensor(std::string_view operation, const at::Tensor& tensor, c10::Device device) {
   ACCEL_CHECK(tensor.defined(), InvalidArgument, operation, ": the tensor is undefined");
-  ACCEL_CHECK(tensor.device() == device, InvalidArgument, operation, ": expected a tensor on ", device.str(), ", found ",
-              tensor::spec(tensor), "; move it with .to(accelerator.device())");
+  ACCEL_CHECK(tensor.device() == device, InvalidArgument, operation, ": expected a tensor on ", device.str(),
+              ", found ", tensor::spec(tensor), "; move it with .to(accelerator.device())");
   ACCEL_CHECK(tensor.is_contiguous(), InvalidArgument, operation, ": expected a contiguous tensor, found ",
               tensor::spec(tensor), " with other strides; call .contiguous() first");
 }

@@ -34,9 +34,9 @@ class Gloo {
   static constexpr std::string_view name = "gloo";
 
   struct Options {
-    double timeout_s = 600;     // of a collective; PyTorch's default for NCCL, 10 minutes
-    std::string interface{};    // network interface, as in "eth0"
-    std::string hostname{};     // or a name or address of this host
+    double timeout_s = 600;   // of a collective; PyTorch's default for NCCL, 10 minutes
+    std::string interface{};  // network interface, as in "eth0"
+    std::string hostname{};   // or a name or address of this host
   };
 
   /// A collective under way. Waiting twice is allowed.
@@ -115,9 +115,8 @@ class Gloo {
 
   std::shared_ptr<gloo::transport::Device> device_for(const Options& options) {
     const char* variable = std::getenv("GLOO_SOCKET_IFNAME");
-    const std::string interface = !options.interface.empty() || !options.hostname.empty() || variable == nullptr
-                                      ? options.interface
-                                      : variable;
+    const std::string interface =
+        !options.interface.empty() || !options.hostname.empty() || variable == nullptr ? options.interface : variable;
     if (!interface.empty()) {
       endpoint_ = "interface " + interface;
       return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
@@ -148,7 +147,8 @@ class Gloo {
     bool known = dtype == Bool && op != ReduceOp::sum;
     for (const auto one : {Float, Double, Half, BFloat16, Long, Int, Char, Byte}) known = known || dtype == one;
     ACCEL_CHECK(known, InvalidArgument, operation, ": Gloo cannot reduce ", tensor::spec(tensor),
-                op == ReduceOp::sum ? " to its sum" : "", "; convert it to f32, f64, f16, bf16, i64, i32, i8 or u8 first");
+                op == ReduceOp::sum ? " to its sum" : "",
+                "; convert it to f32, f64, f16, bf16, i64, i32, i8 or u8 first");
   }
 
   [[nodiscard]] bool sends(const at::Tensor& tensor) const { return world_size() > 1 && tensor.numel() > 0; }
@@ -202,7 +202,11 @@ class Gloo::Work {
   friend class Gloo;
 
   Work(std::shared_ptr<Group> group, std::string_view operation, std::int64_t bytes, Seconds timeout)
-      : group_(std::move(group)), operation_(operation), sequence_(group_->sequence), bytes_{bytes}, timeout_(timeout) {}
+      : group_(std::move(group)),
+        operation_(operation),
+        sequence_(group_->sequence),
+        bytes_{bytes},
+        timeout_(timeout) {}
 
   /// Hands `tensors` to the engine by `start`; what the engine refuses is the caller's to hear.
   template <class Start>
@@ -212,8 +216,8 @@ class Gloo::Work {
       parts_.push_back(start(tensors_));
     } catch (const std::exception& error) {
       group_->fail(message(operation_, " number ", sequence_, " could not start"));
-      throw CommError(message(operation_, " number ", sequence_, " of ", bytes_, " could not start. Gloo says: ",
-                              launch::ControlPlane::first_line(error)));
+      throw CommError(message(operation_, " number ", sequence_, " of ", bytes_,
+                              " could not start. Gloo says: ", launch::ControlPlane::first_line(error)));
     }
     if (parts_.size() == 1) ++group_->in_flight;
   }
@@ -230,8 +234,8 @@ class Gloo::Work {
 };
 
 inline void Gloo::check_group(std::string_view operation) const {
-  ACCEL_CHECK(group_->failure.empty(), CommError, operation, ": this group of ranks was given up earlier: ",
-              group_->failure, "; end the run and resume it");
+  ACCEL_CHECK(group_->failure.empty(), CommError, operation,
+              ": this group of ranks was given up earlier: ", group_->failure, "; end the run and resume it");
 }
 
 inline Gloo::Work Gloo::begin(std::string_view operation, std::int64_t bytes) {
@@ -306,7 +310,8 @@ inline Gloo::Work Gloo::send(const at::Tensor& tensor, int peer) {
   check_peer("send", peer, world_size());
   ACCEL_CHECK(peer != rank(), InvalidArgument, "send: rank ", peer, " is this rank itself");
   Work work = begin("send", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor)) work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->send(tensors, peer, 0); });
+  if (sends(tensor))
+    work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->send(tensors, peer, 0); });
   return work;
 }
 
@@ -315,7 +320,8 @@ inline Gloo::Work Gloo::recv(at::Tensor& tensor, int peer) {
   check_peer("recv", peer, world_size());
   ACCEL_CHECK(peer != rank(), InvalidArgument, "recv: rank ", peer, " is this rank itself");
   Work work = begin("recv", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor)) work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->recv(tensors, peer, 0); });
+  if (sends(tensor))
+    work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->recv(tensors, peer, 0); });
   return work;
 }
 
@@ -332,8 +338,7 @@ inline Gloo Gloo::split(std::span<const int> ranks, std::string_view part_name) 
   }
   ACCEL_CHECK(part.topology.rank >= 0, InvalidArgument, "split: rank ", rank(), " is not a member of group \"",
               part_name, "\"; only its members call split");
-  if (meeting_.store)
-    part.store = c10::make_intrusive<c10d::PrefixStore>(message("split/", part_name), meeting_.store);
+  if (meeting_.store) part.store = c10::make_intrusive<c10d::PrefixStore>(message("split/", part_name), meeting_.store);
   if (ranks.size() == 1) part.store = {};
   return Gloo(part, options_);
 }

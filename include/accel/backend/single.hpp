@@ -31,9 +31,8 @@ class Single {
 
   Single(const launch::Meeting& meeting, const Options& options)
       : device_(parse_device(options.device)), timeout_(options.timeout_s) {
-    ACCEL_CHECK(meeting.topology.world_size == 1, ConfigError, "backend::Single is for one rank, but ",
-                meeting.family, " started ", meeting.topology.world_size,
-                "; use backend::Gloo, or start one process");
+    ACCEL_CHECK(meeting.topology.world_size == 1, ConfigError, "backend::Single is for one rank, but ", meeting.family,
+                " started ", meeting.topology.world_size, "; use backend::Gloo, or start one process");
   }
 
   [[nodiscard]] int rank() const { return 0; }
@@ -85,8 +84,8 @@ class Single {
     try {
       return c10::Device(text);
     } catch (const std::exception& error) {
-      throw ConfigError(message("Single: device = \"", text, "\" is no device. LibTorch says: ",
-                                launch::ControlPlane::first_line(error)));
+      throw ConfigError(message("Single: device = \"", text,
+                                "\" is no device. LibTorch says: ", launch::ControlPlane::first_line(error)));
     }
   }
 

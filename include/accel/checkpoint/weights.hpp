@@ -50,7 +50,8 @@ inline void read_weights(const tensor::Record& record, const std::filesystem::pa
   for (const auto& parameter : record.parameters) want(parameter);
   for (const auto& buffer : record.buffers) want(buffer);
   for (const auto& name : file.names())
-    ACCEL_CHECK(expected.contains(name), CheckpointError, path.string(), ": ", name, " is in the file but not in the model");
+    ACCEL_CHECK(expected.contains(name), CheckpointError, path.string(), ": ", name,
+                " is in the file but not in the model");
   const c10::AutoGradMode no_grad(false);
   for (const auto& [name, tensor] : plan) tensor.copy_(file.read(name));
 }

@@ -13,8 +13,7 @@ namespace accel::inline v0_1 {
 /// prefix `[rank 2/8] ` when an error crosses it.
 class Error : public std::runtime_error {
  public:
-  explicit Error(std::string message)
-      : std::runtime_error(message), message_(std::move(message)) {}
+  explicit Error(std::string message) : std::runtime_error(message), message_(std::move(message)) {}
 
   [[nodiscard]] const char* what() const noexcept override { return message_.c_str(); }
 
@@ -77,7 +76,7 @@ decltype(auto) labelled(std::string_view label, Body&& body) {
 }  // namespace accel::inline v0_1
 
 /// Throws `Type` with the streamed message unless `condition` holds. The message is built only then.
-#define ACCEL_CHECK(condition, Type, ...)                         \
-  do {                                                            \
-    if (!(condition)) throw Type(::accel::message(__VA_ARGS__));  \
+#define ACCEL_CHECK(condition, Type, ...)                        \
+  do {                                                           \
+    if (!(condition)) throw Type(::accel::message(__VA_ARGS__)); \
   } while (false)

@@ -19,8 +19,7 @@ class Log {
   enum class Level { info, warning, off };
 
   Log() = default;
-  Log(std::string label, bool is_main, Level level)
-      : label_(std::move(label)), is_main_(is_main), level_(level) {}
+  Log(std::string label, bool is_main, Level level) : label_(std::move(label)), is_main_(is_main), level_(level) {}
 
   template <class... Parts>
   void info(const Parts&... parts) const {

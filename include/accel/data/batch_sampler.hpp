@@ -29,10 +29,9 @@ struct BatchPlanOptions {
 
 /// One rank's part of one round.
 struct Share {
-  std::vector<std::int64_t>
-      positions;                  // into the order of the epoch; empty only under Tail::uneven
-  std::int64_t counted_rows = 0;  // the leading ones that metrics count, see BatchPlan
-  std::int64_t weight_rows = 0;   // rows by which this rank's gradient weighs in the mean
+  std::vector<std::int64_t> positions;  // into the order of the epoch; empty only under Tail::uneven
+  std::int64_t counted_rows = 0;        // the leading ones that metrics count, see BatchPlan
+  std::int64_t weight_rows = 0;         // rows by which this rank's gradient weighs in the mean
 
   [[nodiscard]] std::int64_t rows() const { return static_cast<std::int64_t>(positions.size()); }
 };
@@ -56,8 +55,7 @@ struct Share {
 class BatchPlan {
  public:
   explicit BatchPlan(const BatchPlanOptions& options) : options_(checked(options)) {
-    slice_ =
-        options_.split_batches ? options_.batch_size / options_.world_size : options_.batch_size;
+    slice_ = options_.split_batches ? options_.batch_size / options_.world_size : options_.batch_size;
     full_rounds_ = options_.rows / global_batch();
     tail_rows_ = options_.tail == Tail::drop ? 0 : options_.rows % global_batch();
   }
@@ -119,21 +117,19 @@ class BatchPlan {
 
  private:
   [[nodiscard]] static BatchPlanOptions checked(const BatchPlanOptions& options) {
-    ACCEL_CHECK(options.rows >= 0, InvalidArgument, "rows: expected 0 or more, found ",
-                options.rows);
+    ACCEL_CHECK(options.rows >= 0, InvalidArgument, "rows: expected 0 or more, found ", options.rows);
     ACCEL_CHECK(options.batch_size >= 1, InvalidArgument, "batch_size: expected at least 1, found ",
                 options.batch_size);
     ACCEL_CHECK(options.world_size >= 1, InvalidArgument, "world_size: expected at least 1, found ",
                 options.world_size);
-    ACCEL_CHECK(
-        !options.split_batches || options.batch_size % options.world_size == 0, InvalidArgument,
-        "batch_size: expected a multiple of world_size = ", options.world_size,
-        " with split_batches, found ", options.batch_size,
-        "; choose such a batch_size, or give the size of one rank's batch without split_batches");
+    ACCEL_CHECK(!options.split_batches || options.batch_size % options.world_size == 0, InvalidArgument,
+                "batch_size: expected a multiple of world_size = ", options.world_size, " with split_batches, found ",
+                options.batch_size,
+                "; choose such a batch_size, or give the size of one rank's batch without split_batches");
     constexpr auto most = std::numeric_limits<std::int64_t>::max();
     // Half the range: first_position of the last round may then pass `rows` without overflow.
-    ACCEL_CHECK(options.batch_size <= most / 2 / options.world_size && options.rows <= most / 2,
-                InvalidArgument, "batch_size x world_size and rows: expected at most ", most / 2,
+    ACCEL_CHECK(options.batch_size <= most / 2 / options.world_size && options.rows <= most / 2, InvalidArgument,
+                "batch_size x world_size and rows: expected at most ", most / 2,
                 ", found batch_size = ", options.batch_size, ", world_size = ", options.world_size,
                 ", rows = ", options.rows);
     return options;
@@ -145,8 +141,8 @@ class BatchPlan {
   }
 
   void check_round(std::int64_t round) const {
-    ACCEL_CHECK(round >= 0 && round < rounds(), InvalidArgument, "round: expected 0 to ",
-                rounds() - 1, " (", rounds(), " rounds), found ", round);
+    ACCEL_CHECK(round >= 0 && round < rounds(), InvalidArgument, "round: expected 0 to ", rounds() - 1, " (", rounds(),
+                " rounds), found ", round);
   }
 
   [[nodiscard]] bool is_full(std::int64_t round) const { return round < full_rounds_; }
@@ -165,9 +161,7 @@ class BatchPlan {
   }
 
   /// Past its end the epoch begins again, over and over if it is shorter than a round.
-  [[nodiscard]] std::int64_t wrapped(std::int64_t position) const {
-    return position % options_.rows;
-  }
+  [[nodiscard]] std::int64_t wrapped(std::int64_t position) const { return position % options_.rows; }
 
   BatchPlanOptions options_;
   std::int64_t slice_ = 0;  // rows of one rank in a full round

@@ -33,7 +33,7 @@ struct DataLoaderOptions {
   bool drop_last = false;     // they are left out
   bool even_batches = false;  // the round is filled up with the first rows of the epoch again
 
-  bool split_batches = false;         // batch_size is that of all ranks together
+  bool split_batches = false;           // batch_size is that of all ranks together
   std::optional<std::uint64_t> seed{};  // of the order; unset: LibTorch's seed on rank 0, for all
 
   [[nodiscard]] Tail tail() const {
@@ -118,7 +118,7 @@ auto fetch(D& dataset, const std::vector<std::int64_t>& rows) {
 /// i64[n]. Datasets of torch::data qualify, mapped ones included.
 template <class D>
 concept Dataset = requires(D& dataset) { dataset.size(); } &&
-    (detail::ByIndices<D> || detail::BySignedIndices<D> || detail::ByTensor<D> || detail::ByRow<D>);
+                  (detail::ByIndices<D> || detail::BySignedIndices<D> || detail::ByTensor<D> || detail::ByRow<D>);
 
 /// A dataset and its options. `accelerator.prepare` makes it iterable, with this rank's batches.
 ///
@@ -141,7 +141,8 @@ class DataLoader {
   [[nodiscard]] std::int64_t rows() const {
     const auto size = dataset_.size();
     if constexpr (tensor::is_a<std::remove_const_t<decltype(size)>, std::optional>) {
-      ACCEL_CHECK(size.has_value(), InvalidArgument, "the dataset does not know its size; accel shards only those that do");
+      ACCEL_CHECK(size.has_value(), InvalidArgument,
+                  "the dataset does not know its size; accel shards only those that do");
       return static_cast<std::int64_t>(*size);
     } else {
       return static_cast<std::int64_t>(size);

@@ -14,18 +14,16 @@ namespace accel::inline v0_1::data {
 
 /// One batch of this rank among those of the epoch.
 struct Position {
-  std::int64_t index = 0;   // of the batch, from 0
-  std::int64_t length = 0;  // batches of the epoch, on this rank
-  std::int64_t rows = 0;    // real rows of this rank's batch; 0 for a filler
+  std::int64_t index = 0;        // of the batch, from 0
+  std::int64_t length = 0;       // batches of the epoch, on this rank
+  std::int64_t rows = 0;         // real rows of this rank's batch; 0 for a filler
   std::int64_t weight_rows = 0;  // rows its gradient speaks for ...
   std::int64_t round_rows = 1;   // ... of those of all ranks in this round
 
   [[nodiscard]] bool is_last() const { return index + 1 == length; }
 
   /// This rank's share of the mean over the rows of the round.
-  [[nodiscard]] double share() const {
-    return static_cast<double>(weight_rows) / static_cast<double>(round_rows);
-  }
+  [[nodiscard]] double share() const { return static_cast<double>(weight_rows) / static_cast<double>(round_rows); }
 };
 
 /// One pass over a loader that has handed out a batch and is not over.
@@ -66,8 +64,8 @@ class InFlight {
     for (const Pass* pass : passes_)
       ACCEL_CHECK(pass->position.share() == share, InvalidArgument,
                   "backward: two loaders are in flight and this rank's share of their rows differs (", share, " and ",
-                  pass->position.share(), "); say which batch the loss is of: `auto micro_step = ",
-                  "accelerator.accumulate(batch);`");
+                  pass->position.share(),
+                  "); say which batch the loss is of: `auto micro_step = ", "accelerator.accumulate(batch);`");
     return share;
   }
 

@@ -21,8 +21,8 @@ namespace accel::inline v0_1::data {
 /// State    none: seed and epoch say it all. LibTorch's default generator is not touched.
 /// Source   torch.randperm of a generator seeded with seed + epoch, as accelerate's
 ///          SeedableRandomSampler and torch's DistributedSampler draw it.
-[[nodiscard]] inline std::vector<std::int64_t> epoch_order(std::int64_t rows, std::uint64_t seed,
-                                                           std::int64_t epoch, bool shuffle) {
+[[nodiscard]] inline std::vector<std::int64_t> epoch_order(std::int64_t rows, std::uint64_t seed, std::int64_t epoch,
+                                                           bool shuffle) {
   ACCEL_CHECK(rows >= 0, InvalidArgument, "rows: expected 0 or more, found ", rows);
   std::vector<std::int64_t> order(static_cast<std::size_t>(rows));
   if (!shuffle) {
@@ -31,8 +31,7 @@ namespace accel::inline v0_1::data {
   }
   const auto generator = at::detail::createCPUGenerator(seed + static_cast<std::uint64_t>(epoch));
   const at::Tensor permutation =  // [rows], i64
-      at::randperm(rows, generator,
-                   at::TensorOptions(c10::ScalarType::Long).device(c10::DeviceType::CPU));
+      at::randperm(rows, generator, at::TensorOptions(c10::ScalarType::Long).device(c10::DeviceType::CPU));
   const auto* first = permutation.const_data_ptr<std::int64_t>();
   order.assign(first, first + rows);
   return order;
@@ -41,8 +40,7 @@ namespace accel::inline v0_1::data {
 struct DistributedSamplerOptions {
   bool shuffle = true;
   std::uint64_t seed = 0;  // equal on all ranks
-  bool drop_last =
-      false;  // leave rows out, rather than repeat some, where ranks do not divide rows
+  bool drop_last = false;  // leave rows out, rather than repeat some, where ranks do not divide rows
 };
 
 /// One rank's rows, interleaved: rank r gets order[r], order[r + world_size], ...; every rank as
@@ -55,14 +53,12 @@ struct DistributedSamplerOptions {
 /// Source   torch.utils.data.DistributedSampler 2.11, index for index.
 class DistributedSampler {
  public:
-  DistributedSampler(std::int64_t rows, int rank, int world_size,
-                     DistributedSamplerOptions options = {})
+  DistributedSampler(std::int64_t rows, int rank, int world_size, DistributedSamplerOptions options = {})
       : rows_(rows), rank_(rank), world_size_(world_size), options_(options) {
     ACCEL_CHECK(rows >= 0, InvalidArgument, "rows: expected 0 or more, found ", rows);
-    ACCEL_CHECK(world_size >= 1, InvalidArgument, "world_size: expected at least 1, found ",
-                world_size);
-    ACCEL_CHECK(rank >= 0 && rank < world_size, InvalidArgument, "rank: expected 0 to ",
-                world_size - 1, ", found ", rank);
+    ACCEL_CHECK(world_size >= 1, InvalidArgument, "world_size: expected at least 1, found ", world_size);
+    ACCEL_CHECK(rank >= 0 && rank < world_size, InvalidArgument, "rank: expected 0 to ", world_size - 1, ", found ",
+                rank);
   }
 
   /// Without it every epoch has the order of epoch 0, as in PyTorch.

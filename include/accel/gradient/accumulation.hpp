@@ -63,9 +63,7 @@ class Accumulation {
   }
 
   /// The position that accumulate() was given, during its scope.
-  [[nodiscard]] std::optional<data::Position> position() const {
-    return in_scope_ ? position_ : std::nullopt;
-  }
+  [[nodiscard]] std::optional<data::Position> position() const { return in_scope_ ? position_ : std::nullopt; }
 
   /// Backward is only right inside accumulate() if there is something to accumulate.
   void check_scope() const {

@@ -76,8 +76,8 @@ class Bucket {
  private:
   std::vector<tensor::NamedTensor> parameters_;
   at::Tensor flat_;
-  at::Tensor flags_;               // [parameters]
-  std::vector<at::Tensor> views_;  // each of its parameter's shape
+  at::Tensor flags_;                           // [parameters]
+  std::vector<at::Tensor> views_;              // each of its parameter's shape
   std::vector<at::Tensor> sources_, targets_;  // members, so that a step allocates nothing
   std::vector<std::size_t> unused_;
 };

@@ -66,8 +66,7 @@ class ControlPlane {
   }
 
   /// Rank `root`'s `value`, on every rank.
-  [[nodiscard]] std::string broadcast(std::string_view purpose, const std::string& value, int root,
-                                      Deadline deadline) {
+  [[nodiscard]] std::string broadcast(std::string_view purpose, const std::string& value, int root, Deadline deadline) {
     return all_gather(purpose, rank_ == root ? value : std::string(), deadline)[static_cast<std::size_t>(root)];
   }
 
@@ -119,8 +118,7 @@ class ControlPlane {
       throw;
     } catch (const std::exception& error) {
       throw CommError(message(purpose, ": the store on ", peers_.front(),
-                              " does not answer; that process has probably ended. LibTorch says: ",
-                              first_line(error)));
+                              " does not answer; that process has probably ended. LibTorch says: ", first_line(error)));
     }
   }
 

@@ -36,9 +36,8 @@ namespace accel::inline v0_1::launch {
   const auto host = reader.text("MASTER_ADDR");
   const auto port = reader.whole("MASTER_PORT", 1, 65535);
   if (!alone || host || port) {
-    launch.master =
-        Endpoint{reader.required(host, "MASTER_ADDR", port ? "MASTER_PORT" : "WORLD_SIZE"),
-                 reader.required(port, "MASTER_PORT", host ? "MASTER_ADDR" : "WORLD_SIZE")};
+    launch.master = Endpoint{reader.required(host, "MASTER_ADDR", port ? "MASTER_PORT" : "WORLD_SIZE"),
+                             reader.required(port, "MASTER_PORT", host ? "MASTER_ADDR" : "WORLD_SIZE")};
   }
 
   const auto local_rank = reader.whole("LOCAL_RANK");
@@ -46,8 +45,7 @@ namespace accel::inline v0_1::launch {
   const auto node_rank = reader.whole("NODE_RANK");
   const auto group_rank = reader.whole("GROUP_RANK");
   if (node_rank && group_rank && *node_rank != *group_rank) {
-    reader.fail(reader.quote("NODE_RANK"), " is not ", reader.quote("GROUP_RANK"),
-                ", both number the host");
+    reader.fail(reader.quote("NODE_RANK"), " is not ", reader.quote("GROUP_RANK"), ", both number the host");
   }
   const auto node = node_rank ? node_rank : group_rank;
   topology.local_rank = local_rank.value_or(0);
@@ -55,8 +53,7 @@ namespace accel::inline v0_1::launch {
   topology.node_rank = node.value_or(0);
 
   launch.known.local_world_size = local_world_size || alone;
-  const bool one_host =
-      launch.known.local_world_size && topology.local_world_size == topology.world_size;
+  const bool one_host = launch.known.local_world_size && topology.local_world_size == topology.world_size;
   launch.known.local_rank = local_rank || alone;
   launch.known.node_rank = node || one_host;
 

@@ -15,12 +15,9 @@ namespace accel::inline v0_1::launch {
 ///
 /// Throws   ConfigError if only local variables are set: ranks of one job would each run alone.
 [[nodiscard]] inline Launch single_process(const Variables& variables) {
-  Reader reader(
-      variables,
-      "set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT too, or unset it to run as one process");
+  Reader reader(variables, "set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT too, or unset it to run as one process");
   for (const std::string_view name : {"LOCAL_RANK", "LOCAL_WORLD_SIZE"}) {
-    if (reader.text(name))
-      reader.fail(reader.quote(name), " is set, but RANK and WORLD_SIZE are not");
+    if (reader.text(name)) reader.fail(reader.quote(name), " is set, but RANK and WORLD_SIZE are not");
   }
   Launch launch;
   launch.family = "single process";

@@ -39,43 +39,36 @@ struct Launch {
   Reader::Read variables;          // what was read, in that order
 
   /// False where the rendezvous still has to ask who shares a host with whom.
-  [[nodiscard]] bool local_known() const {
-    return known.local_rank && known.local_world_size && known.node_rank;
-  }
+  [[nodiscard]] bool local_known() const { return known.local_rank && known.local_world_size && known.node_rank; }
 };
 
 /// Refuses numbers that contradict each other. Families share it: they differ only in the name of
 /// the variable that numbers the hosts.
 ///
 /// Throws   ConfigError that quotes both variables.
-inline void check_consistent(const Launch& launch, const Reader& reader,
-                             std::string_view node_rank_name) {
+inline void check_consistent(const Launch& launch, const Reader& reader, std::string_view node_rank_name) {
   const Topology& topology = launch.topology;
-  const auto refuse_if = [&reader](bool wrong, std::string_view one, std::string_view is,
-                                   std::string_view other) {
+  const auto refuse_if = [&reader](bool wrong, std::string_view one, std::string_view is, std::string_view other) {
     if (wrong) reader.fail(reader.quote(one), " is ", is, " ", reader.quote(other));
   };
   refuse_if(topology.rank >= topology.world_size, "RANK", "not below", "WORLD_SIZE");
   // Unknown locals contradict nothing: local_world_size is then 1, the others are 0.
-  refuse_if(topology.local_world_size > topology.world_size, "LOCAL_WORLD_SIZE", "more than",
-            "WORLD_SIZE");
-  refuse_if(launch.known.local_world_size && topology.local_rank >= topology.local_world_size,
-            "LOCAL_RANK", "not below", "LOCAL_WORLD_SIZE");
+  refuse_if(topology.local_world_size > topology.world_size, "LOCAL_WORLD_SIZE", "more than", "WORLD_SIZE");
+  refuse_if(launch.known.local_world_size && topology.local_rank >= topology.local_world_size, "LOCAL_RANK",
+            "not below", "LOCAL_WORLD_SIZE");
   refuse_if(topology.local_rank > topology.rank, "LOCAL_RANK", "more than", "RANK");
   // Each host before this one runs at least one rank.
-  refuse_if(topology.node_rank > topology.world_size - topology.local_world_size, node_rank_name,
-            "too large for", launch.known.local_world_size ? "LOCAL_WORLD_SIZE" : "WORLD_SIZE");
+  refuse_if(topology.node_rank > topology.world_size - topology.local_world_size, node_rank_name, "too large for",
+            launch.known.local_world_size ? "LOCAL_WORLD_SIZE" : "WORLD_SIZE");
 }
 
 /// A few lines for people: what was detected, and from which variables.
 [[nodiscard]] inline std::string describe(const Launch& launch) {
   const auto& [rank, world_size, local_rank, local_world_size, node_rank] = launch.topology;
-  const auto or_unknown = [](bool known, int value) {
-    return known ? std::to_string(value) : std::string("?");
-  };
+  const auto or_unknown = [](bool known, int value) { return known ? std::to_string(value) : std::string("?"); };
   std::string text = message("launched by: ", launch.family, "\nrank: ", rank, " of ", world_size,
-                             "\nlocal rank: ", or_unknown(launch.known.local_rank, local_rank),
-                             " of ", or_unknown(launch.known.local_world_size, local_world_size),
+                             "\nlocal rank: ", or_unknown(launch.known.local_rank, local_rank), " of ",
+                             or_unknown(launch.known.local_world_size, local_world_size),
                              ", node: ", or_unknown(launch.known.node_rank, node_rank));
   if (!launch.local_known()) text += " (? is found out by host, at the rendezvous)";
   text += "\nmaster: ";

@@ -117,15 +117,16 @@ inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline
   } catch (const std::exception& error) {
     const std::string native = ControlPlane::first_line(error);
     if (serves && native.find("EADDRINUSE") != std::string::npos)
-      throw CommError(message("rendezvous: port ", master.port, " is in use on this host, by another job or by a second ",
+      throw CommError(message("rendezvous: port ", master.port,
+                              " is in use on this host, by another job or by a second ",
                               "process that was started as rank 0; choose another MASTER_PORT, or give every process ",
                               "its own RANK. LibTorch says: ", native));
-    throw CommError(message("rendezvous: rank ", launch.topology.rank, " of ", launch.topology.world_size, " found ",
-                            serves ? "no way to open a store at " : "no store of rank 0 at ", master.host, ":",
-                            master.port, " within ", deadline.span_s(), " s; ",
-                            serves ? "MASTER_ADDR must name this host"
-                                   : "is rank 0 running, and are MASTER_ADDR and MASTER_PORT right?",
-                            " LibTorch says: ", native));
+    throw CommError(message(
+        "rendezvous: rank ", launch.topology.rank, " of ", launch.topology.world_size, " found ",
+        serves ? "no way to open a store at " : "no store of rank 0 at ", master.host, ":", master.port, " within ",
+        deadline.span_s(), " s; ",
+        serves ? "MASTER_ADDR must name this host" : "is rank 0 running, and are MASTER_ADDR and MASTER_PORT right?",
+        " LibTorch says: ", native));
   }
 }
 
@@ -141,7 +142,9 @@ inline Peer parse_peer(int rank, const std::string& text) {
   return {rank, fields[0], fields[1], std::stoll(fields[2]), std::stoi(fields[3])};
 }
 
-inline std::string text(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
+inline std::string text(const std::vector<std::uint8_t>& bytes) {
+  return {bytes.begin(), bytes.end()};
+}
 
 /// The store goes with rank 0's process: before it gives up it waits, for a short while, until those
 /// that came have seen who is missing, too.
@@ -164,8 +167,8 @@ inline std::vector<Peer> introduce_all(c10d::Store& store, const Launch& launch,
   const auto key = [](int rank) { return "rank/" + std::to_string(rank); };
   const std::string self = introduce(own);
   const std::string entry = store.compareSet(key(own.rank), std::string(), self);
-  ACCEL_CHECK(entry == self, ConfigError, "rendezvous: two processes say they are rank ", own.rank, ": this one (process ",
-              ::getpid(), " on ", host_name(), ") and ", parse_peer(own.rank, entry),
+  ACCEL_CHECK(entry == self, ConfigError, "rendezvous: two processes say they are rank ", own.rank,
+              ": this one (process ", ::getpid(), " on ", host_name(), ") and ", parse_peer(own.rank, entry),
               "; give each its own RANK, or its own MASTER_PORT if they belong to different jobs");
   std::vector<std::string> keys;
   for (int rank = 0; rank < own.world_size; ++rank) keys.push_back(key(rank));
@@ -191,8 +194,8 @@ inline std::vector<Peer> introduce_all(c10d::Store& store, const Launch& launch,
                 "; give all processes of a job the same");
   }
   if (!all_came) part(store, peers, own.rank);
-  ACCEL_CHECK(all_came, CommError, "rendezvous: after ", deadline.span_s(), " s ", peers.size(), " of ",
-              own.world_size, " ranks have come to ", launch.master->host, ":", launch.master->port, ": ", came.str(),
+  ACCEL_CHECK(all_came, CommError, "rendezvous: after ", deadline.span_s(), " s ", peers.size(), " of ", own.world_size,
+              " ranks have come to ", launch.master->host, ":", launch.master->port, ": ", came.str(),
               "; missing: rank ", missing.str(), ". Start as many processes as WORLD_SIZE says");
   return peers;
 }
@@ -235,16 +238,16 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
   if (launch.topology.world_size == 1) return meeting;
   const Deadline deadline = Deadline::in(timeout);
   auto store = detail::open_store(launch, deadline);
-  meeting.store = c10::make_intrusive<c10d::PrefixStore>(
-      message("accel/", launch.run_id, "/", creation), std::move(store));
+  meeting.store =
+      c10::make_intrusive<c10d::PrefixStore>(message("accel/", launch.run_id, "/", creation), std::move(store));
   try {
     meeting.peers = detail::introduce_all(*meeting.store, launch, deadline);
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    throw CommError(message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
-                            " stopped answering; look at the output of rank 0. LibTorch says: ",
-                            ControlPlane::first_line(error)));
+    throw CommError(
+        message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
+                " stopped answering; look at the output of rank 0. LibTorch says: ", ControlPlane::first_line(error)));
   }
   meeting.topology = detail::complete(launch, meeting.peers);
   const auto& own = meeting.peers[static_cast<std::size_t>(launch.topology.rank)];

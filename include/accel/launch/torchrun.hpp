@@ -17,22 +17,18 @@ namespace accel::inline v0_1::launch {
 [[nodiscard]] inline std::optional<Launch> from_torchrun(const Variables& variables) {
   constexpr auto marker = "TORCHELASTIC_RUN_ID";
   if (!variables(marker)) return std::nullopt;
-  Reader reader(
-      variables,
-      "torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR and "
-      "MASTER_PORT: start through `torchrun --no-python`, or unset TORCHELASTIC_RUN_ID");
+  Reader reader(variables,
+                "torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR and "
+                "MASTER_PORT: start through `torchrun --no-python`, or unset TORCHELASTIC_RUN_ID");
   const auto run_id = *reader.text(marker);
-  const auto required = [&](auto value, const char* name) {
-    return reader.required(value, name, marker);
-  };
+  const auto required = [&](auto value, const char* name) { return reader.required(value, name, marker); };
 
   Launch launch;
   launch.family = "torchrun";
   launch.topology.rank = required(reader.whole("RANK"), "RANK");
   launch.topology.world_size = required(reader.whole("WORLD_SIZE", 1), "WORLD_SIZE");
   launch.topology.local_rank = required(reader.whole("LOCAL_RANK"), "LOCAL_RANK");
-  launch.topology.local_world_size =
-      required(reader.whole("LOCAL_WORLD_SIZE", 1), "LOCAL_WORLD_SIZE");
+  launch.topology.local_world_size = required(reader.whole("LOCAL_WORLD_SIZE", 1), "LOCAL_WORLD_SIZE");
   launch.topology.node_rank = required(reader.whole("GROUP_RANK"), "GROUP_RANK");
   launch.known = {.local_rank = true, .local_world_size = true, .node_rank = true};
   launch.master = Endpoint{required(reader.text("MASTER_ADDR"), "MASTER_ADDR"),

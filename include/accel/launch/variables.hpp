@@ -34,8 +34,7 @@ class Reader {
   using Read = std::vector<std::pair<std::string, std::string>>;
 
   /// `remedy` ends every message: what sets these variables properly. Borrows `variables`.
-  Reader(const Variables& variables, std::string remedy)
-      : variables_(&variables), remedy_(std::move(remedy)) {}
+  Reader(const Variables& variables, std::string remedy) : variables_(&variables), remedy_(std::move(remedy)) {}
 
   /// Throws   ConfigError if set but empty.
   [[nodiscard]] std::optional<std::string> text(std::string_view name) {
@@ -67,8 +66,7 @@ class Reader {
   ///
   /// Throws   ConfigError if there is none.
   template <class T>
-  [[nodiscard]] T required(std::optional<T> value, std::string_view name,
-                           std::string_view because) const {
+  [[nodiscard]] T required(std::optional<T> value, std::string_view name, std::string_view because) const {
     if (!value) fail(quote(because), " is set, but ", name, " is not");
     return *std::move(value);
   }

@@ -29,11 +29,13 @@ template <Backend B, class Tree>
               "gather_for_metrics: no prepared loader is in flight; call it inside the loop over one, or use gather");
   std::vector<collective::Rows> rows;
   for (int rank = 0; rank < backend.world_size(); ++rank)
-    rows.push_back({pass->plan->held_rows(pass->position.index, rank), pass->plan->counted_rows(pass->position.index, rank)});
+    rows.push_back(
+        {pass->plan->held_rows(pass->position.index, rank), pass->plan->counted_rows(pass->position.index, rank)});
   const std::int64_t own = rows[static_cast<std::size_t>(backend.rank())].held;
   tensor::visit(tree, [&](const at::Tensor& tensor) {
     ACCEL_CHECK(tensor.dim() > 0 && tensor.size(0) == own, InvalidArgument, "gather_for_metrics: expected ", own,
-                " rows, as the batch has, found ", tensor::spec(tensor), "; use gather for what is not one row per sample");
+                " rows, as the batch has, found ", tensor::spec(tensor),
+                "; use gather for what is not one row per sample");
   });
   return tensor::map(std::move(tree),
                      [&](const at::Tensor& tensor) { return collective::gather_rows(backend, tensor, rows); });

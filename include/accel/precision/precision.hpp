@@ -17,11 +17,11 @@ namespace accel::inline v0_1 {
 /// 3. output(tree) is what forward's result becomes.
 template <class P>
 concept Precision = Named<P> && std::default_initializable<P> && std::movable<P> &&
-    requires(P& precision, c10::Device device, at::Tensor tensor) {
-      { P::scales_loss } -> std::convertible_to<bool>;
-      precision.autocast(device);
-      { precision.output(std::move(tensor)) } -> std::same_as<at::Tensor>;
-    };
+                    requires(P& precision, c10::Device device, at::Tensor tensor) {
+                      { P::scales_loss } -> std::convertible_to<bool>;
+                      precision.autocast(device);
+                      { precision.output(std::move(tensor)) } -> std::same_as<at::Tensor>;
+                    };
 
 namespace precision {
 

@@ -64,8 +64,7 @@ class Engine final : public Session {
       collective::broadcast_coalesced(backend, model->record.tensors(), 0);
       auto trainable = model->record.trainable_parameters();
       if (topology.world_size > 1 && !trainable.empty()) {
-        reducers_.push_back(
-            std::make_unique<gradient::Reducer<B>>(std::move(trainable), backend, reducer_options_));
+        reducers_.push_back(std::make_unique<gradient::Reducer<B>>(std::move(trainable), backend, reducer_options_));
         model->watch = reducers_.back().get();
       }
       models.push_back(std::move(model));
@@ -84,8 +83,9 @@ class Engine final : public Session {
   void backward(const at::Tensor& loss, bool retain_graph) {
     ACCEL_CHECK(loss.defined() && loss.numel() == 1, InvalidArgument, "backward: expected a loss of one number, found ",
                 tensor::spec(loss), "; take its mean() or sum()");
-    ACCEL_CHECK(loss.requires_grad(), InvalidArgument,
-                "backward: the loss depends on no parameter that requires a gradient; was forward run without gradients?");
+    ACCEL_CHECK(
+        loss.requires_grad(), InvalidArgument,
+        "backward: the loss depends on no parameter that requires a gradient; was forward run without gradients?");
     accumulation.check_scope();
     const auto position = accumulation.position();
     const double even = 1.0 / topology.world_size;

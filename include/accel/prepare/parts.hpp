@@ -85,7 +85,7 @@ struct Inspection {
   Session& session;
   std::vector<std::shared_ptr<PreparedModel>> models{};  // of this call
   std::vector<std::string> lines{};                      // must be equal on all ranks
-  bool moved = false;                                  // some model changed its device
+  bool moved = false;                                    // some model changed its device
   int optimizers = 0;
   int loaders = 0;
 
@@ -124,7 +124,8 @@ std::size_t drop_repeated(O& optimizer) {
   std::size_t dropped = 0;
   for (auto& group : optimizer.param_groups()) {
     dropped += std::erase_if(group.params(), [&](const at::Tensor& parameter) {
-      const bool repeated = std::any_of(seen.begin(), seen.end(), [&](const auto& one) { return one.is_same(parameter); });
+      const bool repeated =
+          std::any_of(seen.begin(), seen.end(), [&](const auto& one) { return one.is_same(parameter); });
       if (!repeated) seen.push_back(parameter);
       return repeated;
     });
@@ -162,10 +163,10 @@ template <class D>
 void inspect(LoaderPart<D>& part, Inspection& inspection) {
   const auto& options = part.loader->options();
   (void)part.loader->plan(inspection.session.topology.world_size);  // its checks
-  inspection.lines.push_back(message("loader ", inspection.loaders++, ": ", part.loader->rows(), " rows, batch_size ",
-                                     options.batch_size, options.shuffle ? ", shuffle" : "",
-                                     options.drop_last ? ", drop_last" : "", options.even_batches ? ", even_batches" : "",
-                                     options.split_batches ? ", split_batches" : ""));
+  inspection.lines.push_back(
+      message("loader ", inspection.loaders++, ": ", part.loader->rows(), " rows, batch_size ", options.batch_size,
+              options.shuffle ? ", shuffle" : "", options.drop_last ? ", drop_last" : "",
+              options.even_batches ? ", even_batches" : "", options.split_batches ? ", split_batches" : ""));
 }
 
 template <class Part>

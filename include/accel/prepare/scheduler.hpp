@@ -12,8 +12,9 @@ namespace accel::inline v0_1::prepare {
 
 /// torch::optim::LRScheduler and ReduceLROnPlateauScheduler, or what looks like them.
 template <class S>
-concept SchedulerLike = !OptimizerLike<S> && (requires(S& scheduler) { scheduler.step(); } ||
-                                              requires(S& scheduler) { scheduler.step(0.0F); });
+concept SchedulerLike =
+    !OptimizerLike<S> &&
+    (requires(S& scheduler) { scheduler.step(); } || requires(S& scheduler) { scheduler.step(0.0F); });
 
 /// A prepared scheduler: step() counts optimizer steps, so it may stand in the inner loop.
 ///

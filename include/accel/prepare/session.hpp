@@ -69,8 +69,8 @@ struct Session {
                 record.label, " did not go through accelerator.backward, so its gradients were not reduced; ", remedy);
     for (std::size_t i = 0; i < record.parameters.size(); ++i) {
       const auto& [name, tensor] = record.parameters[i];
-      ACCEL_CHECK(tensor.device() == device && tensor.scalar_type() == record.dtypes[i], InvalidArgument, "step: ",
-                  name, " was ", tensor::dtype_name(record.dtypes[i]), " on ", device.str(),
+      ACCEL_CHECK(tensor.device() == device && tensor.scalar_type() == record.dtypes[i], InvalidArgument,
+                  "step: ", name, " was ", tensor::dtype_name(record.dtypes[i]), " on ", device.str(),
                   " when it was prepared and is ", tensor::dtype_name(tensor.scalar_type()), " on ",
                   tensor.device().str(), " now; ", to_remedy);
       ACCEL_CHECK(record.trainable[i] || !tensor.requires_grad(), InvalidArgument, "step: ", name,

@@ -31,7 +31,8 @@ void for_each_group(std::span<const at::Tensor> tensors, Bytes cap, Visitor&& vi
     std::int64_t bytes = 0;
     for (std::size_t i = first; i < tensors.size(); ++i) {
       const auto& tensor = tensors[i];
-      if (taken[i] || tensor.scalar_type() != tensors[first].scalar_type() || tensor.device() != tensors[first].device())
+      if (taken[i] || tensor.scalar_type() != tensors[first].scalar_type() ||
+          tensor.device() != tensors[first].device())
         continue;
       const auto more = static_cast<std::int64_t>(tensor.nbytes());
       if (!group.empty() && bytes + more > cap.count) break;

@@ -22,10 +22,10 @@ struct Record {
     std::string of;    // ... of the tensor with this name
   };
 
-  std::string label;                            // "model 0", for messages
+  std::string label;                    // "model 0", for messages
   std::vector<NamedTensor> parameters;  // each tensor once, in order of registration
   std::vector<NamedTensor> buffers;
-  std::vector<Alias> aliases;  // tied: registered more than once
+  std::vector<Alias> aliases;   // tied: registered more than once
   std::vector<bool> trainable;  // of the parameters
   std::vector<c10::ScalarType> dtypes;
 

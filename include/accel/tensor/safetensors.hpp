@@ -25,12 +25,10 @@
 
 namespace accel::inline v0_1::tensor::safetensors {
 
-static_assert(std::endian::native == std::endian::little,
-              "the format is little-endian, and copied as it is");
+static_assert(std::endian::native == std::endian::little, "the format is little-endian, and copied as it is");
 
 /// The longest header that is written or read.
-inline constexpr std::uint64_t max_header_size =
-    100'000'000;  // the reference implementation's limit
+inline constexpr std::uint64_t max_header_size = 100'000'000;  // the reference implementation's limit
 
 namespace detail {
 
@@ -41,15 +39,13 @@ namespace detail {
   for (const Format& format : formats) {
     if (format.dtype == tensor.scalar_type()) entry.format = &format;
   }
-  ACCEL_CHECK(
-      entry.format != nullptr && tensor.layout() == c10::Layout::Strided && !tensor.is_meta(),
-      InvalidArgument, path, ": tensor ", escaped(name),
-      ": expected a dense tensor of a dtype that the ", "format has, found ", spec(tensor), " on ",
-      tensor.device().str(), "; convert or leave it out");
+  ACCEL_CHECK(entry.format != nullptr && tensor.layout() == c10::Layout::Strided && !tensor.is_meta(), InvalidArgument,
+              path, ": tensor ", escaped(name), ": expected a dense tensor of a dtype that the ", "format has, found ",
+              spec(tensor), " on ", tensor.device().str(), "; convert or leave it out");
   entry.shape = tensor.sizes().vec();
   const bool two_in_one = entry.format->bits == 4;
-  ACCEL_CHECK(!two_in_one || !entry.shape.empty(), InvalidArgument, path, ": tensor ",
-              escaped(name), ": expected a dimension to count its pairs in, found ", spec(tensor));
+  ACCEL_CHECK(!two_in_one || !entry.shape.empty(), InvalidArgument, path, ": tensor ", escaped(name),
+              ": expected a dimension to count its pairs in, found ", spec(tensor));
   if (two_in_one) entry.shape.back() *= 2;
   return entry;
 }
@@ -79,8 +75,7 @@ inline void write(const std::filesystem::path& path, std::span<const NamedTensor
   for (const auto& named : tensors) items.push_back({&named, detail::describe(where, named)});
   // Rows of one table: the later the row, the earlier in the file.
   std::ranges::sort(items, [](const Item& a, const Item& b) {
-    return a.entry.format != b.entry.format ? a.entry.format > b.entry.format
-                                            : a.named->name < b.named->name;
+    return a.entry.format != b.entry.format ? a.entry.format > b.entry.format : a.named->name < b.named->name;
   });
 
   std::uint64_t offset = 0;
@@ -103,21 +98,16 @@ inline void write(const std::filesystem::path& path, std::span<const NamedTensor
   try {
     header = detail::print_header(entries, metadata);
   } catch (const nlohmann::json::exception& error) {
-    throw InvalidArgument(
-        message(where, ": expected names and metadata in UTF-8, found ", error.what()));
+    throw InvalidArgument(message(where, ": expected names and metadata in UTF-8, found ", error.what()));
   }
-  ACCEL_CHECK(header.size() - 8 <= max_header_size, InvalidArgument, where,
-              ": expected names and shapes of at most ", max_header_size, " bytes, found ",
-              header.size() - 8, "; write several files");
+  ACCEL_CHECK(header.size() - 8 <= max_header_size, InvalidArgument, where, ": expected names and shapes of at most ",
+              max_header_size, " bytes, found ", header.size() - 8, "; write several files");
 
   tensor::detail::DurableFile file(path);
   file.write(header.data(), header.size());
   for (const auto& item : items) {
-    const at::Tensor host = item.named->tensor.detach()
-                                .resolve_conj()
-                                .resolve_neg()
-                                .to(c10::DeviceType::CPU)
-                                .contiguous();
+    const at::Tensor host =
+        item.named->tensor.detach().resolve_conj().resolve_neg().to(c10::DeviceType::CPU).contiguous();
     file.write(host.const_data_ptr(), host.nbytes());
   }
   file.commit();
@@ -132,17 +122,14 @@ class File {
  public:
   explicit File(const std::filesystem::path& path) : file_(path) {
     const std::string where = file_.path().string();
-    ACCEL_CHECK(file_.size() >= 8, CheckpointError, where,
-                ": expected the 8 bytes of the header's length, found ", file_.size(),
-                " bytes in all; not a safetensors file");
+    ACCEL_CHECK(file_.size() >= 8, CheckpointError, where, ": expected the 8 bytes of the header's length, found ",
+                file_.size(), " bytes in all; not a safetensors file");
     std::uint64_t length = 0;
     file_.read(&length, 8, 0);
-    ACCEL_CHECK(length <= max_header_size, CheckpointError, where,
-                ": expected a header of at most ", max_header_size, " bytes, found the length ",
-                length, " at offset 0; not a safetensors file");
+    ACCEL_CHECK(length <= max_header_size, CheckpointError, where, ": expected a header of at most ", max_header_size,
+                " bytes, found the length ", length, " at offset 0; not a safetensors file");
     ACCEL_CHECK(length <= file_.size() - 8, CheckpointError, where, ": expected ", length,
-                " bytes of header at offset 8, found ", file_.size() - 8,
-                "; the file is cut short");
+                " bytes of header at offset 8, found ", file_.size() - 8, "; the file is cut short");
     std::string text(static_cast<std::size_t>(length), '\0');
     file_.read(text.data(), length, 8);
     data_begin_ = 8 + length;
@@ -156,19 +143,15 @@ class File {
     return names;
   }
 
-  [[nodiscard]] const std::map<std::string, std::string>& metadata() const {
-    return header_.metadata;
-  }
+  [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
 
-  [[nodiscard]] bool contains(std::string_view name) const {
-    return header_.entries.contains(name);
-  }
+  [[nodiscard]] bool contains(std::string_view name) const { return header_.entries.contains(name); }
 
   /// What read() would return, without reading it.
   [[nodiscard]] Spec spec(std::string_view name) const {
     const detail::Entry& entry = find(name);
-    ACCEL_CHECK(entry.format->dtype.has_value(), CheckpointError, label(name),
-                ": LibTorch has no dtype ", entry.format->name);
+    ACCEL_CHECK(entry.format->dtype.has_value(), CheckpointError, label(name), ": LibTorch has no dtype ",
+                entry.format->name);
     Spec spec{.dtype = *entry.format->dtype, .shape = entry.shape};
     if (entry.format->bits != 4) return spec;
     ACCEL_CHECK(!spec.shape.empty() && spec.shape.back() % 2 == 0, CheckpointError, label(name),
@@ -187,10 +170,8 @@ class File {
     file_.read(bytes, count, data_begin_ + entry.begin);
     if (spec.dtype == c10::ScalarType::Bool) {
       // A bool that is neither 0 nor 1 is undefined behaviour in whatever kernel meets it.
-      const auto* wrong =
-          std::find_if(bytes, bytes + count, [](unsigned char byte) { return byte > 1; });
-      ACCEL_CHECK(wrong == bytes + count, CheckpointError, label(name),
-                  ": expected 0 or 1 at offset ",
+      const auto* wrong = std::find_if(bytes, bytes + count, [](unsigned char byte) { return byte > 1; });
+      ACCEL_CHECK(wrong == bytes + count, CheckpointError, label(name), ": expected 0 or 1 at offset ",
                   data_begin_ + entry.begin + static_cast<std::uint64_t>(wrong - bytes), ", found ",
                   static_cast<int>(*wrong));
     }

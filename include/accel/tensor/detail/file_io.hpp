@@ -20,10 +20,8 @@
 namespace accel::inline v0_1::tensor::detail {
 
 /// Throws   CheckpointError with the path, what was tried, and the system's reason.
-[[noreturn]] inline void fail_io(const std::filesystem::path& path, std::string_view tried,
-                                 int error = errno) {
-  throw CheckpointError(
-      message(path.string(), ": cannot ", tried, ": ", std::generic_category().message(error)));
+[[noreturn]] inline void fail_io(const std::filesystem::path& path, std::string_view tried, int error = errno) {
+  throw CheckpointError(message(path.string(), ": cannot ", tried, ": ", std::generic_category().message(error)));
 }
 
 /// Owns a file descriptor.
@@ -53,8 +51,7 @@ class InputFile {
     if (file_.get() < 0) fail_io(path_, "open it");
     struct stat status{};
     if (::fstat(file_.get(), &status) != 0) fail_io(path_, "ask for its size");
-    ACCEL_CHECK(S_ISREG(status.st_mode), CheckpointError, path_.string(),
-                ": expected a file, found something else");
+    ACCEL_CHECK(S_ISREG(status.st_mode), CheckpointError, path_.string(), ": expected a file, found something else");
     size_ = static_cast<std::uint64_t>(status.st_size);
   }
 
@@ -65,12 +62,10 @@ class InputFile {
   void read(void* to, std::uint64_t count, std::uint64_t offset) const {
     auto* place = static_cast<char*>(to);
     while (count > 0) {
-      const ssize_t got =
-          ::pread(file_.get(), place, std::min(count, most_at_once), static_cast<off_t>(offset));
+      const ssize_t got = ::pread(file_.get(), place, std::min(count, most_at_once), static_cast<off_t>(offset));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) fail_io(path_, message("read ", count, " bytes at offset ", offset));
-      ACCEL_CHECK(got > 0, CheckpointError, path_.string(), ": expected ", count,
-                  " more bytes at offset ", offset,
+      ACCEL_CHECK(got > 0, CheckpointError, path_.string(), ": expected ", count, " more bytes at offset ", offset,
                   ", found the end; the file was cut while it was read");
       place += got;
       offset += static_cast<std::uint64_t>(got);
@@ -123,8 +118,7 @@ class DurableFile {
   void commit() {
     if (::fsync(file_.get()) != 0) fail_io(path_, message("flush ", temporary_.string()));
     if (file_.close() != 0) fail_io(path_, message("close ", temporary_.string()));
-    if (::rename(temporary_.c_str(), path_.c_str()) != 0)
-      fail_io(path_, message("rename ", temporary_.string()));
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_io(path_, message("rename ", temporary_.string()));
     committed_ = true;
     // The new name is durable once its folder is.
     const auto parent = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");

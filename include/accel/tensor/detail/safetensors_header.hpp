@@ -77,8 +77,8 @@ inline constexpr std::string_view metadata_key = "__metadata__";
 }
 
 /// Bytes of a tensor of this shape, or nothing if they are not whole or not countable.
-[[nodiscard]] inline std::optional<std::uint64_t> byte_count(
-    const Format& format, const std::vector<std::int64_t>& shape) {
+[[nodiscard]] inline std::optional<std::uint64_t> byte_count(const Format& format,
+                                                             const std::vector<std::int64_t>& shape) {
   std::uint64_t bits = format.bits;
   bool empty = false;
   for (const auto extent : shape) {
@@ -116,17 +116,15 @@ class HeaderReader {
 
   bool key(std::string& key) {
     if (level_ == Level::names) {
-      const bool again =
-          key == metadata_key ? std::exchange(has_metadata_, true) : header_.entries.contains(key);
+      const bool again = key == metadata_key ? std::exchange(has_metadata_, true) : header_.entries.contains(key);
       if (again) fail(escaped(key), " appears twice");
       name_ = std::move(key);
       return true;
     }
     field_ = std::move(key);
-    const bool again = level_ == Level::metadata
-                           ? header_.metadata.contains(field_)
-                           : (field_ == "dtype" && dtype_) || (field_ == "shape" && shape_) ||
-                                 (field_ == "data_offsets" && offsets_);
+    const bool again = level_ == Level::metadata ? header_.metadata.contains(field_)
+                                                 : (field_ == "dtype" && dtype_) || (field_ == "shape" && shape_) ||
+                                                       (field_ == "data_offsets" && offsets_);
     if (again) fail(where(), " appears twice");
     return true;
   }
@@ -182,13 +180,11 @@ class HeaderReader {
   bool number_float(double, const std::string& text) { refuse(text.substr(0, 40)); }
   bool binary(nlohmann::json::binary_t&) { refuse("bytes"); }
 
-  bool parse_error(std::size_t position, const std::string&,
-                   const nlohmann::json::exception& error) {
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
     // The parser's text ends with what it read last, raw and of any length: not for a terminal.
     const std::string_view text = error.what();
     const auto reason = std::min(text.rfind(": syntax error"), text.size());
-    fail("not JSON at byte ", 8 + position, " of the file",
-         text.substr(reason, text.find("; last read") - reason));
+    fail("not JSON at byte ", 8 + position, " of the file", text.substr(reason, text.find("; last read") - reason));
   }
 
  private:
@@ -197,9 +193,8 @@ class HeaderReader {
   [[nodiscard]] Entry finished_entry() {
     field_.clear();
     if (!dtype_ || !shape_ || !offsets_ || offsets_->size() != 2) {
-      fail(where(), ": expected dtype, shape and two data_offsets, found ",
-           dtype_ ? "dtype " : "no dtype ", shape_ ? "shape " : "no shape ",
-           offsets_ ? offsets_->size() : 0, " data_offsets");
+      fail(where(), ": expected dtype, shape and two data_offsets, found ", dtype_ ? "dtype " : "no dtype ",
+           shape_ ? "shape " : "no shape ", offsets_ ? offsets_->size() : 0, " data_offsets");
     }
     for (const Format& format : formats) {
       if (format.name == *dtype_) entry_.format = &format;
@@ -218,17 +213,15 @@ class HeaderReader {
     const auto expected = byte_count(*entry_.format, entry_.shape);
     if (!expected) fail(where(), ": its shape does not make a whole number of bytes below 2^61");
     if (entry_.end < entry_.begin || entry_.end - entry_.begin != *expected) {
-      fail(where(), ": expected ", *expected,
-           " bytes for its dtype and shape, found data_offsets [", entry_.begin, ", ", entry_.end,
-           ")");
+      fail(where(), ": expected ", *expected, " bytes for its dtype and shape, found data_offsets [", entry_.begin,
+           ", ", entry_.end, ")");
     }
     return std::move(entry_);
   }
 
   [[nodiscard]] std::string where() const {
     if (level_ == Level::outside) return "header";
-    std::string text =
-        name_ == metadata_key ? std::string(metadata_key) : "tensor " + escaped(name_);
+    std::string text = name_ == metadata_key ? std::string(metadata_key) : "tensor " + escaped(name_);
     if (level_ != Level::names && !field_.empty()) text += ", " + escaped(field_);
     return text;
   }
@@ -264,14 +257,12 @@ inline void check_coverage(std::string_view path, const Header& header, std::uin
   std::vector<const std::pair<const std::string, Entry>*> by_offset;
   by_offset.reserve(header.entries.size());
   for (const auto& named : header.entries) by_offset.push_back(&named);
-  std::ranges::sort(by_offset, {}, [](const auto* named) {
-    return std::pair(named->second.begin, named->second.end);
-  });
+  std::ranges::sort(by_offset, {}, [](const auto* named) { return std::pair(named->second.begin, named->second.end); });
   std::uint64_t end = 0;
   for (const auto* named : by_offset) {
-    ACCEL_CHECK(named->second.begin == end, CheckpointError, path, ": tensor ",
-                escaped(named->first), ": expected to begin at byte ", end,
-                " of the data, where the one before it ends, found ", named->second.begin);
+    ACCEL_CHECK(named->second.begin == end, CheckpointError, path, ": tensor ", escaped(named->first),
+                ": expected to begin at byte ", end, " of the data, where the one before it ends, found ",
+                named->second.begin);
     end = named->second.end;
   }
   ACCEL_CHECK(end == data_size, CheckpointError, path, ": expected ", end,
@@ -281,15 +272,14 @@ inline void check_coverage(std::string_view path, const Header& header, std::uin
 
 /// Throws   CheckpointError that names the path, the tensor, what was expected and what was found.
 /// Memory   a small multiple of the text, whatever it says.
-[[nodiscard]] inline Header parse_header(std::string_view path, std::string_view text,
-                                         std::uint64_t data_size) {
+[[nodiscard]] inline Header parse_header(std::string_view path, std::string_view text, std::uint64_t data_size) {
   // Two things that the JSON parser lets pass and the reference implementation refuses: it skips a
   // byte-order mark, and takes a zero byte for the end of the text.
   ACCEL_CHECK(!text.starts_with("\xEF\xBB\xBF"), CheckpointError, path,
               ": header: expected JSON, found a byte-order mark");
   const auto zero = text.find('\0');
-  ACCEL_CHECK(zero == text.npos, CheckpointError, path,
-              ": header: expected JSON, found a zero byte at offset ", 8 + zero);
+  ACCEL_CHECK(zero == text.npos, CheckpointError, path, ": header: expected JSON, found a zero byte at offset ",
+              8 + zero);
   Header header;
   HeaderReader reader(path, header);
   nlohmann::json::sax_parse(text.begin(), text.end(), &reader);
@@ -298,9 +288,8 @@ inline void check_coverage(std::string_view path, const Header& header, std::uin
 }
 
 /// The header as Python's writer prints it, length and padding included. `entries` in file order.
-[[nodiscard]] inline std::string print_header(
-    const std::vector<std::pair<std::string_view, Entry>>& entries,
-    const std::map<std::string, std::string>& metadata) {
+[[nodiscard]] inline std::string print_header(const std::vector<std::pair<std::string_view, Entry>>& entries,
+                                              const std::map<std::string, std::string>& metadata) {
   const auto string = [](std::string_view text) { return nlohmann::json(text).dump(); };
   std::string text = "{";
   const auto separate = [&text] { text += text.back() == '{' ? "" : ","; };
@@ -321,8 +310,7 @@ inline void check_coverage(std::string_view path, const Header& header, std::uin
   text += "}";
   text.resize((text.size() + 7) / 8 * 8, ' ');
   std::string length(8, '\0');
-  for (std::size_t byte = 0; byte < 8; ++byte)
-    length[byte] = static_cast<char>((text.size() >> (8 * byte)) & 0xFF);
+  for (std::size_t byte = 0; byte < 8; ++byte) length[byte] = static_cast<char>((text.size() >> (8 * byte)) & 0xFF);
   return length + text;
 }
 
