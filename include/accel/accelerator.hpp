@@ -66,12 +66,13 @@ using collective::Reduction;
 template <class B>
 struct AcceleratorOptions {
   int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
-  gradient::LossScale loss_scale = gradient::LossScale::window_length;  // of a short last window
-  gradient::ReducerOptions gradient{};                                  // bucket caps: 25 MiB, the last 1 MiB
-  typename B::Options backend{};                                        // timeout of collectives, interface, device
-  double rendezvous_timeout_s = 60;                                     // until all ranks are there
-  std::optional<int> threads{};       // intra-op; unset: cores / local_world_size, or OMP_NUM_THREADS
-  Log::Level log = Log::Level::info;  // to standard error
+  gradient::LossNormalization loss_normalization =
+      gradient::LossNormalization::window_length;  // of a short last window
+  gradient::ReducerOptions gradient{};             // bucket caps: 25 MiB, the last 1 MiB
+  typename B::Options backend{};                   // timeout of collectives, interface, device
+  double rendezvous_timeout_s = 60;                // until all ranks are there
+  std::optional<int> threads{};                    // intra-op; unset: cores / local_world_size, or OMP_NUM_THREADS
+  Log::Level log = Log::Level::info;               // to standard error
 };
 
 /// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
@@ -277,7 +278,7 @@ class Accelerator<BackendType, PrecisionType>::LossMean {
 template <class BackendType, class PrecisionType>
 Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const launch::Launch& launch) {
   engine_ = labelled(launch.topology.label(), [&] {
-    gradient::Accumulation accumulation(options.accumulation_steps, options.loss_scale);
+    gradient::Accumulation accumulation(options.accumulation_steps, options.loss_normalization);
     const auto meeting = launch::meet(launch, launch::next_creation(), Seconds(options.rendezvous_timeout_s));
     BackendType backend(meeting, options.backend);
     Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);
@@ -289,20 +290,20 @@ Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const laun
                                        : launch::intra_op_threads(launch::usable_cores(), own.local_world_size,
                                                                   launch::process_environment());
   if (threads) at::set_num_threads(*threads);
-  description_ =
-      message("accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch), "\nlocal: rank ",
-              own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
-              "\nbackend: ", BackendType::name, ", ", engine_->backend.describe(), "\nprecision: ", PrecisionType::name,
-              "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
-              options.loss_scale == gradient::LossScale::window_length ? "its length" : "accumulation_steps",
-              "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
-              options.gradient.caps.last_bucket_cap,
-              options.gradient.overlap ? ", overlapped with backward" : ", after backward",
-              "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", at::get_num_threads(),
-              options.threads ? " (option)"
-              : threads       ? " (cores / local world size)"
-                              : " (LibTorch's own choice, or the user's variable)",
-              "\n");
+  description_ = message(
+      "accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch), "\nlocal: rank ",
+      own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank, "\nbackend: ", BackendType::name, ", ",
+      engine_->backend.describe(), "\nprecision: ", PrecisionType::name,
+      "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
+      options.loss_normalization == gradient::LossNormalization::window_length ? "its length" : "accumulation_steps",
+      "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
+      options.gradient.caps.last_bucket_cap,
+      options.gradient.overlap ? ", overlapped with backward" : ", after backward",
+      "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", at::get_num_threads(),
+      options.threads ? " (option)"
+      : threads       ? " (cores / local world size)"
+                      : " (LibTorch's own choice, or the user's variable)",
+      "\n");
 }
 
 }  // namespace accel::inline v0_1

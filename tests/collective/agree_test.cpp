@@ -50,39 +50,38 @@ TEST_CASE("equal lines pass, and cost one round", "[collective]") {
 TEST_CASE("the first line that differs is named with both ranks, on every rank", "[collective]") {
   on_ranks({2, 3}, [](Rank rank) {
     auto control = meet().control_plane();
-    const int odd = rank.world_size - 1;
-    const auto lines = [&](const std::string& own) {
-      return Lines{"same", rank.rank == odd ? own : "reference", "same again", std::to_string(rank.rank)};
-    };
-    const auto error = thrown_by<InvalidArgument>([&] { require_equal(control, "the model", lines("other"), soon()); });
-    CHECK_THAT(error, StartsWith("the model differs between ranks"));
-    // At 3 ranks rank 1 differs, too, but later: only in its last line.
-    if (rank.world_size == 2) CHECK_THAT(error, ContainsSubstring("rank 0 has reference, rank 1 has other"));
-    if (rank.world_size == 3) CHECK_THAT(error, ContainsSubstring("rank 0 has 0, rank 1 has 1"));
-    const auto again = thrown_by<InvalidArgument>(
-        [&] { require_equal(control, "the model", Lines{rank.rank == odd ? "other" : "reference"}, soon()); });
-    CHECK_THAT(again, ContainsSubstring("rank 0 has reference, rank " + std::to_string(odd) + " has other"));
-    require_equal(control, "the ranks are still in step", Lines{"yes"}, soon());
-    control.farewell();
-  });
-}
-
-TEST_CASE("a rank with fewer lines, or with more, is named", "[collective]") {
-  on_ranks({2, 3}, [](Rank rank) {
-    auto control = meet().control_plane();
-    const int odd = rank.world_size - 1;
-    const std::string odd_name = "rank " + std::to_string(odd);
-    const Lines shorter = {"a"};
-    const Lines longer = {"a", "b"};
-    const auto fewer =
-        thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? shorter : longer, soon()); });
-    CHECK_THAT(fewer, ContainsSubstring("rank 0 has b, " + odd_name + " has nothing"));
-    const auto more =
-        thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? longer : shorter, soon()); });
-    CHECK_THAT(more, ContainsSubstring("rank 0 has nothing, " + odd_name + " has b"));
-    const auto none =
-        thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? Lines{} : shorter, soon()); });
-    CHECK_THAT(none, ContainsSubstring("rank 0 has a, " + odd_name + " has nothing"));
+    {
+      INFO("the first line that differs is named with both ranks, on every rank");
+      const int odd = rank.world_size - 1;
+      const auto lines = [&](const std::string& own) {
+        return Lines{"same", rank.rank == odd ? own : "reference", "same again", std::to_string(rank.rank)};
+      };
+      const auto error = thrown_by<InvalidArgument>([&] { require_equal(control, "the model", lines("other"), soon()); });
+      CHECK_THAT(error, StartsWith("the model differs between ranks"));
+      // At 3 ranks rank 1 differs, too, but later: only in its last line.
+      if (rank.world_size == 2) CHECK_THAT(error, ContainsSubstring("rank 0 has reference, rank 1 has other"));
+      if (rank.world_size == 3) CHECK_THAT(error, ContainsSubstring("rank 0 has 0, rank 1 has 1"));
+      const auto again = thrown_by<InvalidArgument>(
+          [&] { require_equal(control, "the model", Lines{rank.rank == odd ? "other" : "reference"}, soon()); });
+      CHECK_THAT(again, ContainsSubstring("rank 0 has reference, rank " + std::to_string(odd) + " has other"));
+      require_equal(control, "the ranks are still in step", Lines{"yes"}, soon());
+    }
+    {
+      INFO("a rank with fewer lines, or with more, is named");
+      const int odd = rank.world_size - 1;
+      const std::string odd_name = "rank " + std::to_string(odd);
+      const Lines shorter = {"a"};
+      const Lines longer = {"a", "b"};
+      const auto fewer =
+          thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? shorter : longer, soon()); });
+      CHECK_THAT(fewer, ContainsSubstring("rank 0 has b, " + odd_name + " has nothing"));
+      const auto more =
+          thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? longer : shorter, soon()); });
+      CHECK_THAT(more, ContainsSubstring("rank 0 has nothing, " + odd_name + " has b"));
+      const auto none =
+          thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? Lines{} : shorter, soon()); });
+      CHECK_THAT(none, ContainsSubstring("rank 0 has a, " + odd_name + " has nothing"));
+    }
     control.farewell();
   });
 }
@@ -121,18 +120,35 @@ TEST_CASE("what one rank throws all ranks throw, with its text and its rank", "[
   });
 }
 
-TEST_CASE("an error without a text is still an error everywhere", "[collective]") {
+TEST_CASE("an error of any kind on one rank is an error on all", "[collective]") {
   on_ranks({2}, [](Rank rank) {
     auto control = meet().control_plane();
-    bool threw = false;
-    try {
-      all_or_none<CommError>(control, "test", soon(), [&] {
-        if (rank.rank == 1) throw std::runtime_error("");
-      });
-    } catch (const std::runtime_error&) {
-      threw = true;
+    {
+      INFO("an error without a text is still an error everywhere");
+      bool threw = false;
+      try {
+        all_or_none<CommError>(control, "test", soon(), [&] {
+          if (rank.rank == 1) throw std::runtime_error("");
+        });
+      } catch (const std::runtime_error&) {
+        threw = true;
+      }
+      CHECK(threw);
     }
-    CHECK(threw);
+    {
+      INFO("what is no std::exception does not leave the others waiting");
+      bool threw = false;
+      try {
+        all_or_none<InvalidArgument>(control, "test", soon(), [&] {
+          if (rank.rank == 1) throw 7;
+        });
+      } catch (const InvalidArgument&) {
+        threw = rank.rank == 0;
+      } catch (int) {
+        threw = rank.rank == 1;
+      }
+      CHECK(threw);
+    }
     control.farewell();
   });
 }
@@ -150,20 +166,3 @@ TEST_CASE("where several ranks throw each keeps its own error and the rest hear 
   });
 }
 
-TEST_CASE("what is no std::exception does not leave the others waiting", "[collective]") {
-  on_ranks({2}, [](Rank rank) {
-    auto control = meet().control_plane();
-    bool threw = false;
-    try {
-      all_or_none<InvalidArgument>(control, "test", soon(), [&] {
-        if (rank.rank == 1) throw 7;
-      });
-    } catch (const InvalidArgument&) {
-      threw = rank.rank == 0;
-    } catch (int) {
-      threw = rank.rank == 1;
-    }
-    CHECK(threw);
-    control.farewell();
-  });
-}

@@ -55,78 +55,82 @@ struct Batch {
 
 }  // namespace
 
-TEST_CASE("rank r's (1..P) + P * r gather to 1..P*P", "[collective]") {
+TEST_CASE("everybody's rows are gathered in the order of ranks, whatever their strides, number and dtype", "[collective]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Group<Gloo> group;
-    const int p = rank.world_size;
-    const at::Tensor mine = worked(rank.rank, p);
-    CHECK(all_gather(*group, mine).equal(at::arange(1, p * p + 1)));
-    CHECK(mine.equal(worked(rank.rank, p)));
-  });
-}
-
-TEST_CASE("views of any strides are gathered as what they show", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    const auto transposed = [](int r) { return at::arange(12).add(100 * r).view({4, 3}).t(); };
-    const auto sliced = [](int r) { return at::arange(20).add(100 * r).slice(0, 1, 20, 3); };
-    const auto spread = [](int r) { return at::full({1, 4}, r).expand({3, 4}); };
-    CHECK(all_gather(*group, transposed(rank.rank)).equal(over_ranks(rank.world_size, transposed)));
-    CHECK(all_gather(*group, sliced(rank.rank)).equal(over_ranks(rank.world_size, sliced)));
-    CHECK(all_gather(*group, spread(rank.rank)).equal(over_ranks(rank.world_size, spread)));
-  });
-}
-
-TEST_CASE("a scalar becomes one row", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    CHECK(all_gather(*group, at::full({}, rank.rank)).equal(at::arange(rank.world_size)));
-  });
-}
-
-TEST_CASE("ranks may hold different numbers of rows, none included", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    const auto growing = [](int r) { return at::full({2 * r, 3}, r); };
-    const auto shrinking = [&](int r) { return at::full({5 - 2 * r, 2, 2}, r + 0.5); };
-    const auto none = [](int) { return at::zeros({0, 4}); };
-    const auto one_only = [&](int r) { return at::full({r == rank.world_size - 1 ? 7 : 0}, r); };
-    CHECK(all_gather(*group, growing(rank.rank)).equal(over_ranks(rank.world_size, growing)));
-    CHECK(all_gather(*group, shrinking(rank.rank)).equal(over_ranks(rank.world_size, shrinking)));
-    CHECK(all_gather(*group, one_only(rank.rank)).equal(over_ranks(rank.world_size, one_only)));
-    CHECK(all_gather(*group, none(rank.rank)).sizes() == at::IntArrayRef{0, 4});
-    CHECK(all_gather(*group, at::zeros({rank.rank, 0})).sizes() ==
-          at::IntArrayRef{rank.world_size * (rank.world_size - 1) / 2, 0});
-  });
-}
-
-TEST_CASE("every dtype is gathered", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    for (const auto dtype : {Float, Double, Half, BFloat16, Long, Int, Byte, Bool, Short, Char}) {
-      INFO(accel::tensor::dtype_name(dtype));
-      const auto brought = [&](int r) { return at::arange(5 + r).remainder(2 + r).to(dtype); };
-      const at::Tensor result = all_gather(*group, brought(rank.rank));
-      CHECK(result.scalar_type() == dtype);
-      CHECK(result.equal(over_ranks(rank.world_size, brought)));
+    {
+      INFO("rank r's (1..P) + P * r gather to 1..P*P");
+      const int p = rank.world_size;
+      const at::Tensor mine = worked(rank.rank, p);
+      CHECK(all_gather(*group, mine).equal(at::arange(1, p * p + 1)));
+      CHECK(mine.equal(worked(rank.rank, p)));
+    }
+    {
+      INFO("views of any strides are gathered as what they show");
+      const auto transposed = [](int r) { return at::arange(12).add(100 * r).view({4, 3}).t(); };
+      const auto sliced = [](int r) { return at::arange(20).add(100 * r).slice(0, 1, 20, 3); };
+      const auto spread = [](int r) { return at::full({1, 4}, r).expand({3, 4}); };
+      CHECK(all_gather(*group, transposed(rank.rank)).equal(over_ranks(rank.world_size, transposed)));
+      CHECK(all_gather(*group, sliced(rank.rank)).equal(over_ranks(rank.world_size, sliced)));
+      CHECK(all_gather(*group, spread(rank.rank)).equal(over_ranks(rank.world_size, spread)));
+    }
+    {
+      INFO("a scalar becomes one row");
+      CHECK(all_gather(*group, at::full({}, rank.rank)).equal(at::arange(rank.world_size)));
+    }
+    {
+      INFO("ranks may hold different numbers of rows, none included");
+      const auto growing = [](int r) { return at::full({2 * r, 3}, r); };
+      const auto shrinking = [&](int r) { return at::full({5 - 2 * r, 2, 2}, r + 0.5); };
+      const auto none = [](int) { return at::zeros({0, 4}); };
+      const auto one_only = [&](int r) { return at::full({r == rank.world_size - 1 ? 7 : 0}, r); };
+      CHECK(all_gather(*group, growing(rank.rank)).equal(over_ranks(rank.world_size, growing)));
+      CHECK(all_gather(*group, shrinking(rank.rank)).equal(over_ranks(rank.world_size, shrinking)));
+      CHECK(all_gather(*group, one_only(rank.rank)).equal(over_ranks(rank.world_size, one_only)));
+      CHECK(all_gather(*group, none(rank.rank)).sizes() == at::IntArrayRef{0, 4});
+      CHECK(all_gather(*group, at::zeros({rank.rank, 0})).sizes() ==
+            at::IntArrayRef{rank.world_size * (rank.world_size - 1) / 2, 0});
+    }
+    {
+      INFO("every dtype is gathered");
+      for (const auto dtype : {Float, Double, Half, BFloat16, Long, Int, Byte, Bool, Short, Char}) {
+        INFO(accel::tensor::dtype_name(dtype));
+        const auto brought = [&](int r) { return at::arange(5 + r).remainder(2 + r).to(dtype); };
+        const at::Tensor result = all_gather(*group, brought(rank.rank));
+        CHECK(result.scalar_type() == dtype);
+        CHECK(result.equal(over_ranks(rank.world_size, brought)));
+      }
     }
   });
 }
 
-TEST_CASE("a tree is gathered tensor by tensor", "[collective]") {
+TEST_CASE("trees are gathered tensor by tensor, and rows can be left out", "[collective]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Group<Gloo> group;
-    const auto data = [](int r) { return at::full({2, 3}, r); };
-    const auto more = [](int r) { return at::full({1 + r}, 10.0 * r); };
-    const Batch batch{data(rank.rank), {more(rank.rank), at::full({}, rank.rank)}, 7 + rank.rank};
-    const Batch result = all_gather(*group, batch);
-    CHECK(result.data.equal(over_ranks(rank.world_size, data)));
-    CHECK(result.more[0].equal(over_ranks(rank.world_size, more)));
-    CHECK(result.more[1].equal(at::arange(rank.world_size)));
-    CHECK(result.number == 7 + rank.rank);
-    const auto [first, second] = all_gather(*group, std::pair(data(rank.rank), more(rank.rank)));
-    CHECK(first.equal(result.data));
-    CHECK(second.equal(result.more[0]));
+    {
+      INFO("a tree is gathered tensor by tensor");
+      const auto data = [](int r) { return at::full({2, 3}, r); };
+      const auto more = [](int r) { return at::full({1 + r}, 10.0 * r); };
+      const Batch batch{data(rank.rank), {more(rank.rank), at::full({}, rank.rank)}, 7 + rank.rank};
+      const Batch result = all_gather(*group, batch);
+      CHECK(result.data.equal(over_ranks(rank.world_size, data)));
+      CHECK(result.more[0].equal(over_ranks(rank.world_size, more)));
+      CHECK(result.more[1].equal(at::arange(rank.world_size)));
+      CHECK(result.number == 7 + rank.rank);
+      const auto [first, second] = all_gather(*group, std::pair(data(rank.rank), more(rank.rank)));
+      CHECK(first.equal(result.data));
+      CHECK(second.equal(result.more[0]));
+    }
+    {
+      INFO("rows can be left out from the end of each rank's part");
+      const auto held = [](int r) { return std::int64_t{4} - r; };
+      const auto kept = [](int r) { return std::int64_t{r == 1 ? 0 : 2}; };
+      const auto brought = [&](int r) { return at::arange(held(r) * 2).add(100 * r).view({held(r), 2}); };
+      std::vector<Rows> rows;
+      for (int r = 0; r < rank.world_size; ++r) rows.push_back({.held = held(r), .kept = kept(r)});
+      CHECK(gather_rows(*group, brought(rank.rank), rows)
+                .equal(over_ranks(rank.world_size, [&](int r) { return brought(r).narrow(0, 0, kept(r)); })));
+    }
   });
 }
 
@@ -159,15 +163,3 @@ TEST_CASE("trees that differ are an error on every rank, which names both", "[co
   });
 }
 
-TEST_CASE("rows can be left out from the end of each rank's part", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    const auto held = [](int r) { return std::int64_t{4} - r; };
-    const auto kept = [](int r) { return std::int64_t{r == 1 ? 0 : 2}; };
-    const auto brought = [&](int r) { return at::arange(held(r) * 2).add(100 * r).view({held(r), 2}); };
-    std::vector<Rows> rows;
-    for (int r = 0; r < rank.world_size; ++r) rows.push_back({.held = held(r), .kept = kept(r)});
-    CHECK(gather_rows(*group, brought(rank.rank), rows)
-              .equal(over_ranks(rank.world_size, [&](int r) { return brought(r).narrow(0, 0, kept(r)); })));
-  });
-}

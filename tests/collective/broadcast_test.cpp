@@ -39,31 +39,38 @@ struct Item {
 
 }  // namespace
 
-TEST_CASE("rank r's (1..P) + P * r becomes the root's on every rank", "[collective]") {
+TEST_CASE("the root's tensors arrive everywhere, in place", "[collective]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Group<Gloo> group;
-    for (int root = 0; root < rank.world_size; ++root) {
-      const at::Tensor mine = worked(rank.rank, rank.world_size);
-      const at::Tensor result = broadcast(*group, mine, root);
-      CHECK(result.equal(worked(root, rank.world_size)));
-      CHECK(result.is_same(mine));  // in place
+    {
+      INFO("rank r's (1..P) + P * r becomes the root's on every rank");
+      for (int root = 0; root < rank.world_size; ++root) {
+        const at::Tensor mine = worked(rank.rank, rank.world_size);
+        const at::Tensor result = broadcast(*group, mine, root);
+        CHECK(result.equal(worked(root, rank.world_size)));
+        CHECK(result.is_same(mine));  // in place
+      }
     }
-  });
-}
-
-TEST_CASE("every tensor of a tree is broadcast, what is no tensor stays", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    const int r = rank.rank;
-    const int root = rank.world_size - 1;
-    Item item{at::full({2}, r), {at::full({}, r + 0.5), "of rank " + std::to_string(r)}, {}};
-    item.map["a"] = {at::full({0, 3}, r), at::full({3, 1}, r)};
-    const Item result = broadcast(*group, item, root);
-    CHECK(result.tensor.equal(at::full({2}, root)));
-    CHECK(result.pair.first.equal(at::full({}, root + 0.5)));
-    CHECK(result.pair.second == "of rank " + std::to_string(r));
-    CHECK(result.map.at("a")[0].sizes() == at::IntArrayRef{0, 3});
-    CHECK(result.map.at("a")[1].equal(at::full({3, 1}, root)));
+    {
+      INFO("every tensor of a tree is broadcast, what is no tensor stays");
+      const int r = rank.rank;
+      const int root = rank.world_size - 1;
+      Item item{at::full({2}, r), {at::full({}, r + 0.5), "of rank " + std::to_string(r)}, {}};
+      item.map["a"] = {at::full({0, 3}, r), at::full({3, 1}, r)};
+      const Item result = broadcast(*group, item, root);
+      CHECK(result.tensor.equal(at::full({2}, root)));
+      CHECK(result.pair.first.equal(at::full({}, root + 0.5)));
+      CHECK(result.pair.second == "of rank " + std::to_string(r));
+      CHECK(result.map.at("a")[0].sizes() == at::IntArrayRef{0, 3});
+      CHECK(result.map.at("a")[1].equal(at::full({3, 1}, root)));
+    }
+    {
+      INFO("a broadcast of nothing returns, and a root that does not exist is refused");
+      broadcast_coalesced(*group, std::vector<at::Tensor>(), 0);
+      for (const int root : {-1, rank.world_size})
+        CHECK_THROWS_AS(broadcast(*group, at::zeros({2}), root), InvalidArgument);
+      CHECK(broadcast(*group, at::full({2}, rank.rank), 0).equal(at::full({2}, 0)));
+    }
   });
 }
 
@@ -120,12 +127,3 @@ TEST_CASE("parameters that require a gradient are broadcast, and still require i
   });
 }
 
-TEST_CASE("a broadcast of nothing returns, and a root that does not exist is refused", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    broadcast_coalesced(*group, std::vector<at::Tensor>(), 0);
-    for (const int root : {-1, rank.world_size})
-      CHECK_THROWS_AS(broadcast(*group, at::zeros({2}), root), InvalidArgument);
-    CHECK(broadcast(*group, at::full({2}, rank.rank), 0).equal(at::full({2}, 0)));
-  });
-}

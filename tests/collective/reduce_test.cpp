@@ -36,92 +36,84 @@ at::Tensor worked(int rank, int world_size) { return at::arange(1, world_size + 
 
 }  // namespace
 
-TEST_CASE("the worked numbers of accelerate reduce to what they should", "[collective]") {
+TEST_CASE("sum, mean, max and min are new tensors with the worked numbers", "[collective]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Group<Gloo> group;
-    const int p = rank.world_size;
-    const at::Tensor mine = worked(rank.rank, p);
-    const at::Tensor ones_to_p = at::arange(1, p + 1);
-    CHECK(reduce(*group, mine, Reduction::sum).equal(ones_to_p * p + p * p * (p - 1) / 2));
-    CHECK(reduce(*group, mine, Reduction::max).equal(ones_to_p + p * (p - 1)));
-    CHECK(reduce(*group, mine, Reduction::min).equal(ones_to_p));
-    const at::Tensor mean = reduce(*group, mine.to(Double), Reduction::mean);
-    CHECK(mean.equal(ones_to_p.to(Double) + p * (p - 1) / 2.0));
-    if (p == 2) {
-      CHECK(reduce(*group, mine, Reduction::sum).equal(at::arange(4, 8, 2)));     // 4 6
-      CHECK(mean.equal(at::arange(2, 4).to(Double)));                             // 2 3
-      CHECK(reduce(*group, mine, Reduction::max).equal(at::arange(3, 5)));        // 3 4
+    {
+      INFO("the worked numbers of accelerate reduce to what they should");
+      const int p = rank.world_size;
+      const at::Tensor mine = worked(rank.rank, p);
+      const at::Tensor ones_to_p = at::arange(1, p + 1);
+      CHECK(reduce(*group, mine, Reduction::sum).equal(ones_to_p * p + p * p * (p - 1) / 2));
+      CHECK(reduce(*group, mine, Reduction::max).equal(ones_to_p + p * (p - 1)));
+      CHECK(reduce(*group, mine, Reduction::min).equal(ones_to_p));
+      const at::Tensor mean = reduce(*group, mine.to(Double), Reduction::mean);
+      CHECK(mean.equal(ones_to_p.to(Double) + p * (p - 1) / 2.0));
+      if (p == 2) {
+        CHECK(reduce(*group, mine, Reduction::sum).equal(at::arange(4, 8, 2)));     // 4 6
+        CHECK(mean.equal(at::arange(2, 4).to(Double)));                             // 2 3
+        CHECK(reduce(*group, mine, Reduction::max).equal(at::arange(3, 5)));        // 3 4
+      }
+      CHECK(mine.equal(worked(rank.rank, p)));  // the caller's stays
     }
-    CHECK(mine.equal(worked(rank.rank, p)));  // the caller's stays
-  });
-}
-
-TEST_CASE("the result is new memory, also on one rank", "[collective]") {
-  on_ranks({1, 2}, [](Rank rank) {
-    Group<Gloo> group;
-    const at::Tensor mine = at::ones({3});
-    const at::Tensor result = reduce(*group, mine, Reduction::sum);
-    CHECK(result.data_ptr() != mine.data_ptr());
-    result.zero_();
-    CHECK(mine.equal(at::ones({3})));
-    CHECK(rank.world_size > 0);
-  });
-}
-
-TEST_CASE("means of every floating dtype, scalars and empty tensors", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    const double expected = (rank.world_size - 1) / 2.0;
-    for (const auto dtype : {Float, Double, Half, BFloat16}) {
-      const auto options = at::TensorOptions(dtype);
-      CHECK(reduce(*group, at::full({}, rank.rank, options), Reduction::mean).equal(at::full({}, expected, options)));
-      CHECK(reduce(*group, at::full({5, 1}, rank.rank, options), Reduction::mean)
-                .equal(at::full({5, 1}, expected, options)));
-      CHECK(reduce(*group, at::zeros({0, 2}, options), Reduction::mean).sizes() == at::IntArrayRef{0, 2});
+    {
+      INFO("the result is new memory, also on one rank");
+      const at::Tensor mine = at::ones({3});
+      const at::Tensor result = reduce(*group, mine, Reduction::sum);
+      CHECK(result.data_ptr() != mine.data_ptr());
+      result.zero_();
+      CHECK(mine.equal(at::ones({3})));
+      CHECK(rank.world_size > 0);
+    }
+    {
+      INFO("views are reduced as what they show");
+      const at::Tensor transposed = at::arange(12).view({4, 3}).t();
+      CHECK(reduce(*group, transposed, Reduction::sum).equal(transposed * rank.world_size));
+      const at::Tensor spread = at::full({1, 4}, rank.rank).expand({3, 4});
+      CHECK(reduce(*group, spread, Reduction::max).equal(at::full({3, 4}, rank.world_size - 1)));
+    }
+    {
+      INFO("what is reduced carries no history");
+      const at::Tensor leaf = at::ones({2}).requires_grad_(true);
+      CHECK_FALSE(reduce(*group, leaf * 2, Reduction::mean).requires_grad());
     }
   });
 }
 
-TEST_CASE("views are reduced as what they show", "[collective]") {
+TEST_CASE("trees and every floating dtype are reduced, means of whole numbers refused", "[collective]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Group<Gloo> group;
-    const at::Tensor transposed = at::arange(12).view({4, 3}).t();
-    CHECK(reduce(*group, transposed, Reduction::sum).equal(transposed * rank.world_size));
-    const at::Tensor spread = at::full({1, 4}, rank.rank).expand({3, 4});
-    CHECK(reduce(*group, spread, Reduction::max).equal(at::full({3, 4}, rank.world_size - 1)));
-  });
-}
-
-TEST_CASE("a tree is reduced tensor by tensor", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    const int p = rank.world_size;
-    const auto [sums, word] =
-        reduce(*group, std::pair(std::vector{at::full({2}, rank.rank), at::full({}, 1)}, std::string("w")),
-               Reduction::sum);
-    CHECK(sums[0].equal(at::full({2}, p * (p - 1) / 2)));
-    CHECK(sums[1].equal(at::full({}, p)));
-    CHECK(word == "w");
-  });
-}
-
-TEST_CASE("the mean of whole numbers is refused before anything is sent", "[collective]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
-    Group<Gloo> group;
-    for (const auto dtype : {Long, Int, Byte, Bool}) {
-      const auto error = thrown_by<InvalidArgument>([&] {
-        (void)reduce(*group, std::pair(at::ones({3}), at::ones({2}, dtype)), Reduction::mean);
-      });
-      CHECK_THAT(error, ContainsSubstring(accel::tensor::dtype_name(dtype) + "[2]") && ContainsSubstring("mean"));
+    {
+      INFO("means of every floating dtype, scalars and empty tensors");
+      const double expected = (rank.world_size - 1) / 2.0;
+      for (const auto dtype : {Float, Double, Half, BFloat16}) {
+        const auto options = at::TensorOptions(dtype);
+        CHECK(reduce(*group, at::full({}, rank.rank, options), Reduction::mean).equal(at::full({}, expected, options)));
+        CHECK(reduce(*group, at::full({5, 1}, rank.rank, options), Reduction::mean)
+                  .equal(at::full({5, 1}, expected, options)));
+        CHECK(reduce(*group, at::zeros({0, 2}, options), Reduction::mean).sizes() == at::IntArrayRef{0, 2});
+      }
     }
-    CHECK(reduce(*group, at::full({}, 2.0), Reduction::sum).item<double>() == 2.0 * rank.world_size);
+    {
+      INFO("a tree is reduced tensor by tensor");
+      const int p = rank.world_size;
+      const auto [sums, word] =
+          reduce(*group, std::pair(std::vector{at::full({2}, rank.rank), at::full({}, 1)}, std::string("w")),
+                 Reduction::sum);
+      CHECK(sums[0].equal(at::full({2}, p * (p - 1) / 2)));
+      CHECK(sums[1].equal(at::full({}, p)));
+      CHECK(word == "w");
+    }
+    {
+      INFO("the mean of whole numbers is refused before anything is sent");
+      for (const auto dtype : {Long, Int, Byte, Bool}) {
+        const auto error = thrown_by<InvalidArgument>([&] {
+          (void)reduce(*group, std::pair(at::ones({3}), at::ones({2}, dtype)), Reduction::mean);
+        });
+        CHECK_THAT(error, ContainsSubstring(accel::tensor::dtype_name(dtype) + "[2]") && ContainsSubstring("mean"));
+      }
+      CHECK(reduce(*group, at::full({}, 2.0), Reduction::sum).item<double>() == 2.0 * rank.world_size);
+    }
   });
 }
 
-TEST_CASE("what is reduced carries no history", "[collective]") {
-  on_ranks({1, 2}, [](Rank) {
-    Group<Gloo> group;
-    const at::Tensor leaf = at::ones({2}).requires_grad_(true);
-    CHECK_FALSE(reduce(*group, leaf * 2, Reduction::mean).requires_grad());
-  });
-}

@@ -212,14 +212,17 @@ TEST_CASE("datasets of torch::data are taken, mapped ones included", "[data]") {
   gives_data_and_target(TorchExamples{});
   gives_data_and_target(TorchExamples().map(torch::data::transforms::Stack<>()));
   gives_data_and_target(TorchExamples()
-                            .map(torch::data::transforms::Normalize<>(0.0, 1.0))
+                            .map(torch::data::transforms::Lambda<torch::data::Example<>>(
+                                [](torch::data::Example<> row) { return row; }))
                             .map(torch::data::transforms::Stack<>()));
   DataLoader tensors(TorchTensors().map(torch::data::transforms::Stack<torch::data::TensorExample>()));
   CHECK(tensors.fetch(some).data.equal(data_of(some)));
   DataLoader plain(TorchTensors{});
   CHECK(plain.fetch(some).data.equal(data_of(some)));
-  DataLoader own(torch::data::datasets::TensorDataset({data_of(Indices{0, 1, 2}), target_of(Indices{0, 1, 2})}));
-  (void)own;
+  const Indices all = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  DataLoader library(torch::data::datasets::TensorDataset(data_of(all)));
+  CHECK(library.rows() == 10);
+  CHECK(library.fetch(some).data.equal(data_of(some)));
 }
 
 TEST_CASE("a dataset that does not know its size is refused", "[data]") {

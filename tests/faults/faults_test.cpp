@@ -159,12 +159,12 @@ TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]"
                                        if (rank.rank == victim && step == fault_step) ::raise(SIGSTOP);
                                      });
                                    },
-                                   {.deadline = Seconds(8)});
+                                   {.deadline = Seconds(7)});
     if (in_another_launch(results)) return;
     CHECK(results[static_cast<std::size_t>(victim)].timed_out);  // it is still stopped when all is over
     judge_survivors(results, victim, false);
     for (std::size_t rank = 0; rank < results.size(); ++rank)
-      if (static_cast<int>(rank) != victim) CHECK(results[rank].seconds < 7 * patience);
+      if (static_cast<int>(rank) != victim) CHECK(results[rank].seconds < 6.5 * patience);
   };
   SECTION("the last of two") { stop_one(2, 1); }
   SECTION("the first of three, which serves the store") { stop_one(3, 0); }
@@ -189,7 +189,7 @@ TEST_CASE("a rank that throws in the middle of an epoch ends, and so do the othe
 }
 
 TEST_CASE("a rank that leaves its loop early is waited for until the deadline", "[faults]") {
-  on_ranks({2, 3}, [](Rank rank) {
+  on_ranks({3}, [](Rank rank) {
     Accelerator accelerator(options());
     auto net = std::make_shared<Mlp>();
     auto [model, loader] = accelerator.prepare(net, accel::data::DataLoader{Noise(24), {.batch_size = 4}});
@@ -213,7 +213,7 @@ TEST_CASE("a rank that leaves its loop early is waited for until the deadline", 
 }
 
 TEST_CASE("wait_for_everyone names the rank that does not come", "[faults]") {
-  on_ranks({2, 3}, [](Rank rank) {
+  on_ranks({3}, [](Rank rank) {
     auto with_timeout = options();
     with_timeout.backend.timeout_s = 0.5;
     Accelerator accelerator(with_timeout);

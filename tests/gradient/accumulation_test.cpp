@@ -15,7 +15,7 @@ data::Position batch(std::int64_t index, std::int64_t length) {
 
 /// 1 where a micro-step synchronises, for whole epochs of a loader.
 std::string pattern(int steps, std::int64_t batches, int epochs) {
-  Accumulation accumulation(steps, LossScale::window_length);
+  Accumulation accumulation(steps, LossNormalization::window_length);
   std::string flags;
   for (int epoch = 0; epoch < epochs; ++epoch) {
     for (std::int64_t i = 0; i < batches; ++i) {
@@ -42,7 +42,7 @@ TEST_CASE("the windows of an epoch are Accelerate's, the last one flushed", "[ac
 }
 
 TEST_CASE("without a loader windows have their full length and go on", "[accumulation]") {
-  Accumulation accumulation(3, LossScale::window_length);
+  Accumulation accumulation(3, LossNormalization::window_length);
   std::string flags;
   for (int i = 0; i < 7; ++i) {
     accumulation.begin(std::nullopt);
@@ -54,8 +54,8 @@ TEST_CASE("without a loader windows have their full length and go on", "[accumul
 }
 
 TEST_CASE("a short last window is divided by its length, or by all steps as an option", "[accumulation]") {
-  Accumulation by_length(4, LossScale::window_length);
-  Accumulation by_steps(4, LossScale::fixed_steps);
+  Accumulation by_length(4, LossNormalization::window_length);
+  Accumulation by_steps(4, LossNormalization::fixed_steps);
   for (std::int64_t i = 0; i < 6; ++i) {
     by_length.begin(batch(i, 6));
     by_steps.begin(batch(i, 6));
@@ -66,7 +66,7 @@ TEST_CASE("a short last window is divided by its length, or by all steps as an o
 }
 
 TEST_CASE("a window that break left open goes on with the next batch", "[accumulation]") {
-  Accumulation accumulation(3, LossScale::window_length);
+  Accumulation accumulation(3, LossNormalization::window_length);
   accumulation.begin(batch(0, 10));
   accumulation.after_backward();
   accumulation.end();  // break
@@ -79,7 +79,7 @@ TEST_CASE("a window that break left open goes on with the next batch", "[accumul
 }
 
 TEST_CASE("a window that ends early corrects what it has added up", "[accumulation]") {
-  Accumulation accumulation(4, LossScale::window_length);
+  Accumulation accumulation(4, LossNormalization::window_length);
   accumulation.begin(batch(0, 10));  // begun for 4
   accumulation.end();
   accumulation.begin(batch(0, 1));  // the last batch of a shorter epoch ends it after 2
@@ -89,7 +89,7 @@ TEST_CASE("a window that ends early corrects what it has added up", "[accumulati
 }
 
 TEST_CASE("no_sync holds back what accumulate would reduce", "[accumulation]") {
-  Accumulation accumulation(1, LossScale::window_length);
+  Accumulation accumulation(1, LossNormalization::window_length);
   accumulation.enter_no_sync();
   REQUIRE_FALSE(accumulation.synchronises());
   accumulation.after_backward();
@@ -101,5 +101,5 @@ TEST_CASE("no_sync holds back what accumulate would reduce", "[accumulation]") {
 }
 
 TEST_CASE("fewer than one step is refused", "[accumulation]") {
-  REQUIRE_THROWS_AS(Accumulation(0, LossScale::window_length), ConfigError);
+  REQUIRE_THROWS_AS(Accumulation(0, LossNormalization::window_length), ConfigError);
 }

@@ -10,7 +10,7 @@
 
 using namespace accel;
 using namespace accel::testing;
-using gradient::LossScale;
+using gradient::LossNormalization;
 
 namespace {
 
@@ -19,14 +19,14 @@ struct Case {
   std::int64_t batch_size;
   int steps;
   double rate;
-  LossScale scale;
+  LossNormalization scale;
   std::vector<double> weights;  // after each optimizer step
   bool even_batches = false;
 };
 
 void check(const Case& expected) {
   Accelerator<backend::Gloo, precision::Fp32> accelerator(
-      {.accumulation_steps = expected.steps, .loss_scale = expected.scale});
+      {.accumulation_steps = expected.steps, .loss_normalization = expected.scale});
   auto net = std::make_shared<Line>();
   auto [model, optimizer, loader] =
       accelerator.prepare(net, torch::optim::SGD(net->parameters(), expected.rate),
@@ -45,8 +45,8 @@ void check(const Case& expected) {
   for (std::size_t i = 0; i < weights.size(); ++i) REQUIRE(std::abs(weights[i] - expected.weights[i]) < 5e-7);
 }
 
-constexpr auto by_length = LossScale::window_length;
-constexpr auto by_steps = LossScale::fixed_steps;
+constexpr auto by_length = LossNormalization::window_length;
+constexpr auto by_steps = LossNormalization::fixed_steps;
 
 }  // namespace
 

@@ -225,7 +225,7 @@ TEST_CASE("state made before prepare is kept where nothing moves, and must be al
 TEST_CASE("state that a move would leave behind is refused", "[optimizer]") {
   // There is one device here, so the parts are looked at as if the model had come from another one.
   prepare::Session session(launch::Topology{}, c10::Device(c10::DeviceType::CPU), Log(),
-                           gradient::Accumulation(1, gradient::LossScale::window_length));
+                           gradient::Accumulation(1, gradient::LossNormalization::window_length));
   auto net = std::make_shared<Line>();
   torch::optim::Adam adam(net->parameters(), 0.1);
   auto model = prepare::part_of(net);

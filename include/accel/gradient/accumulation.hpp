@@ -11,7 +11,7 @@
 namespace accel::inline v0_1::gradient {
 
 /// What the losses of an accumulation window are divided by.
-enum class LossScale {
+enum class LossNormalization {
   window_length,  // the micro-batches the window really has: a short last one counts in full
   fixed_steps,    // accumulation_steps, always: Accelerate's rule, which under-weights a short window
 };
@@ -20,7 +20,7 @@ enum class LossScale {
 /// its last micro-step reduces, the others add up on their rank.
 class Accumulation {
  public:
-  Accumulation(int steps, LossScale scale) : steps_(steps), scale_(scale) {
+  Accumulation(int steps, LossNormalization normalization) : steps_(steps), normalization_(normalization) {
     ACCEL_CHECK(steps >= 1, ConfigError, "accumulation_steps = ", steps, " must be at least 1");
   }
 
@@ -51,14 +51,14 @@ class Accumulation {
   /// The factor of the loss of this micro-step, without the ranks' share.
   [[nodiscard]] double loss_factor() const {
     if (!in_scope_) return 1.0;
-    if (scale_ == LossScale::fixed_steps) return 1.0 / steps_;
+    if (normalization_ == LossNormalization::fixed_steps) return 1.0 / steps_;
     return 1.0 / static_cast<double>(synchronises_ ? count_ : window_);
   }
 
   /// By what the gradients of the window so far must be multiplied, because it ends earlier than it
   /// was begun for. 1 but after a `break` into a shorter epoch.
   [[nodiscard]] double correction() const {
-    if (!in_scope_ || scale_ == LossScale::fixed_steps || !synchronises_) return 1.0;
+    if (!in_scope_ || normalization_ == LossNormalization::fixed_steps || !synchronises_) return 1.0;
     return static_cast<double>(window_) / static_cast<double>(count_);
   }
 
@@ -86,7 +86,7 @@ class Accumulation {
 
  private:
   int steps_;
-  LossScale scale_;
+  LossNormalization normalization_;
   std::int64_t window_ = 0;  // micro-steps of the current window
   std::int64_t count_ = 0;   // of those, begun
   int no_sync_ = 0;          // guards alive
