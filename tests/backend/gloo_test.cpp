@@ -1,6 +1,11 @@
 // Gloo: the laws of a backend on several processes, and how it finds its address.
 #include <stdlib.h>
+#include <unistd.h>
 
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
 #include <string>
 
 #include <accel/accelerator.hpp>
@@ -34,7 +39,35 @@ void reaches_everybody_by(const Gloo::Options& options, const std::string& endpo
   CHECK(sum.equal(at::full({3}, rank.world_size * (rank.world_size + 1) / 2.0)));
 }
 
+/// Whether SIGPIPE is blocked in that thread of this process.
+bool blocks_sigpipe(const std::filesystem::path& thread) {
+  std::ifstream status(thread / "status");
+  for (std::string word; status >> word;) {
+    if (word != "SigBlk:") continue;
+    status >> word;
+    return (std::stoull(word, nullptr, 16) >> (SIGPIPE - 1) & 1U) != 0;
+  }
+  return false;
+}
+
 }  // namespace
+
+TEST_CASE("no thread of Gloo or the store dies of SIGPIPE, and the program's own keeps its handling", "[backend]") {
+  on_ranks({2}, [](Rank rank) {
+    Group<Gloo> group;
+    at::Tensor tensor = at::ones({3});
+    auto work = rank.rank == 0 ? group->send(tensor, 1) : group->recv(tensor, 0);
+    work.wait();
+    int threads = 0;
+    for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+      const bool is_main = thread.path().filename() == std::to_string(::getpid());
+      INFO("thread " << thread.path().filename());
+      CHECK(blocks_sigpipe(thread.path()) == !is_main);
+      ++threads;
+    }
+    CHECK(threads > 2);
+  });
+}
 
 TEST_CASE("Gloo takes an interface, a host name or an address", "[backend]") {
   on_ranks({2, 3}, [](Rank rank) {
@@ -61,9 +94,11 @@ TEST_CASE("Gloo refuses options that contradict each other", "[backend]") {
   on_ranks({1, 2}, [](Rank) {
     const auto meeting = meet();
     const auto both = thrown_by<ConfigError>([&] { Gloo(meeting, {.interface = "lo", .hostname = "localhost"}); });
-    CHECK_THAT(both, ContainsSubstring("\"lo\"") && ContainsSubstring("\"localhost\"") && ContainsSubstring("choose one"));
+    CHECK_THAT(both,
+               ContainsSubstring("\"lo\"") && ContainsSubstring("\"localhost\"") && ContainsSubstring("choose one"));
     for (const double timeout_s : {0.0, -1.0})
-      CHECK_THAT(thrown_by<ConfigError>([&] { Gloo(meeting, {.timeout_s = timeout_s}); }), ContainsSubstring("timeout_s"));
+      CHECK_THAT(thrown_by<ConfigError>([&] { Gloo(meeting, {.timeout_s = timeout_s}); }),
+                 ContainsSubstring("timeout_s"));
     meeting.control_plane().farewell();
   });
 }

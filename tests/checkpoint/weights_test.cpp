@@ -135,7 +135,8 @@ TEST_CASE("bits that are no numbers survive", "[checkpoint]") {
   on_ranks({1, 2}, [](Rank) {
     Accelerator accelerator;
     const SharedFolder folder(accelerator);
-    const auto strange = torch::tensor({0x7fc00001, -1, 0x7f800000, 1, -2147483647 - 1}, torch::kInt).view(torch::kFloat);
+    const auto strange =
+        torch::tensor({0x7fc00001, -1, 0x7f800000, 1, -2147483647 - 1}, torch::kInt).view(torch::kFloat);
     auto net = std::make_shared<Only>(std::vector{std::pair(std::string("w"), strange)});
     auto model = accelerator.prepare(net);
     const auto saved = bits(net->parameters());
@@ -213,7 +214,8 @@ TEST_CASE("a file that keeps the other name of a tied parameter is taken", "[che
     const SharedFolder folder(accelerator);
     auto net = std::make_shared<Tied>();
     auto model = accelerator.prepare(net);
-    auto stranger = accelerator.prepare(std::make_shared<Only>(std::vector{std::pair(std::string("head"), torch::ones({4, 3}))}));
+    auto stranger =
+        accelerator.prepare(std::make_shared<Only>(std::vector{std::pair(std::string("head"), torch::ones({4, 3}))}));
     accelerator.save_model(stranger, folder / "a");
     accelerator.load_model(model, folder / "a");
     CHECK(net->weight.detach().equal(torch::ones({4, 3})));
@@ -293,7 +295,8 @@ TEST_CASE("a folder that cannot be written is an error on every rank", "[checkpo
       CHECK_THAT(error, ContainsSubstring((folder / name).string()));
       if (rank.rank > 0) CHECK_THAT(error, ContainsSubstring("save_model failed on rank 0"));
       if (rank.world_size > 1)
-        CHECK_THAT(error, ContainsSubstring("[rank " + std::to_string(rank.rank) + "/" + std::to_string(rank.world_size)));
+        CHECK_THAT(error,
+                   ContainsSubstring("[rank " + std::to_string(rank.rank) + "/" + std::to_string(rank.world_size)));
     };
     refused("file");
     refused("file/below");

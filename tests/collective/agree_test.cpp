@@ -33,7 +33,9 @@ namespace {
 
 using Lines = std::vector<std::string>;
 
-Deadline soon() { return Deadline::in(Seconds(20)); }
+Deadline soon() {
+  return Deadline::in(Seconds(20));
+}
 
 }  // namespace
 
@@ -56,7 +58,8 @@ TEST_CASE("the first line that differs is named with both ranks, on every rank",
       const auto lines = [&](const std::string& own) {
         return Lines{"same", rank.rank == odd ? own : "reference", "same again", std::to_string(rank.rank)};
       };
-      const auto error = thrown_by<InvalidArgument>([&] { require_equal(control, "the model", lines("other"), soon()); });
+      const auto error =
+          thrown_by<InvalidArgument>([&] { require_equal(control, "the model", lines("other"), soon()); });
       CHECK_THAT(error, StartsWith("the model differs between ranks"));
       // At 3 ranks rank 1 differs, too, but later: only in its last line.
       if (rank.world_size == 2) CHECK_THAT(error, ContainsSubstring("rank 0 has reference, rank 1 has other"));
@@ -72,14 +75,14 @@ TEST_CASE("the first line that differs is named with both ranks, on every rank",
       const std::string odd_name = "rank " + std::to_string(odd);
       const Lines shorter = {"a"};
       const Lines longer = {"a", "b"};
-      const auto fewer =
-          thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? shorter : longer, soon()); });
+      const auto fewer = thrown_by<InvalidArgument>(
+          [&] { require_equal(control, "test", rank.rank == odd ? shorter : longer, soon()); });
       CHECK_THAT(fewer, ContainsSubstring("rank 0 has b, " + odd_name + " has nothing"));
-      const auto more =
-          thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? longer : shorter, soon()); });
+      const auto more = thrown_by<InvalidArgument>(
+          [&] { require_equal(control, "test", rank.rank == odd ? longer : shorter, soon()); });
       CHECK_THAT(more, ContainsSubstring("rank 0 has nothing, " + odd_name + " has b"));
-      const auto none =
-          thrown_by<InvalidArgument>([&] { require_equal(control, "test", rank.rank == odd ? Lines{} : shorter, soon()); });
+      const auto none = thrown_by<InvalidArgument>(
+          [&] { require_equal(control, "test", rank.rank == odd ? Lines{} : shorter, soon()); });
       CHECK_THAT(none, ContainsSubstring("rank 0 has a, " + odd_name + " has nothing"));
     }
     control.farewell();
@@ -105,9 +108,8 @@ TEST_CASE("what one rank throws all ranks throw, with its text and its rank", "[
       };
       if (rank.rank == bad) {
         // Its own error, of its own type.
-        CHECK(thrown_by<InvalidArgument>([&] {
-                all_or_none<CheckpointError>(control, "save", soon(), body);
-              }) == "no such file");
+        CHECK(thrown_by<InvalidArgument>([&] { all_or_none<CheckpointError>(control, "save", soon(), body); }) ==
+              "no such file");
       } else {
         CHECK(thrown_by<CheckpointError>([&] { all_or_none<CheckpointError>(control, "save", soon(), body); }) ==
               "save failed on rank " + std::to_string(bad) + ": no such file");
@@ -165,4 +167,3 @@ TEST_CASE("where several ranks throw each keeps its own error and the rest hear 
     control.farewell();
   });
 }
-

@@ -37,7 +37,9 @@ using enum c10::ScalarType;
 namespace {
 
 /// (1..P) + P * r: accelerate.md 2.12.
-at::Tensor worked(int rank, int world_size) { return at::arange(1, world_size + 1) + world_size * rank; }
+at::Tensor worked(int rank, int world_size) {
+  return at::arange(1, world_size + 1) + world_size * rank;
+}
 
 /// What all ranks bring, one after the other.
 template <class Brought>
@@ -55,7 +57,8 @@ struct Batch {
 
 }  // namespace
 
-TEST_CASE("everybody's rows are gathered in the order of ranks, whatever their strides, number and dtype", "[collective]") {
+TEST_CASE("everybody's rows are gathered in the order of ranks, whatever their strides, number and dtype",
+          "[collective]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Group<Gloo> group;
     {
@@ -128,8 +131,9 @@ TEST_CASE("trees are gathered tensor by tensor, and rows can be left out", "[col
       const auto brought = [&](int r) { return at::arange(held(r) * 2).add(100 * r).view({held(r), 2}); };
       std::vector<Rows> rows;
       for (int r = 0; r < rank.world_size; ++r) rows.push_back({.held = held(r), .kept = kept(r)});
-      CHECK(gather_rows(*group, brought(rank.rank), rows)
-                .equal(over_ranks(rank.world_size, [&](int r) { return brought(r).narrow(0, 0, kept(r)); })));
+      CHECK(gather_rows(*group, brought(rank.rank), rows).equal(over_ranks(rank.world_size, [&](int r) {
+        return brought(r).narrow(0, 0, kept(r));
+      })));
     }
   });
 }
@@ -162,4 +166,3 @@ TEST_CASE("trees that differ are an error on every rank, which names both", "[co
     CHECK(all_gather(*group, at::full({}, rank.rank)).equal(at::arange(rank.world_size)));
   });
 }
-

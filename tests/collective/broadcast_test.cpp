@@ -29,7 +29,9 @@ using enum c10::ScalarType;
 namespace {
 
 /// (1..P) + P * r: accelerate.md 2.12.
-at::Tensor worked(int rank, int world_size) { return at::arange(1, world_size + 1) + world_size * rank; }
+at::Tensor worked(int rank, int world_size) {
+  return at::arange(1, world_size + 1) + world_size * rank;
+}
 
 struct Item {
   at::Tensor tensor;
@@ -81,9 +83,9 @@ TEST_CASE("tensors of mixed dtypes and strides are broadcast together", "[collec
       std::vector<at::Tensor> tensors;
       for (const auto dtype : {Float, Long, Half, Float, Bool, Double, BFloat16, Long})
         tensors.push_back(at::arange(7).add(r).remainder(5).to(dtype));
-      tensors.push_back(at::arange(12).add(r).view({3, 4}).t());                          // transposed
-      tensors.push_back(at::arange(24).add(r).view({2, 3, 4}).select(1, 1));              // a slice
-      tensors.push_back(at::arange(20).add(100 * r).to(Float).slice(0, 1, 20, 3));        // every third
+      tensors.push_back(at::arange(12).add(r).view({3, 4}).t());                    // transposed
+      tensors.push_back(at::arange(24).add(r).view({2, 3, 4}).select(1, 1));        // a slice
+      tensors.push_back(at::arange(20).add(100 * r).to(Float).slice(0, 1, 20, 3));  // every third
       tensors.push_back(at::full({}, r));
       tensors.push_back(at::zeros({0}));
       return tensors;
@@ -126,4 +128,3 @@ TEST_CASE("parameters that require a gradient are broadcast, and still require i
     CHECK(parameter.is_leaf());
   });
 }
-

@@ -32,7 +32,9 @@ using enum c10::ScalarType;
 namespace {
 
 /// (1..P) + P * r: accelerate.md 2.12.
-at::Tensor worked(int rank, int world_size) { return at::arange(1, world_size + 1) + world_size * rank; }
+at::Tensor worked(int rank, int world_size) {
+  return at::arange(1, world_size + 1) + world_size * rank;
+}
 
 }  // namespace
 
@@ -50,9 +52,9 @@ TEST_CASE("sum, mean, max and min are new tensors with the worked numbers", "[co
       const at::Tensor mean = reduce(*group, mine.to(Double), Reduction::mean);
       CHECK(mean.equal(ones_to_p.to(Double) + p * (p - 1) / 2.0));
       if (p == 2) {
-        CHECK(reduce(*group, mine, Reduction::sum).equal(at::arange(4, 8, 2)));     // 4 6
-        CHECK(mean.equal(at::arange(2, 4).to(Double)));                             // 2 3
-        CHECK(reduce(*group, mine, Reduction::max).equal(at::arange(3, 5)));        // 3 4
+        CHECK(reduce(*group, mine, Reduction::sum).equal(at::arange(4, 8, 2)));  // 4 6
+        CHECK(mean.equal(at::arange(2, 4).to(Double)));                          // 2 3
+        CHECK(reduce(*group, mine, Reduction::max).equal(at::arange(3, 5)));     // 3 4
       }
       CHECK(mine.equal(worked(rank.rank, p)));  // the caller's stays
     }
@@ -97,9 +99,8 @@ TEST_CASE("trees and every floating dtype are reduced, means of whole numbers re
     {
       INFO("a tree is reduced tensor by tensor");
       const int p = rank.world_size;
-      const auto [sums, word] =
-          reduce(*group, std::pair(std::vector{at::full({2}, rank.rank), at::full({}, 1)}, std::string("w")),
-                 Reduction::sum);
+      const auto [sums, word] = reduce(
+          *group, std::pair(std::vector{at::full({2}, rank.rank), at::full({}, 1)}, std::string("w")), Reduction::sum);
       CHECK(sums[0].equal(at::full({2}, p * (p - 1) / 2)));
       CHECK(sums[1].equal(at::full({}, p)));
       CHECK(word == "w");
@@ -107,13 +108,11 @@ TEST_CASE("trees and every floating dtype are reduced, means of whole numbers re
     {
       INFO("the mean of whole numbers is refused before anything is sent");
       for (const auto dtype : {Long, Int, Byte, Bool}) {
-        const auto error = thrown_by<InvalidArgument>([&] {
-          (void)reduce(*group, std::pair(at::ones({3}), at::ones({2}, dtype)), Reduction::mean);
-        });
+        const auto error = thrown_by<InvalidArgument>(
+            [&] { (void)reduce(*group, std::pair(at::ones({3}), at::ones({2}, dtype)), Reduction::mean); });
         CHECK_THAT(error, ContainsSubstring(accel::tensor::dtype_name(dtype) + "[2]") && ContainsSubstring("mean"));
       }
       CHECK(reduce(*group, at::full({}, 2.0), Reduction::sum).item<double>() == 2.0 * rank.world_size);
     }
   });
 }
-

@@ -41,8 +41,8 @@ using enum c10::ScalarType;
 
 inline constexpr std::array dtypes = {Float, Double, Half, BFloat16, Long, Int, Byte};
 /// What is only moved may be of any dtype.
-inline constexpr std::array movable = {Float, Double,   Half, BFloat16, Long,         Int,
-                                       Byte,  Char,     Short, Bool,    ComplexFloat, ComplexDouble};
+inline constexpr std::array movable = {Float, Double, Half,  BFloat16, Long,         Int,
+                                       Byte,  Char,   Short, Bool,     ComplexFloat, ComplexDouble};
 inline constexpr std::array ops = {ReduceOp::sum, ReduceOp::max, ReduceOp::min};
 
 /// Nothing, one element, odd sizes, several dimensions, and more than engines send in one piece.
@@ -463,31 +463,31 @@ inline std::function<void(Rank)> one_after_the_other(std::vector<void (*)(Rank)>
 
 }  // namespace accel::testing::backend_suite
 
-#define ACCEL_BACKEND_SUITE(B, ...)                                                                        \
-  TEST_CASE(#B " reduces every dtype, alone and in groups", "[backend][conformance]") {                    \
-    using namespace accel::testing::backend_suite;                                                         \
+#define ACCEL_BACKEND_SUITE(B, ...)                                                                                  \
+  TEST_CASE(#B " reduces every dtype, alone and in groups", "[backend][conformance]") {                              \
+    using namespace accel::testing::backend_suite;                                                                   \
     accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({knows_who_it_is<B>, reduces<B>, reduces_groups<B>})); \
-  }                                                                                                        \
-  TEST_CASE(#B " broadcasts, gathers, scatters, sends and receives", "[backend][conformance]") {           \
-    using namespace accel::testing::backend_suite;                                                         \
-    accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({broadcasts_from_every_rank<B>, gathers<B>,  \
-                                                               scatters_sums<B>, passes_round_a_ring<B>})); \
-  }                                                                                                        \
-  TEST_CASE(#B " has works that say when they are done", "[backend][conformance]") {                       \
-    using namespace accel::testing::backend_suite;                                                         \
-    accel::testing::on_ranks(__VA_ARGS__,                                                                  \
-                             one_after_the_other({says_when_it_is_done<B>, finishes_works_in_any_order<B>, \
-                                                  allocates_what_it_can_send<B>, works_after_a_move<B>})); \
-  }                                                                                                        \
-  TEST_CASE(#B " splits into groups, and carries texts", "[backend][conformance]") {                       \
-    using namespace accel::testing::backend_suite;                                                         \
-    accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({splits<B>, carries_texts<B>}));             \
-  }                                                                                                        \
-  TEST_CASE(#B " refuses mistakes before anything is sent, and goes on", "[backend][conformance]") {       \
-    accel::testing::on_ranks(__VA_ARGS__, accel::testing::backend_suite::refuses<B>);                      \
-  }                                                                                                        \
-  TEST_CASE(#B " gives up at the deadline, or when told, and says so ever after", "[backend][conformance]") { \
-    using namespace accel::testing::backend_suite;                                                         \
-    accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({gives_up_at_the_deadline<B>,                \
-                                                               ends_with_an_abort<B>, ends_without_a_reason<B>})); \
+  }                                                                                                                  \
+  TEST_CASE(#B " broadcasts, gathers, scatters, sends and receives", "[backend][conformance]") {                     \
+    using namespace accel::testing::backend_suite;                                                                   \
+    accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({broadcasts_from_every_rank<B>, gathers<B>,            \
+                                                               scatters_sums<B>, passes_round_a_ring<B>}));          \
+  }                                                                                                                  \
+  TEST_CASE(#B " has works that say when they are done", "[backend][conformance]") {                                 \
+    using namespace accel::testing::backend_suite;                                                                   \
+    accel::testing::on_ranks(__VA_ARGS__,                                                                            \
+                             one_after_the_other({says_when_it_is_done<B>, finishes_works_in_any_order<B>,           \
+                                                  allocates_what_it_can_send<B>, works_after_a_move<B>}));           \
+  }                                                                                                                  \
+  TEST_CASE(#B " splits into groups, and carries texts", "[backend][conformance]") {                                 \
+    using namespace accel::testing::backend_suite;                                                                   \
+    accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({splits<B>, carries_texts<B>}));                       \
+  }                                                                                                                  \
+  TEST_CASE(#B " refuses mistakes before anything is sent, and goes on", "[backend][conformance]") {                 \
+    accel::testing::on_ranks(__VA_ARGS__, accel::testing::backend_suite::refuses<B>);                                \
+  }                                                                                                                  \
+  TEST_CASE(#B " gives up at the deadline, or when told, and says so ever after", "[backend][conformance]") {        \
+    using namespace accel::testing::backend_suite;                                                                   \
+    accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({gives_up_at_the_deadline<B>, ends_with_an_abort<B>,   \
+                                                               ends_without_a_reason<B>}));                          \
   }

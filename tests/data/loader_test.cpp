@@ -32,14 +32,20 @@ using Indices = std::vector<std::int64_t>;
 namespace {
 
 /// Row i: data f32[2] = {i, 10 i}, target i64[] = i * i.
-at::Tensor data_of(std::int64_t i) { return torch::tensor({static_cast<float>(i), static_cast<float>(10 * i)}); }
-at::Tensor target_of(std::int64_t i) { return torch::tensor(i * i); }
+at::Tensor data_of(std::int64_t i) {
+  return torch::tensor({static_cast<float>(i), static_cast<float>(10 * i)});
+}
+at::Tensor target_of(std::int64_t i) {
+  return torch::tensor(i * i);
+}
 
 at::Tensor data_of(const Indices& rows) {
   const at::Tensor i = torch::tensor(rows).to(torch::kFloat);
   return torch::stack({i, 10 * i}, 1);
 }
-at::Tensor target_of(const Indices& rows) { return torch::tensor(rows).square(); }
+at::Tensor target_of(const Indices& rows) {
+  return torch::tensor(rows).square();
+}
 
 struct Row {
   torch::Tensor data, target;
@@ -211,10 +217,10 @@ TEST_CASE("whole batches are asked for by every kind of index", "[data]") {
 TEST_CASE("datasets of torch::data are taken, mapped ones included", "[data]") {
   gives_data_and_target(TorchExamples{});
   gives_data_and_target(TorchExamples().map(torch::data::transforms::Stack<>()));
-  gives_data_and_target(TorchExamples()
-                            .map(torch::data::transforms::Lambda<torch::data::Example<>>(
-                                [](torch::data::Example<> row) { return row; }))
-                            .map(torch::data::transforms::Stack<>()));
+  gives_data_and_target(
+      TorchExamples()
+          .map(torch::data::transforms::Lambda<torch::data::Example<>>([](torch::data::Example<> row) { return row; }))
+          .map(torch::data::transforms::Stack<>()));
   DataLoader tensors(TorchTensors().map(torch::data::transforms::Stack<torch::data::TensorExample>()));
   CHECK(tensors.fetch(some).data.equal(data_of(some)));
   DataLoader plain(TorchTensors{});
@@ -235,7 +241,9 @@ TEST_CASE("rows of different shapes or dtypes are refused with both specs", "[da
     [[nodiscard]] torch::Tensor get(std::size_t i) const { return torch::ones({static_cast<std::int64_t>(i) + 1}); }
   };
   struct Mixed : Ten {
-    [[nodiscard]] torch::Tensor get(std::size_t i) const { return torch::ones({2}, i == 0 ? torch::kFloat : torch::kLong); }
+    [[nodiscard]] torch::Tensor get(std::size_t i) const {
+      return torch::ones({2}, i == 0 ? torch::kFloat : torch::kLong);
+    }
   };
   DataLoader ragged(Ragged{});
   CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)ragged.fetch({1, 2}); }),
@@ -284,10 +292,10 @@ TEST_CASE("a prepared loader gives batches to structured bindings and by referen
     return rows;
   };
   const DataLoaderOptions options{.batch_size = 4};
-  auto [structs, pairs, tuples, tensors, examples, mapped] = accelerator.prepare(
-      DataLoader{Structs{}, options}, DataLoader{Pairs{}, options}, DataLoader{Tuples{}, options},
-      DataLoader{Tensors{}, options}, DataLoader{TorchExamples{}, options},
-      DataLoader{TorchExamples().map(torch::data::transforms::Stack<>()), options});
+  auto [structs, pairs, tuples, tensors, examples, mapped] =
+      accelerator.prepare(DataLoader{Structs{}, options}, DataLoader{Pairs{}, options}, DataLoader{Tuples{}, options},
+                          DataLoader{Tensors{}, options}, DataLoader{TorchExamples{}, options},
+                          DataLoader{TorchExamples().map(torch::data::transforms::Stack<>()), options});
   std::int64_t begin = 0;
   const auto check = [&](const torch::Tensor& data, const torch::Tensor& target) {
     CHECK(data.equal(data_of(rows_of(begin))));

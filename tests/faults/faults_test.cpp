@@ -103,7 +103,7 @@ void judge_survivors(const std::vector<RankResult>& results, int gone, bool gone
   for (std::size_t rank = 0; rank < results.size(); ++rank) {
     if (static_cast<int>(rank) == gone) continue;
     const auto& result = results[rank];
-    INFO(result.output);
+    INFO("signal " << result.signal << ", " << result.output);
     std::cout << "world size " << results.size() << ", rank " << gone << " gone, after " << result.seconds << " s rank "
               << rank << " " << result.output.substr(std::min(result.output.find("says:"), result.output.size()));
     CHECK(result.succeeded());
@@ -131,10 +131,18 @@ TEST_CASE("a rank that is killed in the middle of an epoch leaves errors, no han
     CHECK(results[static_cast<std::size_t>(victim)].signal == SIGKILL);
     judge_survivors(results, victim, true);
   };
-  SECTION("the last of two") { kill_one(2, 1); }
-  SECTION("the first of two, which serves the store") { kill_one(2, 0); }
-  SECTION("the middle of three") { kill_one(3, 1); }
-  SECTION("the first of three") { kill_one(3, 0); }
+  SECTION("the last of two") {
+    kill_one(2, 1);
+  }
+  SECTION("the first of two, which serves the store") {
+    kill_one(2, 0);
+  }
+  SECTION("the middle of three") {
+    kill_one(3, 1);
+  }
+  SECTION("the first of three") {
+    kill_one(3, 0);
+  }
 }
 
 TEST_CASE("a rank that is killed while the others wait in a collective leaves errors, no hang", "[faults]") {
@@ -166,8 +174,12 @@ TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]"
     for (std::size_t rank = 0; rank < results.size(); ++rank)
       if (static_cast<int>(rank) != victim) CHECK(results[rank].seconds < 6.5 * patience);
   };
-  SECTION("the last of two") { stop_one(2, 1); }
-  SECTION("the first of three, which serves the store") { stop_one(3, 0); }
+  SECTION("the last of two") {
+    stop_one(2, 1);
+  }
+  SECTION("the first of three, which serves the store") {
+    stop_one(3, 0);
+  }
 }
 
 TEST_CASE("a rank that throws in the middle of an epoch ends, and so do the others", "[faults]") {
@@ -243,7 +255,8 @@ TEST_CASE("models that differ between ranks are refused on every rank, which nam
     const auto ones = [](std::vector<std::int64_t> shape, bool trainable = true) {
       return torch::ones(shape).requires_grad_(trainable);
     };
-    const auto differ = [&](const Net& own, const Net& others, const std::string& reference, const std::string& theirs) {
+    const auto differ = [&](const Net& own, const Net& others, const std::string& reference,
+                            const std::string& theirs) {
       auto net = std::make_shared<Net>(rank.rank == odd ? own : others);
       const auto before = bits(net->parameters());
       const auto error = thrown_by<InvalidArgument>([&] { (void)accelerator.prepare(net); });

@@ -34,7 +34,9 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-Deadline soon() { return Deadline::in(Seconds(20)); }
+Deadline soon() {
+  return Deadline::in(Seconds(20));
+}
 
 }  // namespace
 
@@ -115,8 +117,7 @@ TEST_CASE("a rank that stays away is named with its host and process", "[launch]
       return;
     }
     const Stopwatch watch;
-    const auto error =
-        thrown_by<CommError>([&] { control.barrier("saving the weights", Deadline::in(Seconds(0.5))); });
+    const auto error = thrown_by<CommError>([&] { control.barrier("saving the weights", Deadline::in(Seconds(0.5))); });
     CHECK(watch.seconds() >= 0.45);
     CHECK(watch.seconds() <= 0.5 + 1 * patience);
     const auto& peer = meeting.peers[static_cast<std::size_t>(absent)];

@@ -45,13 +45,14 @@ namespace {
 
 constexpr double timeout_s = 2;
 
-std::string name_of(int rank) { return "rank " + std::to_string(rank) + " (host "; }
+std::string name_of(int rank) {
+  return "rank " + std::to_string(rank) + " (host ";
+}
 
 /// Meets as `launch` says; the error's text, which must come within the timeout and a second.
 std::string fails_in_time(const launch::Launch& launch) {
   const Stopwatch watch;
-  const auto error =
-      thrown_by<Error>([&] { (void)launch::meet(launch, launch::next_creation(), Seconds(timeout_s)); });
+  const auto error = thrown_by<Error>([&] { (void)launch::meet(launch, launch::next_creation(), Seconds(timeout_s)); });
   CHECK(watch.seconds() <= timeout_s + 1 * patience);
   std::cout << error << "\n";
   return error;
@@ -123,7 +124,8 @@ TEST_CASE("without rank 0 the others say that they found no store, and where", "
     if (rank.rank == 0) return;
     const auto launch = launch::detect();
     const auto error = fails_in_time(launch);
-    CHECK_THAT(error, ContainsSubstring("rank " + std::to_string(rank.rank) + " of " + std::to_string(rank.world_size)));
+    CHECK_THAT(error,
+               ContainsSubstring("rank " + std::to_string(rank.rank) + " of " + std::to_string(rank.world_size)));
     CHECK_THAT(error, ContainsSubstring("no store of rank 0 at 127.0.0.1:" + std::to_string(launch.master->port)));
   });
 }
@@ -330,11 +332,10 @@ TEST_CASE("torchrun's ranks meet in its agent's store", "[launch]") {
   if (python.empty()) SKIP("no Python with torch: configure with -DACCEL_TEST_PYTHON=<python> to run torchrun");
   for (const int world_size : {2}) {
     const ReservedPort port;
-    const ProcessResult result =
-        run_program({python, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size),
-                     "--master-port", std::to_string(port.number()), "--no-python", own_program(),
-                     exact_filter("hidden: a rank of torchrun")},
-                    {.deadline = Seconds(120)});
+    const ProcessResult result = run_program(
+        {python, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size), "--master-port",
+         std::to_string(port.number()), "--no-python", own_program(), exact_filter("hidden: a rank of torchrun")},
+        {.deadline = Seconds(120)});
     INFO(result.output);
     CHECK(result.succeeded());
     const int sum = world_size * (world_size + 1) / 2;

@@ -21,7 +21,9 @@ using enum c10::ScalarType;
 
 namespace {
 
-at::Tensor of_bytes(std::int64_t bytes) { return at::empty({bytes}, Byte); }
+at::Tensor of_bytes(std::int64_t bytes) {
+  return at::empty({bytes}, Byte);
+}
 
 /// The sizes in bytes of the groups' members.
 Groups groups(const std::vector<at::Tensor>& tensors, std::int64_t cap) {

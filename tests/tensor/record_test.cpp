@@ -17,7 +17,9 @@ using Names = std::vector<std::string>;
 namespace {
 
 struct Inner : torch::nn::Module {
-  Inner() : w(register_parameter("w", torch::ones({2, 3}))) { register_buffer("count", torch::zeros({}, torch::kLong)); }
+  Inner() : w(register_parameter("w", torch::ones({2, 3}))) {
+    register_buffer("count", torch::zeros({}, torch::kLong));
+  }
 
   torch::Tensor w;
 };

@@ -26,7 +26,9 @@ using accel::tensor::visit;
 
 namespace {
 
-at::Tensor number(int value) { return at::full({}, value); }
+at::Tensor number(int value) {
+  return at::full({}, value);
+}
 
 /// The numbers in the tensors of `tree`, in the order of the visit.
 template <class Tree>
@@ -163,7 +165,9 @@ TEST_CASE("map gives the same tree with other tensors, and leaves the first as i
   CHECK(mapped.text == "kept");
   CHECK(mapped.split == Split::test);
   CHECK_FALSE(mapped.pair.first.defined());
-  static_assert(std::is_same_v<decltype(map(std::declval<const Pair&>(), std::declval<at::Tensor (*)(const at::Tensor&)>())), Pair>);
+  static_assert(
+      std::is_same_v<decltype(map(std::declval<const Pair&>(), std::declval<at::Tensor (*)(const at::Tensor&)>())),
+                     Pair>);
 }
 
 TEST_CASE("the rows of a tree are those of its first tensor", "[tensor]") {

@@ -19,6 +19,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include <accel/backend/backend.hpp>
+#include <accel/launch/no_sigpipe.hpp>
 
 namespace accel::inline v0_1::backend {
 
@@ -102,6 +103,7 @@ class Gloo {
   void connect() {
     const Deadline deadline = Deadline::in(meeting_.timeout);
     auto options = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
+    const launch::NoSigpipe guard;  // for Gloo's threads
     try {
       options->devices.push_back(device_for(options_));
       auto store = c10::make_intrusive<c10d::PrefixStore>("gloo/", meeting_.store);
@@ -309,6 +311,7 @@ inline Gloo::Work Gloo::send(const at::Tensor& tensor, int peer) {
   check("send", tensor);
   check_peer("send", peer, world_size());
   ACCEL_CHECK(peer != rank(), InvalidArgument, "send: rank ", peer, " is this rank itself");
+  const launch::NoSigpipe guard;  // Gloo writes from this thread
   Work work = begin("send", static_cast<std::int64_t>(tensor.nbytes()));
   if (sends(tensor))
     work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->send(tensors, peer, 0); });
@@ -319,6 +322,7 @@ inline Gloo::Work Gloo::recv(at::Tensor& tensor, int peer) {
   check("recv", tensor);
   check_peer("recv", peer, world_size());
   ACCEL_CHECK(peer != rank(), InvalidArgument, "recv: rank ", peer, " is this rank itself");
+  const launch::NoSigpipe guard;  // Gloo writes from this thread
   Work work = begin("recv", static_cast<std::int64_t>(tensor.nbytes()));
   if (sends(tensor))
     work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->recv(tensors, peer, 0); });

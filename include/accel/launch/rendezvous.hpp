@@ -28,6 +28,7 @@
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
 #include <accel/launch/environment.hpp>
+#include <accel/launch/no_sigpipe.hpp>
 #include <accel/launch/topology.hpp>
 
 namespace accel::inline v0_1::launch {
@@ -109,6 +110,7 @@ inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline
   const bool serves = launch.topology.rank == 0 && !launch.agent_store;
   try {
     if (const std::lock_guard lock(mutex); serves && !servers.contains(master.port)) {
+      const NoSigpipe guard;  // for the thread that serves
       options.isServer = true;
       servers[master.port] = c10::make_intrusive<c10d::TCPStore>(master.host, options);
     }
