@@ -279,6 +279,8 @@ template <class BackendType, class PrecisionType>
 Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const launch::Launch& launch) {
   engine_ = labelled(launch.topology.label(), [&] {
     gradient::Accumulation accumulation(options.accumulation_steps, options.loss_normalization);
+    if constexpr (requires { BackendType::check_launch(launch.family, launch.topology.world_size); })
+      BackendType::check_launch(launch.family, launch.topology.world_size);
     const auto meeting = launch::meet(launch, launch::next_creation(), Seconds(options.rendezvous_timeout_s));
     BackendType backend(meeting, options.backend);
     Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);

@@ -68,6 +68,12 @@ TEST_CASE("print writes once per host, and errors say who speaks", "[accelerator
                    ContainsSubstring("caught [rank 1/2] backward: expected a loss of one number, found f32[3]"));
 }
 
+TEST_CASE("Single refuses several ranks at once, without waiting for them", "[accelerator]") {
+  on_ranks({2}, [](Rank rank) {
+    if (rank.rank == 0) REQUIRE_THROWS_WITH(Single(), ContainsSubstring("backend::Single is for one rank"));
+  });
+}
+
 TEST_CASE("a loss that cannot be differentiated is refused before anything is sent", "[accelerator]") {
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator;

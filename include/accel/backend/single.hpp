@@ -35,6 +35,12 @@ class Single {
                 " started ", meeting.topology.world_size, "; use backend::Gloo, or start one process");
   }
 
+  /// Asked before the rendezvous: there is nobody to wait for.
+  static void check_launch(std::string_view family, int world_size) {
+    ACCEL_CHECK(world_size == 1, ConfigError, "backend::Single is for one rank, but ", family, " started ", world_size,
+                "; use backend::Gloo, or start one process");
+  }
+
   [[nodiscard]] int rank() const { return 0; }
   [[nodiscard]] int world_size() const { return 1; }
   [[nodiscard]] c10::Device device() const { return device_; }
