@@ -31,8 +31,7 @@ class Single {
 
   Single(const launch::Meeting& meeting, const Options& options)
       : device_(parse_device(options.device)), timeout_(options.timeout_s) {
-    ACCEL_CHECK(meeting.topology.world_size == 1, ConfigError, "backend::Single is for one rank, but ", meeting.family,
-                " started ", meeting.topology.world_size, "; use backend::Gloo, or start one process");
+    check_launch(meeting.family, meeting.topology.world_size);
   }
 
   /// Asked before the rendezvous: there is nobody to wait for.
