@@ -110,6 +110,46 @@ TEST_CASE("only the model that backward touches is reduced", "[reducer]") {
   });
 }
 
+TEST_CASE("several models are reduced in one order, whatever order a rank's backward takes", "[reducer]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    for (const auto& options : {gradient::ReducerOptions{}, many_buckets}) {
+      Gloo accelerator({.gradient = options});
+      auto [left, right, other] =
+          accelerator.prepare(std::make_shared<Branches>(), std::make_shared<Branches>(), std::make_shared<Branches>());
+      for (int step = 0; step < 2; ++step) {
+        // Rank 0 alone uses right, and a branch of left; nobody uses other.
+        auto loss = left->forward(rank.rank == 0) * 2;
+        if (rank.rank == 0) loss = loss + right->forward(true) * 6;
+        accelerator.backward(loss);
+        REQUIRE(torch::allclose(left->always.grad(), torch::full({3}, 2.0)));
+        REQUIRE(torch::allclose(left->sometimes.grad(), torch::full({3}, 2.0 / rank.world_size)));
+        REQUIRE(torch::allclose(right->always.grad(), torch::full({3}, 6.0 / rank.world_size)));
+        REQUIRE_FALSE(other->always.grad().defined());
+        left->zero_grad();
+        right->zero_grad();
+      }
+    }
+  });
+}
+
+TEST_CASE("a backward that throws on one rank after a reduction has begun gives up the group", "[reducer]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo::Options options{.gradient = many_buckets};
+    options.backend.timeout_s = 2;
+    Gloo accelerator(options);
+    auto model = accelerator.prepare(std::make_shared<Mlp>());
+    auto x = torch::ones({2, 5});
+    auto inner = model->first(x);
+    if (rank.rank == 1) inner.register_hook([](const torch::Tensor&) { throw std::runtime_error("a user's hook"); });
+    const auto loss = model->second(inner).sum();
+    if (rank.rank == 1)
+      REQUIRE_THROWS_WITH(accelerator.backward(loss), ContainsSubstring("a user's hook"));
+    else
+      REQUIRE_THROWS_AS(accelerator.backward(loss), CommError);
+    REQUIRE_THROWS_WITH(accelerator.backward(model(x).sum()), ContainsSubstring("given up earlier"));
+  });
+}
+
 TEST_CASE("a forward for evaluation arms nothing", "[reducer]") {
   on_ranks({2}, [](Rank rank) {
     Gloo accelerator;

@@ -85,21 +85,21 @@ class Reducer final : public Watch {
     mode_ = synchronise ? Mode::reduce : Mode::add_up;
   }
 
-  /// Waits until every gradient has arrived. With several models, one that this backward did not
-  /// touch is passed over.
-  void finish() {
+  /// Whether this rank has gradients that no reduction has seen.
+  [[nodiscard]] bool has_news() const { return only_ || touched_ || local_; }
+
+  /// Waits until every gradient has arrived. `reduce` is has_news() of any rank: with several models,
+  /// one that no rank's backward touched is passed over.
+  void finish(bool reduce) {
     const c10::AutoGradMode no_grad(false);
     const Mode mode = std::exchange(mode_, Mode::idle);
-    if (!only_ && !touched_ && !standing_.empty()) {
-      at::_foreach_copy_(standing_, untouched_);
-      reduced_ = true;
-    }
+    if (!touched_ && !(mode == Mode::reduce && reduce)) restore_standing();
     untouched_.clear();
     if (mode == Mode::add_up) {
       local_ = local_ || touched_;
       return;
     }
-    if (!only_ && !touched_ && !local_) return;
+    if (!reduce) return;
     while (next_ < buckets_.size()) start_next();
     for (std::size_t b = 0; b < works_.size(); ++b) {
       works_[b].wait();
@@ -109,8 +109,15 @@ class Reducer final : public Watch {
     reduced_ = true;
   }
 
-  /// Backward threw: nothing more will arrive. What is under way stays unfinished on this rank.
-  void cancel() noexcept { mode_ = Mode::idle; }
+  /// Backward threw: nothing more will arrive. If a reduction has begun, the other ranks wait for the
+  /// rest of it in vain, and the group cannot be used any more.
+  void cancel() noexcept {
+    mode_ = Mode::idle;
+    if (!works_.empty())
+      backend_->abort("backward threw after a reduction had begun");
+    else if (!touched_)
+      restore_standing();
+  }
 
   [[nodiscard]] bool take_stray() override { return std::exchange(stray_, false); }
 
@@ -127,6 +134,17 @@ class Reducer final : public Watch {
     std::vector<at::Tensor> result;
     for (const auto& [name, tensor] : parameters) result.push_back(tensor);
     return result;
+  }
+
+  /// Undoes what begin() did to means from an earlier reduction that nothing was added to.
+  void restore_standing() {
+    if (standing_.empty()) return;
+    const c10::AutoGradMode no_grad(false);
+    if (untouched_.empty())
+      at::_foreach_mul_(standing_, static_cast<double>(backend_->world_size()));
+    else
+      at::_foreach_copy_(standing_, untouched_);
+    reduced_ = true;
   }
 
   [[nodiscard]] std::vector<at::Tensor> gradients() const {
@@ -153,7 +171,8 @@ class Reducer final : public Watch {
     ACCEL_CHECK(arrivals_[i] == 1, InvalidArgument, "the gradient of ", parameters_[i].name,
                 " arrived twice in one backward, as it does when a part of the model runs backward by itself ",
                 "(checkpointing); run it under no_sync, and reduce with a last backward");
-    if (--pending_[bucket_of_[i]] > 0 || !options_.overlap) return;
+    // Several models fill their buckets in an order that may depend on the rank: see finish().
+    if (--pending_[bucket_of_[i]] > 0 || !options_.overlap || !only_) return;
     // Strictly in order, whichever is full first: all ranks must start the same one.
     while (next_ < buckets_.size() && pending_[next_] == 0) start_next();
   }

@@ -22,6 +22,9 @@ class RunningMean {
  public:
   explicit RunningMean(B& backend) : backend_(&backend) { reset(); }
 
+  RunningMean(RunningMean&&) noexcept = default;  // a copy would share the sum but not the weight
+  RunningMean& operator=(RunningMean&&) noexcept = default;
+
   /// `value` is a scalar tensor, as a loss is; `weight` usually the rows it is the mean of.
   void update(const at::Tensor& value, std::int64_t weight) {
     ACCEL_CHECK(value.defined() && value.numel() == 1, InvalidArgument, "running mean: expected one number, found ",

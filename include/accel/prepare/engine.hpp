@@ -13,6 +13,7 @@
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
 
@@ -100,7 +101,7 @@ class Engine final : public Session {
       for (auto& reducer : reducers_) reducer->cancel();
       throw;
     }
-    for (auto& reducer : reducers_) reducer->finish();
+    finish_reductions(synchronises);
     accumulation.after_backward();
   }
 
@@ -114,6 +115,26 @@ class Engine final : public Session {
       root_factor_ = factor;
     }
     return root_;
+  }
+
+  /// With several models the ranks first agree which of them anybody's backward has touched: all
+  /// must reduce the same ones, in the same order.
+  ///
+  /// Cost     with several models one all_reduce of a byte for each, which the host waits for.
+  void finish_reductions(bool synchronises) {
+    if (!synchronises || reducers_.size() < 2) {
+      for (auto& reducer : reducers_) reducer->finish(true);
+      return;
+    }
+    at::Tensor news = at::empty({static_cast<std::int64_t>(reducers_.size())}, at::kByte);
+    auto* flags = news.template mutable_data_ptr<std::uint8_t>();
+    for (const auto& reducer : reducers_) *flags++ = reducer->has_news() ? 1 : 0;
+    news = news.to(device);
+    auto work = backend.all_reduce(news, ReduceOp::max);
+    work.wait();
+    news = news.cpu();
+    const auto* agreed = news.template const_data_ptr<std::uint8_t>();
+    for (auto& reducer : reducers_) reducer->finish(*agreed++ != 0);
   }
 
   void scale_gradients(double factor) {
