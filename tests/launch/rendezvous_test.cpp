@@ -63,6 +63,22 @@ void stay_for(double seconds) {
   std::this_thread::sleep_for(std::chrono::duration<double>(seconds * patience));
 }
 
+/// Returns once somebody listens on `port` of this host.
+void wait_for_listener(int port) {
+  for (int attempt = 0; attempt < 1000; ++attempt) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    const int probe = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const bool connected = ::connect(probe, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+    ::close(probe);
+    if (connected) return;
+    stay_for(0.02);
+  }
+  throw std::runtime_error("nobody came to listen on port " + std::to_string(port));
+}
+
 /// A socket that is bound to `port` and answers nothing.
 class Stranger {
  public:
@@ -161,7 +177,7 @@ TEST_CASE("a second process of rank 0 is refused at once", "[launch]") {
   on_ranks({2}, [](Rank rank) {
     auto launch = launch::detect();
     if (rank.rank == 1) {
-      stay_for(1);  // the first rank 0 is there by now
+      wait_for_listener(launch.master->port);  // the first rank 0
       launch.topology.rank = 0;
       const Stopwatch watch;
       const auto error =
