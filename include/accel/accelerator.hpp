@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/full.h>
 #include <torch/headeronly/version.h>
 
 // Floor 0: standard library only
@@ -71,7 +73,7 @@ struct AcceleratorOptions {
   gradient::ReducerOptions gradient{};             // bucket caps: 25 MiB, the last 1 MiB
   typename B::Options backend{};                   // timeout of collectives, interface, device
   double rendezvous_timeout_s = 60;                // until all ranks are there
-  std::optional<int> threads{};                    // intra-op; unset: cores / local_world_size, or OMP_NUM_THREADS
+  std::optional<int> threads{};                    // intra-op; unset: cores / local_world_size, or the user's own
   Log::Level log = Log::Level::info;               // to standard error
 };
 
@@ -223,6 +225,11 @@ class Accelerator {
 
   Accelerator(Options options, const launch::Launch& launch);
 
+  /// Sets the intra-op threads; returns their number and why.
+  [[nodiscard]] std::string set_threads(std::optional<int> option) const;
+  [[nodiscard]] std::string description(const Options& options, const launch::Launch& launch,
+                                        const std::string& threads) const;
+
   template <class... Parts>
   auto prepare_parts(Parts... parts) {
     engine_->prepare(parts...);
@@ -287,25 +294,38 @@ Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const laun
     return std::make_shared<Engine>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
                                     options.gradient);
   });
+  const auto threads = set_threads(options.threads);
+  description_ = description(options, launch, threads);
+}
+
+template <class BackendType, class PrecisionType>
+std::string Accelerator<BackendType, PrecisionType>::set_threads(std::optional<int> option) const {
+  const int cores = launch::usable_cores();
+  const bool chosen = launch::threads_were_chosen(at::get_num_threads(), cores);
+  const auto share =
+      launch::intra_op_threads(cores, engine_->topology.local_world_size, chosen, launch::process_environment());
+  if (option || share) at::set_num_threads(option ? *option : *share);
+  return message(at::get_num_threads(), option   ? " (option)"
+                                        : share  ? " (cores / local world size)"
+                                        : chosen ? " (as the program set them)"
+                                                 : " (LibTorch's own choice, or the user's variable)");
+}
+
+template <class BackendType, class PrecisionType>
+std::string Accelerator<BackendType, PrecisionType>::description(const Options& options, const launch::Launch& launch,
+                                                                 const std::string& threads) const {
   const launch::Topology& own = engine_->topology;
-  const auto threads = options.threads ? options.threads
-                                       : launch::intra_op_threads(launch::usable_cores(), own.local_world_size,
-                                                                  launch::process_environment());
-  if (threads) at::set_num_threads(*threads);
-  description_ = message(
-      "accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch), "\nlocal: rank ",
-      own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank, "\nbackend: ", BackendType::name, ", ",
-      engine_->backend.describe(), "\nprecision: ", PrecisionType::name,
-      "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
-      options.loss_normalization == gradient::LossNormalization::window_length ? "its length" : "accumulation_steps",
-      "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
-      options.gradient.caps.last_bucket_cap,
-      options.gradient.overlap ? ", overlapped with backward" : ", after backward",
-      "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", at::get_num_threads(),
-      options.threads ? " (option)"
-      : threads       ? " (cores / local world size)"
-                      : " (LibTorch's own choice, or the user's variable)",
-      "\n");
+  const bool by_length = options.loss_normalization == gradient::LossNormalization::window_length;
+  return message("accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch),
+                 "\nlocal: rank ", own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
+                 "\nbackend: ", BackendType::name, ", ", engine_->backend.describe(),
+                 "\nprecision: ", PrecisionType::name, "\naccumulation_steps: ", options.accumulation_steps,
+                 ", a short window is divided by ", by_length ? "its length" : "accumulation_steps",
+                 "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
+                 options.gradient.caps.last_bucket_cap,
+                 options.gradient.overlap ? ", overlapped with backward" : ", after backward",
+                 "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", threads,
+                 "\nlog: ", Log::name(options.log), "\n");
 }
 
 }  // namespace accel::inline v0_1

@@ -30,6 +30,7 @@ TEST_CASE("describe says what was detected, from where, and every default in for
                                          "buckets of 25 MiB, the last of 1 MiB",
                                          "rendezvous timeout: 60 s",
                                          "intra-op threads: 1",
+                                         "log: info",
                                          "LibTorch 2."};
     for (const auto& part : parts) REQUIRE_THAT(text, ContainsSubstring(part));
   });

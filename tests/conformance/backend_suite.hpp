@@ -410,6 +410,7 @@ void refuses(Rank rank) {
 template <Backend B>
 void gives_up_at_the_deadline(Rank rank) {
   Group<B> group;
+  auto others = meet().control_plane();  // one of its own: that of the group is given up with it
   at::Tensor tensor = at::ones({3}, at::TensorOptions(group->device()));
   if (rank.rank != rank.world_size - 1) {
     auto work = group->all_reduce(tensor, ReduceOp::sum);
@@ -420,8 +421,10 @@ void gives_up_at_the_deadline(Rank rank) {
     CHECK_THAT(error, ContainsSubstring("all_reduce number 1 of 12 B") && ContainsSubstring("0.4 s"));
     const auto next = thrown_by<CommError>([&] { (void)group->all_reduce(tensor, ReduceOp::sum); });
     CHECK_THAT(next, ContainsSubstring("given up") && ContainsSubstring("all_reduce number 1"));
+    const Deadline later = Deadline::in(Seconds(20));
+    CHECK_THAT(thrown_by<CommError>([&] { group->control().barrier("barrier", later); }), ContainsSubstring("given up"));
   }
-  group->control().barrier("the connections stay until all have waited", Deadline::in(Seconds(20)));
+  others.barrier("the connections stay until all have waited", Deadline::in(Seconds(20)));
 }
 
 template <Backend B>

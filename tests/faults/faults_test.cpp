@@ -182,6 +182,65 @@ TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]"
   }
 }
 
+TEST_CASE("rank 0, which serves the store, stops while the others wait for it: errors, no hang", "[faults]") {
+  using Call = std::function<void(Accelerator&)>;
+  const auto stop_rank_0_in = [](const std::string& words, const Call& call) {
+    const auto results = run_ranks(3,
+                                   [&](Rank rank) {
+                                     Accelerator accelerator(options());
+                                     if (rank.rank == 0) ::raise(SIGSTOP);
+                                     const Stopwatch watch;
+                                     const auto error = thrown_by<CommError>([&] { call(accelerator); });
+                                     CHECK_THAT(error, ContainsSubstring(words) && ContainsSubstring("rank 0 (host "));
+                                     CHECK(watch.seconds() <= timeout_s + 1 * patience);
+                                     std::cout << "says: " << error << "\n" << std::flush;
+                                   },
+                                   {.deadline = Seconds(7)});
+    if (in_another_launch(results)) return;
+    CHECK(results[0].timed_out);  // it is still stopped when all is over
+    judge_survivors(results, 0, false);
+    for (const int rank : {1, 2}) CHECK(results[static_cast<std::size_t>(rank)].seconds < 5 * patience);
+  };
+  SECTION("in a barrier") {
+    stop_rank_0_in("wait_for_everyone gave up after 2 s", [](Accelerator& accelerator) {
+      accelerator.wait_for_everyone();
+    });
+  }
+  SECTION("in gather") {
+    stop_rank_0_in("gather gave up after 2 s",
+                   [](Accelerator& accelerator) { (void)accelerator.gather(torch::ones({2})); });
+  }
+  SECTION("in prepare") {
+    stop_rank_0_in("prepare gave up after 2 s",
+                   [](Accelerator& accelerator) { (void)accelerator.prepare(std::make_shared<Mlp>()); });
+  }
+}
+
+TEST_CASE("rank 0 stops while the others look for it: an error at the deadline of the rendezvous", "[faults]") {
+  const auto results = run_ranks(2,
+                                 [](Rank rank) {
+                                   auto hasty = options();
+                                   hasty.rendezvous_timeout_s = 2;
+                                   if (rank.rank == 0) {
+                                     // The store is there, its process stops before it introduces itself.
+                                     auto launch = accel::launch::detect();
+                                     auto store = accel::launch::detail::open_store(
+                                         launch, accel::Deadline::in(accel::Seconds(2)));
+                                     std::this_thread::sleep_for(std::chrono::milliseconds(500));
+                                     ::raise(SIGSTOP);
+                                   }
+                                   std::this_thread::sleep_for(std::chrono::milliseconds(1000));
+                                   const Stopwatch watch;
+                                   const auto error = thrown_by<CommError>([&] { Accelerator accelerator(hasty); });
+                                   CHECK(watch.seconds() <= 2 + 2 * patience);
+                                   CHECK_FALSE(error.empty());
+                                   std::cout << "says: " << error << "\n" << std::flush;
+                                 },
+                                 {.deadline = Seconds(8)});
+  CHECK(results[0].timed_out);
+  judge_survivors(results, 0, false);
+}
+
 TEST_CASE("a rank that throws in the middle of an epoch ends, and so do the others", "[faults]") {
   for (const int thrower : {1, 0}) {
     const auto results = run_ranks(3,

@@ -61,7 +61,7 @@ TEST_CASE("a short last window is divided by its length, or by all steps as an o
     by_steps.begin(batch(i, 6));
     REQUIRE(by_length.loss_factor() == (i < 4 ? 0.25 : 0.5));
     REQUIRE(by_steps.loss_factor() == 0.25);
-    REQUIRE(by_length.correction() == 1.0);
+    REQUIRE(by_length.take_correction() == 1.0);
   }
 }
 
@@ -85,19 +85,18 @@ TEST_CASE("a window that ends early corrects what it has added up", "[accumulati
   accumulation.begin(batch(0, 1));  // the last batch of a shorter epoch ends it after 2
   REQUIRE(accumulation.synchronises());
   REQUIRE(accumulation.loss_factor() == 0.5);
-  REQUIRE(accumulation.correction() == 2.0);  // 1/4 became 1/2
+  REQUIRE(accumulation.take_correction() == 2.0);  // 1/4 became 1/2
+  accumulation.after_backward();
+  REQUIRE(accumulation.loss_factor() == 0.5);  // of a second loss in the same micro-step
+  REQUIRE(accumulation.take_correction() == 1.0);
 }
 
 TEST_CASE("no_sync holds back what accumulate would reduce", "[accumulation]") {
   Accumulation accumulation(1, LossNormalization::window_length);
   accumulation.enter_no_sync();
   REQUIRE_FALSE(accumulation.synchronises());
-  accumulation.after_backward();
-  REQUIRE(accumulation.unfinished());
   accumulation.leave_no_sync();
   REQUIRE(accumulation.synchronises());
-  accumulation.after_backward();
-  REQUIRE_FALSE(accumulation.unfinished());
 }
 
 TEST_CASE("fewer than one step is refused", "[accumulation]") {

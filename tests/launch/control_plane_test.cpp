@@ -151,6 +151,23 @@ TEST_CASE("a store whose process has ended is an error that names it, at once", 
   });
 }
 
+TEST_CASE("after an error every call says that the group was given up", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    auto control = meet().control_plane();
+    if (rank.rank == 0) {
+      (void)thrown_by<CommError>([&] { control.barrier("the first", Deadline::in(Seconds(0.3))); });
+      const auto later = thrown_by<CommError>([&] { control.barrier("the second", soon()); });
+      CHECK_THAT(later, ContainsSubstring("the second: this group of ranks was given up earlier: the first gave up"));
+    } else {
+      std::this_thread::sleep_for(std::chrono::duration<double>(0.6 * patience));
+    }
+    control.farewell();
+  });
+  ControlPlane alone;
+  alone.give_up("for a test");
+  CHECK_THAT(thrown_by<CommError>([&] { alone.barrier("later", soon()); }), ContainsSubstring("for a test"));
+}
+
 TEST_CASE("rank 0 stays until the others have said farewell", "[launch]") {
   on_ranks({3}, [](Rank rank) {
     auto control = meet().control_plane();

@@ -325,6 +325,11 @@ TEST_CASE("accelerators come and go many times", "[launch]") {
   });
 }
 
+TEST_CASE("an address that other hosts cannot reach is none", "[launch]") {
+  for (const char* host : {"127.0.0.1", "127.0.1.1", "localhost", "::1", "no-such-host.invalid"})
+    CHECK(launch::detail::address_towards({host, 29500}).empty());
+}
+
 TEST_CASE("an accelerator that was only made lets the process end", "[launch]") {
   on_ranks({3}, [](Rank) { Accelerator accelerator; });
 }

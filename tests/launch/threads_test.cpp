@@ -36,17 +36,18 @@ accel::launch::Variables only(std::string_view set) {
 
 TEST_CASE("the ranks of a host share its cores evenly, and each has one thread at least", "[launch]") {
   for (const int cores : {1, 2, 7, 64})
-    for (const int ranks : {2, 3, 8}) CHECK(intra_op_threads(cores, ranks, only("")) == std::max(1, cores / ranks));
+    for (const int ranks : {2, 3, 8}) CHECK(intra_op_threads(cores, ranks, false, only("")) == std::max(1, cores / ranks));
 }
 
 TEST_CASE("a rank alone on its host leaves LibTorch its own choice", "[launch]") {
-  CHECK(intra_op_threads(8, 1, only("")) == std::nullopt);
+  CHECK(intra_op_threads(8, 1, false, only("")) == std::nullopt);
 }
 
 TEST_CASE("a number of threads that the user set is left alone", "[launch]") {
-  CHECK(intra_op_threads(8, 2, only("OMP_NUM_THREADS")) == std::nullopt);
-  CHECK(intra_op_threads(8, 2, only("MKL_NUM_THREADS")) == std::nullopt);
-  CHECK(intra_op_threads(8, 2, only("OMP_THREADS")) == 4);
+  CHECK(intra_op_threads(8, 2, false, only("OMP_NUM_THREADS")) == std::nullopt);
+  CHECK(intra_op_threads(8, 2, false, only("MKL_NUM_THREADS")) == std::nullopt);
+  CHECK(intra_op_threads(8, 2, false, only("OMP_THREADS")) == 4);
+  CHECK(intra_op_threads(8, 2, true, only("")) == std::nullopt);
 }
 
 TEST_CASE("usable cores are those the process is pinned to", "[launch]") {
@@ -68,6 +69,7 @@ TEST_CASE("an accelerator sets the threads of its rank, and says why", "[launch]
   on_ranks({2}, [](Rank rank) {
     ::unsetenv("OMP_NUM_THREADS");
     ::unsetenv("MKL_NUM_THREADS");
+    at::set_num_threads(usable_cores());  // as LibTorch itself does without those variables
     Accelerator accelerator;
     CHECK(at::get_num_threads() == std::max(1, usable_cores() / rank.world_size));
     CHECK_THAT(accelerator.describe(), ContainsSubstring("intra-op threads: " + std::to_string(at::get_num_threads()) +
@@ -86,5 +88,14 @@ TEST_CASE("an accelerator leaves the threads alone where the user set them", "[l
     at::set_num_threads(2);
     Accelerator accelerator;
     CHECK(at::get_num_threads() == 2);
+  });
+  on_ranks({2}, [](Rank) {
+    ::unsetenv("OMP_NUM_THREADS");
+    ::unsetenv("MKL_NUM_THREADS");
+    const int own = usable_cores() + 1;
+    at::set_num_threads(own);
+    Accelerator accelerator;
+    CHECK(at::get_num_threads() == own);
+    CHECK_THAT(accelerator.describe(), ContainsSubstring(std::to_string(own) + " (as the program set them)"));
   });
 }

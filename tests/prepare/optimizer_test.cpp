@@ -41,6 +41,143 @@ TEST_CASE("a plain loss.backward is an error at step that names accelerator.back
   });
 }
 
+TEST_CASE("a stray backward stays an error until zero_grad has cleared its gradients", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    model(one).sum().backward();
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("accelerator.backward"));
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("accelerator.backward"));  // not only once
+    optimizer.zero_grad();
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -1.0);
+
+    optimizer.zero_grad();
+    model(one).sum().backward();  // as for an adversarial example: its gradients are thrown away
+    optimizer.zero_grad();
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -2.0);
+  });
+}
+
+TEST_CASE("a stray backward on one rank alone is found there, whatever ran before", "[optimizer]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    accelerator.backward(model(one).sum());
+    if (rank.rank == 1) model(one).sum().backward();
+    if (rank.rank == 1)
+      REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("weight of model 0"));
+    else
+      optimizer.step();
+  });
+}
+
+TEST_CASE("a stray backward of one model is nothing to the optimizer of another", "[optimizer]") {
+  on_ranks({2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto other = std::make_shared<Line>();
+    auto [model, optimizer, second, second_optimizer] =
+        accelerator.prepare(net, SGD(net->parameters(), 1.0), other, SGD(other->parameters(), 1.0));
+    second(one).sum().backward();
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -1.0);
+    REQUIRE_THROWS_WITH(second_optimizer.step(), ContainsSubstring("weight of model 1"));
+  });
+}
+
+TEST_CASE("gradients of another source are stepped by the wrapped optimizer", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    optimizer.zero_grad();
+    net->weight.mutable_grad() = torch::ones({1}, torch::kDouble);
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("optimizer->step()"));
+    optimizer->step();
+    REQUIRE(net->weight.item<double>() == -2.0);
+  });
+}
+
+TEST_CASE("a no_sync backward of one model leaves the optimizer of another free", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto other = std::make_shared<Line>();
+    auto [model, optimizer, second, second_optimizer] =
+        accelerator.prepare(net, SGD(net->parameters(), 1.0), other, SGD(other->parameters(), 1.0));
+    accelerator.backward(second(one).sum());
+    {
+      auto local = accelerator.no_sync();
+      accelerator.backward(model(one).sum());
+      second_optimizer.step();
+      second_optimizer.zero_grad();
+    }
+    REQUIRE(other->weight.item<double>() == -1.0);
+    REQUIRE_FALSE(other->weight.grad().defined());
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("backward of model 0 ran under no_sync"));
+    optimizer.zero_grad();  // keeps what waits
+    REQUIRE(net->weight.grad().defined());
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -2.0);
+  });
+}
+
+TEST_CASE("a window is given up by the wrapped zero_grad", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    {
+      auto local = accelerator.no_sync();
+      accelerator.backward(100 * model(one).sum());
+    }
+    optimizer->zero_grad();
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -1.0);
+  });
+}
+
+TEST_CASE("a window that ends early is divided by its length, with two losses too", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator({.accumulation_steps = 4});
+    auto net = std::make_shared<Line>();
+    auto other = std::make_shared<Line>();
+    auto [model, second, optimizer] = accelerator.prepare(
+        net, other, SGD(std::vector<torch::Tensor>{net->weight, other->weight}, 1.0));
+    auto long_loader = accelerator.prepare(
+        data::DataLoader{Doubles{20 * accelerator.world_size()}, {.batch_size = 1}});
+    auto short_loader = accelerator.prepare(
+        data::DataLoader{Doubles{accelerator.world_size()}, {.batch_size = 1}});
+    const auto train = [&](auto& batch) {
+      auto micro_step = accelerator.accumulate(batch);
+      accelerator.backward(model(one).sum(), /*retain_graph=*/false);
+      accelerator.backward(2 * second(one).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    };
+    for (auto& batch : long_loader) {
+      train(batch);
+      break;
+    }
+    for (auto& batch : short_loader) train(batch);  // ends the window after two of four
+    REQUIRE(net->weight.item<double>() == -1.0);
+    REQUIRE(other->weight.item<double>() == -2.0);
+  });
+}
+
 TEST_CASE("a model that moves after prepare is an error at the next step", "[optimizer]") {
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator;

@@ -7,8 +7,12 @@
 #endif
 
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -19,7 +23,9 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include <accel/backend/backend.hpp>
+#include <accel/backend/detail/gloo_work.hpp>
 #include <accel/launch/no_sigpipe.hpp>
+#include <accel/launch/within.hpp>
 
 namespace accel::inline v0_1::backend {
 
@@ -29,6 +35,8 @@ namespace accel::inline v0_1::backend {
 /// host reaches rank 0. `interface` or `hostname` choose another; GLOO_SOCKET_IFNAME, PyTorch's
 /// variable, is taken for `interface` where that is empty.
 ///
+/// Throws   ConfigError on every rank if one of them cannot use its interface or address; CommError
+///          if the ranks do not reach each other.
 /// Differs  from c10d: a failed group is given up, and its destructor does not wait for it.
 class Gloo {
  public:
@@ -40,11 +48,13 @@ class Gloo {
     std::string hostname{};   // or a name or address of this host
   };
 
-  /// A collective under way. Waiting twice is allowed.
-  class Work;
+  using Work = detail::GlooWork;
 
   Gloo(const launch::Meeting& meeting, const Options& options)
-      : meeting_(meeting), options_(options), control_(meeting.control_plane()), group_(std::make_shared<Group>()) {
+      : meeting_(meeting),
+        options_(options),
+        group_(std::make_shared<detail::GlooGroup>(meeting.control_plane())),
+        endpoint_(choose_endpoint(options)) {
     ACCEL_CHECK(options.timeout_s > 0, ConfigError, "Gloo: timeout_s = ", options.timeout_s, " must be above 0");
     ACCEL_CHECK(options.interface.empty() || options.hostname.empty(), ConfigError, "Gloo: interface = \"",
                 options.interface, "\" and hostname = \"", options.hostname, "\" are both set; choose one");
@@ -56,87 +66,198 @@ class Gloo {
   [[nodiscard]] c10::Device device() const { return c10::Device(c10::DeviceType::CPU); }
   [[nodiscard]] Seconds timeout() const { return Seconds(options_.timeout_s); }
   [[nodiscard]] std::string describe() const {
-    return message("LibTorch's Gloo on the CPU, by ", endpoint_.empty() ? "nothing: one rank" : endpoint_,
+    return message("LibTorch's Gloo on the CPU, by ", world_size() == 1 ? "nothing: one rank" : endpoint_.text(),
                    ", timeout_s = ", options_.timeout_s);
   }
 
-  [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp op);
-  [[nodiscard]] Work all_reduce(std::span<at::Tensor> tensors, ReduceOp op);
-  [[nodiscard]] Work broadcast(const at::Tensor& tensor, int root);
-  [[nodiscard]] Work all_gather(at::Tensor& output, const at::Tensor& input);
-  [[nodiscard]] Work reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp op);
-  [[nodiscard]] Work send(const at::Tensor& tensor, int peer);
-  [[nodiscard]] Work recv(at::Tensor& tensor, int peer);
+  [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp op) {
+    check("all_reduce", tensor);
+    check_reducible("all_reduce", tensor, op);
+    Work work = begin("all_reduce", tensor.nbytes());
+    start_all_reduce(work, tensor, op);
+    return work;
+  }
+
+  /// One after the other: Gloo's coalesced form copies into a buffer of its own, and gains nothing.
+  [[nodiscard]] Work all_reduce(std::span<at::Tensor> tensors, ReduceOp op) {
+    control().check_failure("all_reduce");
+    std::size_t bytes = 0;
+    for (const auto& tensor : tensors) {
+      check("all_reduce", tensor);
+      check_reducible("all_reduce", tensor, op);
+      bytes += tensor.nbytes();
+    }
+    Work work = begin("all_reduce", bytes);
+    for (const auto& tensor : tensors) start_all_reduce(work, tensor, op);
+    return work;
+  }
+
+  [[nodiscard]] Work broadcast(const at::Tensor& tensor, int root) {
+    check("broadcast", tensor);
+    check_peer("broadcast", root, world_size());
+    Work work = begin("broadcast", tensor.nbytes());
+    if (sends(tensor))
+      work.run({as_bytes(tensor)},
+               [&](auto& engine, auto& tensors) { return engine.broadcast(tensors, {.rootRank = root}); });
+    return work;
+  }
+
+  [[nodiscard]] Work all_gather(at::Tensor& output, const at::Tensor& input) {
+    check("all_gather", output);
+    check("all_gather", input);
+    check_parts("all_gather", output, input, world_size());
+    Work work = begin("all_gather", output.nbytes());
+    if (sends(input))
+      work.run({as_bytes(output), as_bytes(input)},
+               [](auto& engine, auto& tensors) { return engine._allgather_base(tensors[0], tensors[1]); });
+    else if (input.numel() > 0)
+      output.view({-1}).copy_(input.view({-1}));
+    return work;
+  }
+
+  /// Gloo's own takes four times as long as its all_reduce: sum everything, keep this rank's part.
+  [[nodiscard]] Work reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp op) {
+    check("reduce_scatter", output);
+    check("reduce_scatter", input);
+    check_parts("reduce_scatter", input, output, world_size());
+    check_reducible("reduce_scatter", input, op);
+    const at::Tensor sum = input.view({-1}).clone();
+    Work work = begin("reduce_scatter", input.nbytes());
+    start_all_reduce(work, sum, op);
+    work.then_copy(sum.narrow(0, rank() * output.numel(), output.numel()), output);
+    return work;
+  }
+
+  [[nodiscard]] Work send(const at::Tensor& tensor, int peer) {
+    check_other("send", tensor, peer);
+    const launch::NoSigpipe guard;  // Gloo writes from this thread
+    Work work = begin("send", tensor.nbytes());
+    if (sends(tensor))
+      work.run({as_bytes(tensor)}, [&](auto& engine, auto& tensors) { return engine.send(tensors, peer, 0); });
+    return work;
+  }
+
+  [[nodiscard]] Work recv(at::Tensor& tensor, int peer) {
+    check_other("recv", tensor, peer);
+    const launch::NoSigpipe guard;  // Gloo writes from this thread
+    Work work = begin("recv", tensor.nbytes());
+    if (sends(tensor))
+      work.run({as_bytes(tensor)}, [&](auto& engine, auto& tensors) { return engine.recv(tensors, peer, 0); });
+    return work;
+  }
 
   [[nodiscard]] at::Tensor allocate(Bytes bytes) { return at::empty({bytes.count}, at::kByte); }
 
   /// A group of `ranks` of this one, in that order; `name` must be new. Called by its members only.
-  [[nodiscard]] Gloo split(std::span<const int> ranks, std::string_view name);
+  [[nodiscard]] Gloo split(std::span<const int> ranks, std::string_view part_name) {
+    control().check_failure("split");
+    launch::Meeting part = meeting_;
+    part.peers.clear();
+    part.topology.world_size = static_cast<int>(ranks.size());
+    part.topology.rank = -1;
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
+      check_peer("split", ranks[i], world_size());
+      if (ranks[i] == rank()) part.topology.rank = static_cast<int>(i);
+      part.peers.push_back(meeting_.peers[static_cast<std::size_t>(ranks[i])]);
+    }
+    ACCEL_CHECK(part.topology.rank >= 0, InvalidArgument, "split: rank ", rank(), " is not a member of group \"",
+                part_name, "\"; only its members call split");
+    if (ranks.size() == 1)
+      part.store = {};
+    else
+      part.store = c10::make_intrusive<c10d::PrefixStore>(message("split/", part_name), meeting_.store);
+    return Gloo(part, options_);
+  }
 
-  [[nodiscard]] launch::ControlPlane& control() { return control_; }
+  [[nodiscard]] launch::ControlPlane& control() { return group_->control; }
 
-  void abort(std::string_view reason) noexcept { group_->fail(reason); }
+  void abort(std::string_view reason) noexcept { group_->control.give_up(reason); }
 
  private:
-  /// What works share with their backend, so that either may go first.
-  struct Group {
-    c10::intrusive_ptr<c10d::ProcessGroupGloo> engine;
-    std::string failure;         // why it was given up; empty while it works
-    std::int64_t sequence = 0;   // collectives begun
-    std::int64_t in_flight = 0;  // begun and not yet waited for
+  /// Where this rank listens: an interface, or a name or address.
+  struct Endpoint {
+    bool is_interface = false;
+    std::string name;
 
-    Group() = default;
-    Group(const Group&) = delete;
-    Group& operator=(const Group&) = delete;
+    [[nodiscard]] std::string text() const { return (is_interface ? "interface " : "address ") + name; }
 
-    // LibTorch's destructor joins threads that wait for lost peers until the timeout. A group with
-    // something unfinished is therefore abandoned: its few threads end with the process.
-    ~Group() {
-      if (!failure.empty() || in_flight > 0) (void)engine.release();
-    }
-
-    void fail(std::string_view reason) noexcept {
-      if (failure.empty()) failure = reason.empty() ? "no reason given" : reason;
+    [[nodiscard]] std::shared_ptr<gloo::transport::Device> open() const {
+      return is_interface ? c10d::ProcessGroupGloo::createDeviceForInterface(name)
+                          : c10d::ProcessGroupGloo::createDeviceForHostname(name);
     }
   };
 
+  Endpoint choose_endpoint(const Options& options) const {
+    if (!options.interface.empty()) return {true, options.interface};
+    if (!options.hostname.empty()) return {false, options.hostname};
+    const char* const variable = std::getenv("GLOO_SOCKET_IFNAME");
+    if (variable != nullptr && *variable != '\0') return {true, variable};
+    return {false, meeting_.local_address};
+  }
+
   void connect() {
     const Deadline deadline = Deadline::in(meeting_.timeout);
-    auto options = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
     const launch::NoSigpipe guard;  // for Gloo's threads
+    auto device = open_on_all(deadline);
     try {
-      options->devices.push_back(device_for(options_));
-      auto store = c10::make_intrusive<c10d::PrefixStore>("gloo/", meeting_.store);
-      group_->engine = c10::make_intrusive<c10d::ProcessGroupGloo>(std::move(store), rank(), world_size(), options);
+      group_->engine = launch::within(
+          deadline, [device = std::move(device), meeting = meeting_, timeout = timeout(), deadline] {
+            auto options = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
+            options->devices.push_back(device);
+            auto store = c10::make_intrusive<c10d::PrefixStore>("gloo/", meeting.store);
+            auto engine = c10::make_intrusive<c10d::ProcessGroupGloo>(std::move(store), meeting.topology.rank,
+                                                                      meeting.topology.world_size, options);
+            engine->setTimeout(std::chrono::ceil<std::chrono::milliseconds>(timeout));
+            return c10::intrusive_ptr<c10d::Backend>(std::move(engine));
+          });
     } catch (const std::exception& error) {
-      throw CommError(message("Gloo: connecting ", world_size(), " ranks by ", endpoint_, " failed within ",
-                              deadline.span_s(), " s. LibTorch says: ", launch::ControlPlane::first_line(error)));
+      throw CommError(message("Gloo: rank ", rank(), " by ", endpoint_.text(), " did not reach the other ",
+                              world_size() - 1, deadline.passed() ? message(" within ", deadline.span_s(), " s") : "",
+                              "; look at their output, and set interface or hostname if this host has several ",
+                              "networks. LibTorch says: ", first_line(error)));
     }
-    group_->engine->setTimeout(std::chrono::ceil<std::chrono::milliseconds>(timeout()));
   }
 
-  std::shared_ptr<gloo::transport::Device> device_for(const Options& options) {
-    const char* variable = std::getenv("GLOO_SOCKET_IFNAME");
-    const std::string interface =
-        !options.interface.empty() || !options.hostname.empty() || variable == nullptr ? options.interface : variable;
-    if (!interface.empty()) {
-      endpoint_ = "interface " + interface;
-      return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
+  /// This rank's device; all ranks hear of one that has none, before anybody connects.
+  std::shared_ptr<gloo::transport::Device> open_on_all(Deadline deadline) {
+    std::shared_ptr<gloo::transport::Device> device;
+    std::string problem;
+    try {
+      ACCEL_CHECK(!endpoint_.name.empty(), ConfigError, "no address of it is known to the other hosts: MASTER_ADDR ",
+                  "leads to a loopback address, or nowhere");
+      device = endpoint_.open();
+    } catch (const std::exception& error) {
+      problem = first_line(error);
+      if (problem.empty()) problem = "no reason given";
     }
-    const std::string& host = options.hostname.empty() ? meeting_.local_address : options.hostname;
-    endpoint_ = "address " + host;
-    return c10d::ProcessGroupGloo::createDeviceForHostname(host);
+    const auto problems = control().all_gather("Gloo: choosing an address", problem, deadline);
+    for (std::size_t r = 0; r < problems.size(); ++r)
+      ACCEL_CHECK(problems[r].empty(), ConfigError, "Gloo: ", meeting_.peers[r], " cannot listen",
+                  static_cast<int>(r) == rank() ? message(" on ", endpoint_.text()) : "", ": ", problems[r],
+                  "; set interface or hostname in the backend's options, or GLOO_SOCKET_IFNAME");
+    return device;
   }
-
-  /// Refuses a group that was given up.
-  void check_group(std::string_view operation) const;
 
   /// Gives the next work its place in the sequence.
-  [[nodiscard]] Work begin(std::string_view operation, std::int64_t bytes);
+  [[nodiscard]] Work begin(std::string_view operation, std::size_t bytes) {
+    return {group_, operation, bytes, timeout()};
+  }
+
+  void start_all_reduce(Work& work, const at::Tensor& tensor, ReduceOp op) const {
+    if (sends(tensor))
+      work.run({tensor},
+               [&](auto& engine, auto& tensors) { return engine.allreduce(tensors, {.reduceOp = native(op)}); });
+  }
 
   void check(std::string_view operation, const at::Tensor& tensor) const {
-    check_group(operation);
+    group_->control.check_failure(operation);
     check_tensor(operation, tensor, device());
+  }
+
+  void check_other(std::string_view operation, const at::Tensor& tensor, int peer) const {
+    check(operation, tensor);
+    check_peer(operation, peer, world_size());
+    ACCEL_CHECK(peer != rank(), InvalidArgument, operation, ": rank ", peer, " is this rank itself");
   }
 
   /// Gloo knows few dtypes, but what is only moved goes as bytes: any dtype.
@@ -163,189 +284,9 @@ class Gloo {
 
   launch::Meeting meeting_;
   Options options_;
-  launch::ControlPlane control_;
-  std::shared_ptr<Group> group_;
-  std::string endpoint_;
+  std::shared_ptr<detail::GlooGroup> group_;
+  Endpoint endpoint_;
 };
-
-class Gloo::Work {
- public:
-  Work(Work&&) noexcept = default;
-  Work& operator=(Work&&) noexcept = default;
-
-  void wait() { wait_until(Deadline::in(timeout_)); }
-
-  void wait_until(Deadline deadline) {
-    while (!parts_.empty()) {
-      try {
-        ACCEL_CHECK(parts_.back()->wait(deadline.remaining()), CommError, "it was aborted");
-      } catch (const std::exception& error) {
-        const std::string native = launch::ControlPlane::first_line(error);
-        group_->fail(message(operation_, " number ", sequence_, " failed: ", native));
-        throw CommError(message(operation_, " number ", sequence_, " of ", bytes_, " failed",
-                                deadline.passed() ? message(" after ", deadline.span_s(), " s without an answer") : "",
-                                "; a peer has ended, hangs, or does not call the same operation. Gloo says: ", native));
-      }
-      parts_.pop_back();
-      if (parts_.empty()) --group_->in_flight;
-    }
-    if (scattered_.defined()) {
-      output_.view({-1}).copy_(scattered_);
-      scattered_.reset();
-    }
-    tensors_.clear();
-  }
-
-  [[nodiscard]] bool done() const {
-    return std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->isCompleted(); });
-  }
-
- private:
-  friend class Gloo;
-
-  Work(std::shared_ptr<Group> group, std::string_view operation, std::int64_t bytes, Seconds timeout)
-      : group_(std::move(group)),
-        operation_(operation),
-        sequence_(group_->sequence),
-        bytes_{bytes},
-        timeout_(timeout) {}
-
-  /// Hands `tensors` to the engine by `start`; what the engine refuses is the caller's to hear.
-  template <class Start>
-  void run(std::vector<at::Tensor> tensors, Start&& start) {
-    tensors_ = std::move(tensors);
-    try {
-      parts_.push_back(start(tensors_));
-    } catch (const std::exception& error) {
-      group_->fail(message(operation_, " number ", sequence_, " could not start"));
-      throw CommError(message(operation_, " number ", sequence_, " of ", bytes_,
-                              " could not start. Gloo says: ", launch::ControlPlane::first_line(error)));
-    }
-    if (parts_.size() == 1) ++group_->in_flight;
-  }
-
-  std::shared_ptr<Group> group_;
-  std::string_view operation_;  // a literal
-  std::int64_t sequence_;
-  Bytes bytes_;
-  Seconds timeout_;
-  std::vector<c10::intrusive_ptr<c10d::Work>> parts_;
-  std::vector<at::Tensor> tensors_;  // kept until the engine is done with them
-  at::Tensor scattered_;             // reduce_scatter: this rank's part of the sum ...
-  at::Tensor output_;                // ... and where it goes
-};
-
-inline void Gloo::check_group(std::string_view operation) const {
-  ACCEL_CHECK(group_->failure.empty(), CommError, operation,
-              ": this group of ranks was given up earlier: ", group_->failure, "; end the run and resume it");
-}
-
-inline Gloo::Work Gloo::begin(std::string_view operation, std::int64_t bytes) {
-  ++group_->sequence;
-  return {group_, operation, bytes, timeout()};
-}
-
-inline Gloo::Work Gloo::all_reduce(const at::Tensor& tensor, ReduceOp op) {
-  check("all_reduce", tensor);
-  check_reducible("all_reduce", tensor, op);
-  Work work = begin("all_reduce", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor))
-    work.run({tensor}, [&](auto& tensors) { return group_->engine->allreduce(tensors, {.reduceOp = native(op)}); });
-  return work;
-}
-
-inline Gloo::Work Gloo::all_reduce(std::span<at::Tensor> tensors, ReduceOp op) {
-  check_group("all_reduce");
-  std::int64_t bytes = 0;
-  for (const auto& tensor : tensors) {
-    check("all_reduce", tensor);
-    check_reducible("all_reduce", tensor, op);
-    bytes += static_cast<std::int64_t>(tensor.nbytes());
-  }
-  Work work = begin("all_reduce", bytes);
-  // One after the other: Gloo's coalesced form copies into a buffer of its own, and gains nothing.
-  for (const auto& tensor : tensors)
-    if (sends(tensor))
-      work.run({tensor}, [&](auto& one) { return group_->engine->allreduce(one, {.reduceOp = native(op)}); });
-  return work;
-}
-
-inline Gloo::Work Gloo::broadcast(const at::Tensor& tensor, int root) {
-  check("broadcast", tensor);
-  check_peer("broadcast", root, world_size());
-  Work work = begin("broadcast", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor))
-    work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->broadcast(tensors, {.rootRank = root}); });
-  return work;
-}
-
-inline Gloo::Work Gloo::all_gather(at::Tensor& output, const at::Tensor& input) {
-  check("all_gather", output);
-  check("all_gather", input);
-  check_parts("all_gather", output, input, world_size());
-  Work work = begin("all_gather", static_cast<std::int64_t>(output.nbytes()));
-  if (sends(input))
-    work.run({as_bytes(output), as_bytes(input)},
-             [&](auto& tensors) { return group_->engine->_allgather_base(tensors[0], tensors[1]); });
-  else if (input.numel() > 0)
-    output.view({-1}).copy_(input.view({-1}));
-  return work;
-}
-
-inline Gloo::Work Gloo::reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp op) {
-  check("reduce_scatter", output);
-  check("reduce_scatter", input);
-  check_parts("reduce_scatter", input, output, world_size());
-  check_reducible("reduce_scatter", input, op);
-  // Gloo's own takes four times as long as its all_reduce: sum everything, keep this rank's part.
-  at::Tensor sum = input.view({-1}).clone();
-  Work work = begin("reduce_scatter", static_cast<std::int64_t>(input.nbytes()));
-  if (sends(sum))
-    work.run({sum}, [&](auto& tensors) { return group_->engine->allreduce(tensors, {.reduceOp = native(op)}); });
-  work.scattered_ = sum.narrow(0, rank() * output.numel(), output.numel());
-  work.output_ = output;
-  return work;
-}
-
-inline Gloo::Work Gloo::send(const at::Tensor& tensor, int peer) {
-  check("send", tensor);
-  check_peer("send", peer, world_size());
-  ACCEL_CHECK(peer != rank(), InvalidArgument, "send: rank ", peer, " is this rank itself");
-  const launch::NoSigpipe guard;  // Gloo writes from this thread
-  Work work = begin("send", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor))
-    work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->send(tensors, peer, 0); });
-  return work;
-}
-
-inline Gloo::Work Gloo::recv(at::Tensor& tensor, int peer) {
-  check("recv", tensor);
-  check_peer("recv", peer, world_size());
-  ACCEL_CHECK(peer != rank(), InvalidArgument, "recv: rank ", peer, " is this rank itself");
-  const launch::NoSigpipe guard;  // Gloo writes from this thread
-  Work work = begin("recv", static_cast<std::int64_t>(tensor.nbytes()));
-  if (sends(tensor))
-    work.run({as_bytes(tensor)}, [&](auto& tensors) { return group_->engine->recv(tensors, peer, 0); });
-  return work;
-}
-
-inline Gloo Gloo::split(std::span<const int> ranks, std::string_view part_name) {
-  check_group("split");
-  launch::Meeting part = meeting_;
-  part.peers.clear();
-  part.topology.world_size = static_cast<int>(ranks.size());
-  part.topology.rank = -1;
-  for (std::size_t i = 0; i < ranks.size(); ++i) {
-    check_peer("split", ranks[i], world_size());
-    if (ranks[i] == rank()) part.topology.rank = static_cast<int>(i);
-    part.peers.push_back(meeting_.peers[static_cast<std::size_t>(ranks[i])]);
-  }
-  ACCEL_CHECK(part.topology.rank >= 0, InvalidArgument, "split: rank ", rank(), " is not a member of group \"",
-              part_name, "\"; only its members call split");
-  if (meeting_.store) part.store = c10::make_intrusive<c10d::PrefixStore>(message("split/", part_name), meeting_.store);
-  if (ranks.size() == 1) part.store = {};
-  return Gloo(part, options_);
-}
 
 }  // namespace accel::inline v0_1::backend
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -73,16 +74,14 @@ class Single {
   }
 
   [[nodiscard]] Single split(std::span<const int> ranks, std::string_view) {
-    check_group("split");
+    control_.check_failure("split");
     ACCEL_CHECK(ranks.size() == 1 && ranks.front() == 0, InvalidArgument, "split: a group of one has only rank 0");
     Single part(launch::Meeting{}, Options{.device = device_.str(), .timeout_s = timeout_.count()});
     return part;
   }
 
   [[nodiscard]] launch::ControlPlane& control() { return control_; }
-  void abort(std::string_view reason) noexcept {
-    if (failure_.empty()) failure_ = reason.empty() ? "no reason given" : reason;
-  }
+  void abort(std::string_view reason) noexcept { control_.give_up(reason); }
 
  private:
   static c10::Device parse_device(const std::string& text) {
@@ -90,16 +89,12 @@ class Single {
       return c10::Device(text);
     } catch (const std::exception& error) {
       throw ConfigError(message("Single: device = \"", text,
-                                "\" is no device. LibTorch says: ", launch::ControlPlane::first_line(error)));
+                                "\" is no device. LibTorch says: ", first_line(error)));
     }
   }
 
-  void check_group(std::string_view operation) const {
-    ACCEL_CHECK(failure_.empty(), CommError, operation, ": the group was given up earlier: ", failure_);
-  }
-
   void check(std::string_view operation, const at::Tensor& tensor) const {
-    check_group(operation);
+    control_.check_failure(operation);
     check_tensor(operation, tensor, device_);
   }
 
@@ -119,7 +114,6 @@ class Single {
   c10::Device device_;
   Seconds timeout_;
   launch::ControlPlane control_;
-  std::string failure_;
 };
 
 }  // namespace accel::inline v0_1::backend

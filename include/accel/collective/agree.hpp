@@ -80,7 +80,7 @@ void all_or_none(launch::ControlPlane& control, std::string_view purpose, Deadli
     std::forward<Body>(body)();
   } catch (const std::exception& error) {
     own = std::current_exception();
-    text = launch::ControlPlane::first_line(error);
+    text = first_line(error);
     if (text.empty()) text = "an error without a text";
   } catch (...) {
     own = std::current_exception();

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,14 +61,16 @@ template <Backend B>
 }
 
 /// Every tensor of `tree`, concatenated over the ranks along dimension 0, in the order of ranks.
-/// Scalars become one row. Ranks may hold different numbers of rows; all else must be equal.
+/// Scalars become one row. The result has no autograd history, at one rank neither. Ranks may hold different numbers of rows; all else must be equal.
 ///
 /// Cost     one agreement over the control plane, then one all_gather per tensor.
 /// Throws   InvalidArgument on every rank, naming both, if trees, dtypes or shapes differ.
 /// Differs  Accelerate asks for equal shapes and hangs otherwise.
 template <Backend B, class Tree>
 [[nodiscard]] Tree all_gather(B& backend, Tree tree) {
-  const auto as_rows = [](const at::Tensor& tensor) { return tensor.dim() == 0 ? tensor.view({1}) : tensor; };
+  const auto as_rows = [](const at::Tensor& tensor) {
+    return tensor.dim() == 0 ? tensor.detach().view({1}) : tensor.detach();
+  };
   if (backend.world_size() == 1) return tensor::map(std::move(tree), as_rows);
   std::string outline;  // what must be equal, then the rows: "f32[., 4] i64[.] |8 8"
   std::string sizes;

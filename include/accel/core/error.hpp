@@ -1,6 +1,7 @@
 // The exception family: who is to blame, what was expected, what was found, what to do.
 #pragma once
 
+#include <exception>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -58,8 +59,14 @@ class CheckpointError : public Error {
 template <class... Parts>
 [[nodiscard]] std::string message(const Parts&... parts) {
   std::ostringstream text;
-  (text << ... << parts);
+  ((text << parts), ...);
   return std::move(text).str();
+}
+
+/// What an exception says, without the backtrace that LibTorch's carry below their first line.
+[[nodiscard]] inline std::string first_line(const std::exception& error) {
+  const std::string what = error.what();
+  return what.substr(0, what.find('\n'));
 }
 
 /// Runs `body`; an accel::Error that leaves it carries `label` from then on.

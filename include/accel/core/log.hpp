@@ -31,6 +31,10 @@ class Log {
     if (level_ <= Level::warning) write("warning: ", message(parts...));
   }
 
+  [[nodiscard]] static std::string_view name(Level level) {
+    return level == Level::info ? "info" : level == Level::warning ? "warning" : "off";
+  }
+
   /// Reads a level's name; ConfigError lists the known ones and names the origin.
   [[nodiscard]] static Level parse(std::string_view text, std::string_view origin) {
     if (text == "info") return Level::info;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <utility>
 
 #include <accel/core/error.hpp>
 #include <accel/data/position.hpp>
@@ -38,6 +39,13 @@ class Accumulation {
     ++count_;
     in_scope_ = true;
     synchronises_ = count_ == window_ || (position && position->is_last());
+    length_ = synchronises_ ? count_ : window_;
+    // Earlier micro-steps were divided by the length the window was begun for.
+    correction_ = static_cast<double>(window_) / static_cast<double>(length_);
+    if (normalization_ == LossNormalization::fixed_steps) {
+      length_ = steps_;
+      correction_ = 1.0;
+    }
   }
 
   void end() { in_scope_ = false; }
@@ -47,20 +55,14 @@ class Accumulation {
 
   void enter_no_sync() { ++no_sync_; }
   void leave_no_sync() { --no_sync_; }
+  [[nodiscard]] bool in_no_sync() const { return no_sync_ > 0; }
 
   /// The factor of the loss of this micro-step, without the ranks' share.
-  [[nodiscard]] double loss_factor() const {
-    if (!in_scope_) return 1.0;
-    if (normalization_ == LossNormalization::fixed_steps) return 1.0 / steps_;
-    return 1.0 / static_cast<double>(synchronises_ ? count_ : window_);
-  }
+  [[nodiscard]] double loss_factor() const { return in_scope_ ? 1.0 / static_cast<double>(length_) : 1.0; }
 
-  /// By what the gradients of the window so far must be multiplied, because it ends earlier than it
-  /// was begun for. 1 but after a `break` into a shorter epoch.
-  [[nodiscard]] double correction() const {
-    if (!in_scope_ || normalization_ == LossNormalization::fixed_steps || !synchronises_) return 1.0;
-    return static_cast<double>(window_) / static_cast<double>(count_);
-  }
+  /// By what the gradients that wait for a reduction must be multiplied, because their window ends
+  /// earlier than it was begun for; once, then 1. Not 1 only after a `break` into a shorter epoch.
+  [[nodiscard]] double take_correction() { return in_scope_ ? std::exchange(correction_, 1.0) : 1.0; }
 
   /// The position that accumulate() was given, during its scope.
   [[nodiscard]] std::optional<data::Position> position() const { return in_scope_ ? position_ : std::nullopt; }
@@ -74,25 +76,22 @@ class Accumulation {
 
   /// A backward has run to its end.
   void after_backward() {
-    unfinished_ = !synchronises();
     if (in_scope_ && synchronises_) count_ = window_;
     ++backwards_;
   }
 
-  /// Gradients are there that are not reduced yet: zero_grad must keep them.
-  [[nodiscard]] bool unfinished() const { return unfinished_; }
-  [[nodiscard]] bool in_no_sync() const { return no_sync_ > 0; }
   [[nodiscard]] std::int64_t backwards() const { return backwards_; }
 
  private:
   int steps_;
   LossNormalization normalization_;
-  std::int64_t window_ = 0;  // micro-steps of the current window
-  std::int64_t count_ = 0;   // of those, begun
-  int no_sync_ = 0;          // guards alive
+  std::int64_t window_ = 0;  // micro-steps the current window was begun for
+  std::int64_t count_ = 0;   // of those, begun; all of them once it has ended early
+  std::int64_t length_ = 1;  // by what the loss of this micro-step is divided
+  double correction_ = 1.0;
+  int no_sync_ = 0;  // guards alive
   bool in_scope_ = false;
   bool synchronises_ = true;
-  bool unfinished_ = false;
   std::int64_t backwards_ = 0;
   std::optional<data::Position> position_;
 };

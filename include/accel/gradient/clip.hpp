@@ -1,9 +1,8 @@
 // Clip: the global norm of the gradients, and its bound, without a host sync.
 #pragma once
 
-#include <cmath>
+#include <optional>
 #include <span>
-#include <vector>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
@@ -16,7 +15,7 @@
 #include <c10/core/GradMode.h>
 
 #include <accel/core/error.hpp>
-#include <accel/gradient/bucket.hpp>
+#include <accel/gradient/gradients.hpp>
 
 namespace accel::inline v0_1::gradient {
 
@@ -24,10 +23,8 @@ namespace accel::inline v0_1::gradient {
 /// there are none.
 [[nodiscard]] inline at::Tensor grad_norm(std::span<const at::Tensor> parameters, double norm_type = 2.0) {
   const c10::AutoGradMode no_grad(false);
-  std::vector<at::Tensor> gradients;
-  for (const auto& parameter : parameters)
-    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-  if (gradients.empty()) return at::zeros({});
+  const auto gradients = gradients_of(parameters);
+  if (gradients.empty()) return at::zeros({}, parameters.empty() ? at::TensorOptions() : parameters.front().options());
   return at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients, norm_type)), norm_type);
 }
 
@@ -42,9 +39,7 @@ inline at::Tensor clip_grad_norm_(std::span<const at::Tensor> parameters, double
   const c10::AutoGradMode no_grad(false);
   const at::Tensor norm = grad_norm(parameters, norm_type);
   const at::Tensor coefficient = at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0);
-  std::vector<at::Tensor> gradients;
-  for (const auto& parameter : parameters)
-    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
+  const auto gradients = gradients_of(parameters);
   if (!gradients.empty()) at::_foreach_mul_(gradients, coefficient);
   return norm;
 }

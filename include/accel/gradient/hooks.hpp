@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,10 +17,17 @@
 
 namespace accel::inline v0_1::gradient {
 
-/// What an optimizer asks of a model's reducer before it steps.
+/// What an optimizer asks of a model's reducer.
 struct Watch {
-  /// True once after a backward that the accelerator did not run.
-  [[nodiscard]] virtual bool take_stray() = 0;
+  /// Gradients of this rank wait for a reduction.
+  [[nodiscard]] virtual bool waiting() const = 0;
+
+  /// The name of one of `parameters` whose gradient comes from a backward that the accelerator did not
+  /// run, or null.
+  [[nodiscard]] virtual const std::string* stray(std::span<const at::Tensor> parameters) const = 0;
+
+  /// The gradients of `parameters` were cleared.
+  virtual void clear_stray(std::span<const at::Tensor> parameters) = 0;
 
   /// The name of a parameter that autograd no longer tells about, or null.
   [[nodiscard]] virtual const std::string* lost_hook() const = 0;

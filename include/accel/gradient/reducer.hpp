@@ -18,6 +18,7 @@
 #include <accel/core/error.hpp>
 #include <accel/gradient/bucket.hpp>
 #include <accel/gradient/bucket_plan.hpp>
+#include <accel/gradient/gradients.hpp>
 #include <accel/gradient/hooks.hpp>
 
 namespace accel::inline v0_1::gradient {
@@ -45,6 +46,7 @@ class Reducer final : public Watch {
         options_(options),
         bucket_of_(parameters_.size()),
         arrivals_(parameters_.size(), 0),
+        stray_(parameters_.size(), 0),
         hooks_(tensors(parameters_), [this](std::size_t i) { arrived(i); }) {
     std::vector<ParameterSize> sizes;
     for (const auto& [name, tensor] : parameters_)
@@ -78,14 +80,16 @@ class Reducer final : public Watch {
     // them, so that the sum of old and new arrives as mean + mean, as DDP leaves it.
     standing_.clear();
     if (std::exchange(reduced_, false)) {
-      standing_ = gradients();
+      standing_ = gradients_of(parameters_);
       if (!only_) untouched_ = clones(standing_);
       if (!standing_.empty()) at::_foreach_mul_(standing_, 1.0 / backend_->world_size());
     }
     mode_ = synchronise ? Mode::reduce : Mode::add_up;
   }
 
-  /// Whether this rank has gradients that no reduction has seen.
+  [[nodiscard]] bool waiting() const override { return local_; }
+
+  /// Whether a reduction of this model is due for this rank.
   [[nodiscard]] bool has_news() const { return only_ || touched_ || local_; }
 
   /// Waits until every gradient has arrived. `reduce` is has_news() of any rank: with several models,
@@ -119,7 +123,20 @@ class Reducer final : public Watch {
       restore_standing();
   }
 
-  [[nodiscard]] bool take_stray() override { return std::exchange(stray_, false); }
+  [[nodiscard]] const std::string* stray(std::span<const at::Tensor> parameters) const override {
+    if (strays_ == 0) return nullptr;
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      if (stray_[i] != 0 && is_in(parameters_[i].tensor, parameters)) return &parameters_[i].name;
+    return nullptr;
+  }
+
+  void clear_stray(std::span<const at::Tensor> parameters) override {
+    for (std::size_t i = 0; strays_ > 0 && i < parameters_.size(); ++i)
+      if (stray_[i] != 0 && is_in(parameters_[i].tensor, parameters)) {
+        stray_[i] = 0;
+        --strays_;
+      }
+  }
 
   [[nodiscard]] const std::string* lost_hook() const override {
     for (std::size_t i = 0; i < parameters_.size(); ++i)
@@ -147,11 +164,8 @@ class Reducer final : public Watch {
     reduced_ = true;
   }
 
-  [[nodiscard]] std::vector<at::Tensor> gradients() const {
-    std::vector<at::Tensor> result;
-    for (const auto& [name, tensor] : parameters_)
-      if (tensor.grad().defined()) result.push_back(tensor.grad());
-    return result;
+  static bool is_in(const at::Tensor& one, std::span<const at::Tensor> tensors) {
+    return std::any_of(tensors.begin(), tensors.end(), [&](const at::Tensor& tensor) { return tensor.is_same(one); });
   }
 
   static std::vector<at::Tensor> clones(const std::vector<at::Tensor>& tensors) {
@@ -162,7 +176,8 @@ class Reducer final : public Watch {
 
   void arrived(std::size_t i) {
     if (mode_ == Mode::idle) {
-      stray_ = true;
+      if (stray_[i] == 0) ++strays_;
+      stray_[i] = 1;
       return;
     }
     touched_ = true;
@@ -201,7 +216,8 @@ class Reducer final : public Watch {
   bool touched_ = false;  // a gradient arrived in this backward
   bool local_ = false;    // gradients of this rank wait for a reduction
   bool reduced_ = false;  // gradients, where defined, are means over the ranks
-  bool stray_ = false;    // a backward passed by that nobody announced
+  std::size_t strays_ = 0;          // gradients of a backward that nobody announced ...
+  std::vector<std::uint8_t> stray_;  // ... and whether, by parameter
   Hooks hooks_;           // last: no hook outlives what it calls
 };
 

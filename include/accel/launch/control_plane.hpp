@@ -1,7 +1,6 @@
 // ControlPlane: small host values between ranks, over the store of the rendezvous.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -9,6 +8,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,6 +17,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
+#include <accel/launch/within.hpp>
 
 namespace accel::inline v0_1::launch {
 
@@ -24,7 +25,7 @@ namespace accel::inline v0_1::launch {
 struct Peer {
   int rank = 0;
   std::string host;
-  std::string network;  // host and network namespace: equal where loopback reaches
+  std::string network;  // boot and network namespace: equal where loopback reaches
   std::int64_t pid = 0;
   int world_size = 0;  // what that process believes
 };
@@ -36,9 +37,9 @@ inline std::ostream& operator<<(std::ostream& out, const Peer& peer) {
 /// Small host values between the ranks of one group: agreements, barriers, error texts. Never
 /// touches a device, names the ranks that did not come.
 ///
-/// Cost     one write and one read per rank and call, over TCP to rank 0's store.
+/// Cost     a write and a few reads per rank and call, over TCP to rank 0's store.
 /// Order    every call is collective; all ranks call in the same order.
-/// Throws   CommError on the deadline or when the store is lost.
+/// Throws   CommError on the deadline or when the store is lost; from then on every call does.
 class ControlPlane {
  public:
   /// One rank: every call returns at once.
@@ -50,19 +51,28 @@ class ControlPlane {
   /// Everybody's `value`, by rank. `purpose` names the call in errors.
   [[nodiscard]] std::vector<std::string> all_gather(std::string_view purpose, const std::string& value,
                                                     Deadline deadline) {
+    check_failure(purpose);
     if (!store_) return {value};
-    const std::string prefix = std::to_string(sequence_) + "/";
-    std::vector<std::string> values;
-    talk(purpose, [&] {
-      store_->set(prefix + std::to_string(rank_), bytes(value));
-      wait_for_all(purpose, prefix, deadline);
-      for (std::size_t rank = 0; rank < peers_.size(); ++rank)
-        values.push_back(text(store_->get(prefix + std::to_string(rank))));
-      // Everybody wrote round n, so everybody has read round n-1: its keys can go.
-      if (sequence_ > 0) store_->deleteKey(std::to_string(sequence_ - 1) + "/" + std::to_string(rank_));
-    });
-    ++sequence_;
-    return values;
+    try {
+      auto values = within(deadline, [round = Round{store_, rank_, peers_.size(), sequence_}, value, deadline] {
+        return round.exchange(value, deadline);
+      });
+      ++sequence_;
+      return values;
+    } catch (const Missing& missing) {
+      std::ostringstream names;
+      for (const std::size_t rank : missing.ranks) names << (names.tellp() > 0 ? ", " : "") << peers_[rank];
+      lose(message(purpose, " gave up after ", deadline.span_s(), " s: no word from ", names.str(),
+                   "; look at the output of these ranks, or raise timeout_s"));
+    } catch (const LeftBehind&) {
+      deaf_ = true;
+      lose(message(purpose, " gave up after ", deadline.span_s(), " s: the store on ", peers_.front(),
+                   " does not answer; that process is stopped, or its host out of reach"));
+    } catch (const std::exception& error) {
+      deaf_ = true;
+      lose(message(purpose, ": the store on ", peers_.front(),
+                   " does not answer; that process has probably ended. LibTorch says: ", first_line(error)));
+    }
   }
 
   /// Rank `root`'s `value`, on every rank.
@@ -75,68 +85,94 @@ class ControlPlane {
   /// The last word, from a destructor: after it this rank reads nothing from the store. Rank 0, whose
   /// process may serve it, waits for the others, for a short while.
   void farewell() noexcept {
-    if (!store_) return;
+    if (!store_ || deaf_) return;
     try {
-      store_->set("farewell/" + std::to_string(rank_), std::vector<std::uint8_t>());
-      std::vector<std::string> keys;
-      for (const auto& peer : peers_) keys.push_back("farewell/" + std::to_string(peer.rank));
-      if (rank_ == 0 && std::uncaught_exceptions() == 0) store_->wait(keys, farewell_timeout);
+      const bool waits = rank_ == 0 && std::uncaught_exceptions() == 0;
+      const Deadline deadline = Deadline::in(farewell_timeout);
+      within(deadline, [store = store_, rank = rank_, ranks = peers_.size(), waits, deadline] {
+        store->set(farewell_key(static_cast<std::size_t>(rank)), std::vector<std::uint8_t>());
+        std::vector<std::string> keys;
+        for (std::size_t other = 0; other < ranks; ++other) keys.push_back(farewell_key(other));
+        // Asked again and again: a wait() that runs out of time writes warnings.
+        while (waits && !store->check(keys) && !deadline.passed()) std::this_thread::sleep_for(poll_interval);
+      });
     } catch (const std::exception&) {
       // The others are gone, or late: either way there is nothing left to do for them.
     }
   }
 
+  /// From now on every call throws. The first reason stays.
+  void give_up(std::string_view reason) noexcept {
+    if (failure_.empty()) failure_ = reason.empty() ? "no reason given" : reason;
+  }
+
+  /// Throws CommError if the group was given up.
+  void check_failure(std::string_view operation) const {
+    ACCEL_CHECK(failure_.empty(), CommError, operation, ": this group of ranks was given up earlier: ", failure_,
+                "; end the run and start it again");
+  }
+
+  /// Why the group was given up; empty while it works.
+  [[nodiscard]] const std::string& failure() const { return failure_; }
+
   [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
 
-  /// The same store under a further prefix, for a part of the ranks.
-  [[nodiscard]] const c10::intrusive_ptr<c10d::Store>& store() const { return store_; }
-
  private:
-  static std::vector<std::uint8_t> bytes(const std::string& text) { return {text.begin(), text.end()}; }
-  static std::string text(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
+  /// These ranks did not come.
+  struct Missing : std::exception {
+    std::vector<std::size_t> ranks;
+  };
 
-  void wait_for_all(std::string_view purpose, const std::string& prefix, Deadline deadline) {
-    std::vector<std::string> keys;
-    for (std::size_t rank = 0; rank < peers_.size(); ++rank) keys.push_back(prefix + std::to_string(rank));
-    try {
-      store_->wait(keys, deadline.remaining());
-    } catch (const std::exception&) {
-      if (!deadline.passed()) throw;  // not the time, but the store itself: talk() says so
-      std::ostringstream missing;
-      for (std::size_t rank = 0; rank < keys.size(); ++rank)
-        if (!store_->check({keys[rank]})) missing << (missing.tellp() > 0 ? ", " : "") << peers_[rank];
-      throw CommError(message(purpose, " gave up after ", deadline.span_s(), " s: no word from ", missing.str(),
-                              "; look at the output of these ranks, or raise timeout_s"));
+  /// One exchange, with all it needs: it may be left behind, see within().
+  struct Round {
+    c10::intrusive_ptr<c10d::Store> store;
+    int rank;
+    std::size_t ranks;
+    std::int64_t number;
+
+    [[nodiscard]] std::string key(std::int64_t of_round, std::size_t of_rank) const {
+      return std::to_string(of_round) + "/" + std::to_string(of_rank);
     }
-  }
 
-  template <class Body>
-  void talk(std::string_view purpose, Body&& body) {
-    try {
-      std::forward<Body>(body)();
-    } catch (const Error&) {
-      throw;
-    } catch (const std::exception& error) {
-      throw CommError(message(purpose, ": the store on ", peers_.front(),
-                              " does not answer; that process has probably ended. LibTorch says: ", first_line(error)));
+    [[nodiscard]] std::vector<std::string> exchange(const std::string& value, Deadline deadline) const {
+      const auto own = static_cast<std::size_t>(rank);
+      store->set(key(number, own), std::vector<std::uint8_t>(value.begin(), value.end()));
+      std::vector<std::string> keys;
+      for (std::size_t other = 0; other < ranks; ++other) keys.push_back(key(number, other));
+      try {
+        store->wait(keys, deadline.remaining());
+      } catch (const std::exception&) {
+        if (!deadline.passed()) throw;  // not the time, but the store itself
+        Missing missing;
+        for (std::size_t other = 0; other < ranks; ++other)
+          if (!store->check({keys[other]})) missing.ranks.push_back(other);
+        throw missing;
+      }
+      std::vector<std::string> values;
+      for (const auto& bytes : store->multiGet(keys)) values.emplace_back(bytes.begin(), bytes.end());
+      // Everybody wrote round n, so everybody has read round n-1: its keys can go.
+      if (number > 0) store->deleteKey(key(number - 1, own));
+      return values;
     }
+  };
+
+  [[nodiscard]] static std::string farewell_key(std::size_t rank) { return "farewell/" + std::to_string(rank); }
+
+  [[noreturn]] void lose(const std::string& text) {
+    give_up(text);
+    throw CommError(text);
   }
 
- public:
-  /// LibTorch's exceptions carry a backtrace below their first line.
-  [[nodiscard]] static std::string first_line(const std::exception& error) {
-    const std::string what = error.what();
-    return what.substr(0, what.find('\n'));
-  }
-
- private:
   // Ranks that finish a training together do so within milliseconds of each other.
-  static constexpr std::chrono::milliseconds farewell_timeout{1000};
+  static constexpr Seconds farewell_timeout{1};
+  static constexpr std::chrono::milliseconds poll_interval{2};
 
   c10::intrusive_ptr<c10d::Store> store_;
   int rank_ = 0;
   std::vector<Peer> peers_{Peer{}};
   std::int64_t sequence_ = 0;
+  std::string failure_;
+  bool deaf_ = false;  // the store does not answer any more
 };
 
 }  // namespace accel::inline v0_1::launch

@@ -6,18 +6,19 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
-#include <future>
+#include <fstream>
 #include <map>
 #include <mutex>
-#include <stdexcept>
+#include <sstream>
 #include <string>
-#include <thread>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,7 @@
 #include <accel/launch/environment.hpp>
 #include <accel/launch/no_sigpipe.hpp>
 #include <accel/launch/topology.hpp>
+#include <accel/launch/within.hpp>
 
 namespace accel::inline v0_1::launch {
 
@@ -39,7 +41,7 @@ struct Meeting {
   std::string family = "single process";    // who started the processes
   c10::intrusive_ptr<c10d::Store> store;    // under this accelerator's own prefix; null at one rank
   std::vector<Peer> peers{Peer{}};          // by rank
-  std::string local_address = "127.0.0.1";  // where the other ranks reach this process
+  std::string local_address = "127.0.0.1";  // where the other ranks reach this process; empty: unknown
   Seconds timeout{60};                      // what connecting may take
 
   [[nodiscard]] ControlPlane control_plane() const {
@@ -56,13 +58,18 @@ inline std::string host_name() {
   return name.data();
 }
 
-/// Host and network namespace: two processes that agree in it reach each other by loopback.
+/// Boot and network namespace: two processes that agree in it reach each other by loopback. Names of
+/// hosts are no such proof: cloned machines share them, containers of one machine do not.
 inline std::string network_name() {
-  std::error_code unknown;  // without /proc the host's name has to do
-  return host_name() + "/" + std::filesystem::read_symlink("/proc/self/ns/net", unknown).string();
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  std::error_code unknown;
+  const std::string space = std::filesystem::read_symlink("/proc/self/ns/net", unknown).string();
+  return boot.empty() || space.empty() ? host_name() : boot + "/" + space;
 }
 
-/// The address from which this host reaches `endpoint`: the one the other hosts can reach, too.
+/// The address from which this host reaches `endpoint`: the one the other hosts can reach, too. Empty
+/// if there is none, or only a loopback address, as where /etc/hosts gives a host's own name one.
 inline std::string address_towards(const Endpoint& endpoint) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;  // connecting a datagram socket sends nothing, it only picks a route
@@ -78,21 +85,8 @@ inline std::string address_towards(const Endpoint& endpoint) {
     ::close(fd);
   }
   ::freeaddrinfo(found);
-  return text.data();
-}
-
-/// A client of the store at `host`. Connects on a thread of its own, which is left behind at the
-/// deadline: LibTorch waits for the server's greeting, and for a name server, for as long as it takes.
-inline c10::intrusive_ptr<c10d::Store> connect(const std::string& host, const c10d::TCPStoreOptions& options,
-                                               Deadline deadline) {
-  std::packaged_task<c10::intrusive_ptr<c10d::Store>()> task(
-      [host, options] { return c10::make_intrusive<c10d::TCPStore>(host, options); });
-  auto store = task.get_future();
-  std::thread(std::move(task)).detach();
-  constexpr std::chrono::milliseconds head_start{500};  // LibTorch's own error says more
-  if (store.wait_for(deadline.remaining() + head_start) != std::future_status::ready)
-    throw std::runtime_error("nothing; whatever listens there does not answer as a store does");
-  return store.get();
+  const std::string address = text.data();
+  return address.starts_with("127.") || address == "::1" ? std::string() : address;
 }
 
 /// Connects to the store of the job; on rank 0 it also serves it, unless the launcher does.
@@ -115,9 +109,11 @@ inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline
       servers[master.port] = c10::make_intrusive<c10d::TCPStore>(master.host, options);
     }
     options.isServer = false;
-    return connect(master.host, options, deadline);
+    return within(deadline, [host = master.host, options]() -> c10::intrusive_ptr<c10d::Store> {
+      return c10::make_intrusive<c10d::TCPStore>(host, options);
+    });
   } catch (const std::exception& error) {
-    const std::string native = ControlPlane::first_line(error);
+    const std::string native = first_line(error);
     if (serves && native.find("EADDRINUSE") != std::string::npos)
       throw CommError(message("rendezvous: port ", master.port,
                               " is in use on this host, by another job or by a second ",
@@ -243,13 +239,16 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
   meeting.store =
       c10::make_intrusive<c10d::PrefixStore>(message("accel/", launch.run_id, "/", creation), std::move(store));
   try {
-    meeting.peers = detail::introduce_all(*meeting.store, launch, deadline);
+    // A second more, to tell each other who is missing.
+    meeting.peers = within(Deadline::in(timeout + Seconds(1)), [store = meeting.store, launch, deadline] {
+      return detail::introduce_all(*store, launch, deadline);
+    });
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
     throw CommError(
         message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
-                " stopped answering; look at the output of rank 0. LibTorch says: ", ControlPlane::first_line(error)));
+                " stopped answering; look at the output of rank 0. LibTorch says: ", first_line(error)));
   }
   meeting.topology = detail::complete(launch, meeting.peers);
   const auto& own = meeting.peers[static_cast<std::size_t>(launch.topology.rank)];

@@ -21,6 +21,7 @@
 #include <accel/collective/agree.hpp>
 #include <accel/collective/broadcast.hpp>
 #include <accel/core/error.hpp>
+#include <accel/gradient/gradients.hpp>
 #include <accel/gradient/reducer.hpp>
 #include <accel/precision/precision.hpp>
 #include <accel/prepare/loader.hpp>
@@ -94,7 +95,8 @@ class Engine final : public Session {
     const bool synchronises = accumulation.synchronises();
     const bool only = reducers_.size() == 1;
     for (auto& reducer : reducers_) reducer->begin(synchronises, only);
-    if (const double correction = accumulation.correction(); correction != 1.0) scale_gradients(correction);
+    if (const double correction = accumulation.take_correction(); correction != 1.0) scale_waiting(correction);
+    const auto before = marks(synchronises);
     try {
       loss.backward(root_gradient(loss, share * accumulation.loss_factor()), retain_graph);
     } catch (...) {
@@ -102,6 +104,7 @@ class Engine final : public Session {
       throw;
     }
     finish_reductions(synchronises);
+    note_waiting(synchronises, before);
     accumulation.after_backward();
   }
 
@@ -137,13 +140,35 @@ class Engine final : public Session {
     for (auto& reducer : reducers_) reducer->finish(*agreed++ != 0);
   }
 
-  void scale_gradients(double factor) {
+  void scale_waiting(double factor) {
     const c10::AutoGradMode no_grad(false);
-    std::vector<at::Tensor> gradients;
-    for (const auto& model : models)
-      for (const auto& [name, tensor] : model->record.parameters)
-        if (tensor.grad().defined()) gradients.push_back(tensor.grad());
-    if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
+    for (const auto& model : models) {
+      if (!model->unfinished()) continue;
+      const auto gradients = gradient::gradients_of(model->record.parameters);
+      if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
+    }
+  }
+
+  /// What changes when backward adds to a gradient: the tensor, or its version.
+  using Mark = std::pair<const void*, std::uint32_t>;
+
+  /// One rank has no hooks that tell which of several models a backward touches: compare gradients.
+  [[nodiscard]] std::vector<std::vector<Mark>> marks(bool synchronises) const {
+    if (synchronises || topology.world_size > 1 || models.size() < 2) return {};
+    std::vector<std::vector<Mark>> result(models.size());
+    for (std::size_t m = 0; m < models.size(); ++m)
+      for (const auto& gradient : gradient::gradients_of(models[m]->record.parameters))
+        result[m].emplace_back(gradient.unsafeGetTensorImpl(), gradient._version());
+    return result;
+  }
+
+  void note_waiting(bool synchronises, const std::vector<std::vector<Mark>>& before) {
+    if (topology.world_size > 1) return;  // the reducers know
+    const auto now = marks(synchronises);
+    for (std::size_t m = 0; m < models.size(); ++m) {
+      const bool touched = now.empty() || now[m] != before[m];
+      models[m]->waits = !synchronises && (models[m]->waits || touched);
+    }
   }
 
   gradient::ReducerOptions reducer_options_;

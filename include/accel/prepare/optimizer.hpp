@@ -1,9 +1,12 @@
 // Optimizer: the user's optimizer, stepping only when the gradients are complete.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
-#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -38,20 +41,25 @@ template <class T>
 /// A prepared optimizer: the wrapped one with the calls that matter guarded.
 ///
 /// step() does nothing in a micro-step that only accumulates. zero_grad() keeps gradients that are
-/// not reduced yet, so it may stand before backward or after step.
+/// not reduced yet, so it may stand before backward or after step. The wrapped optimizer's own calls,
+/// `optimizer->step()` and `optimizer->zero_grad()`, are without guards: for gradients of another
+/// source, and to give up a window.
 ///
-/// Throws   InvalidArgument from step(): see Session::check_before_step.
+/// Throws   InvalidArgument from step(): see Session::check_before_step. Also if gradients are there
+///          that accelerator.backward did not make.
 /// Differs  Accelerate's zero_grad, at the start of the loop, erases an accumulated window.
 template <class O>
 class Optimizer {
  public:
   Optimizer(std::shared_ptr<O> optimizer, std::shared_ptr<Session> session)
-      : optimizer_(std::move(optimizer)), session_(std::move(session)) {}
+      : optimizer_(std::move(optimizer)), session_(std::move(session)) {
+    find_models();
+  }
 
   void step() {
     labelled(session_->topology.label(), [&] {
       if (waits()) return;
-      session_->check_before_step(has_gradients());
+      check_before_step();
       optimizer_->step();
     });
   }
@@ -64,14 +72,20 @@ class Optimizer {
       if (waits()) return closure();
       return optimizer_->step([&]() -> at::Tensor {
         at::Tensor loss = closure();
-        session_->check_before_step(has_gradients());
+        check_before_step();
         return loss;
       });
     });
   }
 
   void zero_grad(bool set_to_none = true) {
-    if (!session_->accumulation.unfinished()) optimizer_->zero_grad(set_to_none);
+    for (const auto& model : models_)
+      if (model->unfinished()) return;
+    optimizer_->zero_grad(set_to_none);
+    if (set_to_none) backwards_at_clear_ = session_->accumulation.backwards();
+    for (auto& group : optimizer_->param_groups())
+      for (const auto& model : models_)
+        if (model->watch != nullptr) model->watch->clear_stray(group.params());
   }
 
   decltype(auto) param_groups() { return optimizer_->param_groups(); }
@@ -84,9 +98,11 @@ class Optimizer {
   void add_param_group(const Group& group) {
     labelled(session_->topology.label(), [&] {
       for (const auto& parameter : group.params())
-        ACCEL_CHECK(session_->prepared(parameter), InvalidArgument, "add_param_group: ", tensor::spec(parameter),
-                    " belongs to no prepared model, so its gradient would stay on this rank; prepare its model first");
+        ACCEL_CHECK(session_->model_of(parameter) != nullptr, InvalidArgument, "add_param_group: ",
+                    tensor::spec(parameter), " belongs to no prepared model, so its gradient would stay on this ",
+                    "rank; prepare its model first");
       optimizer_->add_param_group(group);
+      find_models();
     });
   }
 
@@ -103,6 +119,32 @@ class Optimizer {
     return !accumulation.synchronises() && !accumulation.in_no_sync();
   }
 
+  /// The models whose parameters this optimizer steps.
+  void find_models() {
+    models_.clear();
+    for (auto& group : optimizer_->param_groups())
+      for (const auto& parameter : group.params()) {
+        auto model = session_->model_of(parameter);
+        if (model != nullptr && std::find(models_.begin(), models_.end(), model) == models_.end())
+          models_.push_back(std::move(model));
+      }
+  }
+
+  void check_before_step() {
+    constexpr std::string_view remedy = "call accelerator.backward(loss) in place of loss.backward()";
+    for (const auto& model : models_) session_->check_before_step(*model);
+    for (auto& group : optimizer_->param_groups())
+      for (const auto& model : models_) {
+        const std::string* stray = model->watch == nullptr ? nullptr : model->watch->stray(group.params());
+        ACCEL_CHECK(stray == nullptr, InvalidArgument, "step: the gradient of ", *stray, " of ", model->record.label,
+                    " comes from a backward that accelerator.backward did not run, so it was not reduced; ", remedy);
+      }
+    // Hooks see more; but one rank has none, and a gradient may have been put there by hand.
+    ACCEL_CHECK(session_->accumulation.backwards() > backwards_at_clear_ || !has_gradients(), InvalidArgument,
+                "step: there are gradients, but accelerator.backward was not called since they were last cleared; ",
+                remedy, ", or step the wrapped optimizer, optimizer->step(), with gradients of your own");
+  }
+
   [[nodiscard]] bool has_gradients() {
     for (auto& group : optimizer_->param_groups())
       for (auto& parameter : group.params())
@@ -112,6 +154,8 @@ class Optimizer {
 
   std::shared_ptr<O> optimizer_;
   std::shared_ptr<Session> session_;
+  std::vector<std::shared_ptr<PreparedModel>> models_;
+  std::int64_t backwards_at_clear_ = 0;
 };
 
 }  // namespace accel::inline v0_1::prepare

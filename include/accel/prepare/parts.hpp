@@ -1,10 +1,12 @@
 // Parts: what prepare is given, sorted by kind and brought into shape on this rank.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <utility>

@@ -24,6 +24,10 @@ namespace accel::inline v0_1::prepare {
 struct PreparedModel {
   tensor::Record record;
   gradient::Watch* watch = nullptr;  // the reducer; null at one rank and for frozen models
+  bool waits = false;                // what the reducer would know, at one rank
+
+  /// Its gradients wait for the last backward of a step: zero_grad keeps them.
+  [[nodiscard]] bool unfinished() const { return watch == nullptr ? waits : watch->waiting(); }
 };
 
 /// One per accelerator; every wrapper shares it, so that the order of destruction does not matter.
@@ -41,32 +45,19 @@ struct Session {
   data::InFlight in_flight;
   std::vector<std::shared_ptr<PreparedModel>> models;
 
-  /// Whether some prepared model has this parameter.
-  [[nodiscard]] bool prepared(const at::Tensor& tensor) const {
+  /// The prepared model that has this parameter, or null.
+  [[nodiscard]] std::shared_ptr<PreparedModel> model_of(const at::Tensor& parameter) const {
     for (const auto& model : models)
-      if (model->record.holds(tensor)) return true;
-    return false;
+      if (model->record.holds(parameter)) return model;
+    return nullptr;
   }
 
-  /// Refuses a step with gradients that are not what they should be.
+  /// Refuses a step on a model that is not what was prepared, or whose gradients are not reduced.
   ///
   /// Cost     two comparisons per parameter.
-  /// Throws   InvalidArgument after a plain loss.backward(), after net->to(...), or if the gradients
-  ///          of this rank were not reduced.
-  void check_before_step(bool has_gradients) {
-    for (const auto& model : models) check_unchanged(*model);
-    ACCEL_CHECK(!has_gradients || accumulation.backwards() > 0, InvalidArgument,
-                "step: there are gradients, but accelerator.backward was never called; ", remedy);
-    ACCEL_CHECK(!accumulation.unfinished(), InvalidArgument,
-                "step: the last backward ran under no_sync, so the gradients are those of this rank only; ",
-                "run the last backward of a step outside of no_sync");
-  }
-
- private:
-  void check_unchanged(PreparedModel& model) const {
+  /// Throws   InvalidArgument after net->to(...), after a late requires_grad, or under no_sync.
+  void check_before_step(const PreparedModel& model) const {
     const tensor::Record& record = model.record;
-    ACCEL_CHECK(model.watch == nullptr || !model.watch->take_stray(), InvalidArgument, "step: a backward of ",
-                record.label, " did not go through accelerator.backward, so its gradients were not reduced; ", remedy);
     for (std::size_t i = 0; i < record.parameters.size(); ++i) {
       const auto& [name, tensor] = record.parameters[i];
       ACCEL_CHECK(tensor.device() == device && tensor.scalar_type() == record.dtypes[i], InvalidArgument,
@@ -79,9 +70,12 @@ struct Session {
     const std::string* lost = model.watch == nullptr ? nullptr : model.watch->lost_hook();
     ACCEL_CHECK(lost == nullptr, InvalidArgument, "step: autograd no longer reports the gradient of ", *lost,
                 ", as after net->to(...); ", to_remedy);
+    ACCEL_CHECK(!model.unfinished(), InvalidArgument, "step: the last backward of ", record.label,
+                " ran under no_sync, so its gradients are those of this rank only; run the last backward of a step "
+                "outside of no_sync");
   }
 
-  static constexpr std::string_view remedy = "call accelerator.backward(loss) in place of loss.backward()";
+ private:
   static constexpr std::string_view to_remedy =
       "call net->to(...) before accelerator.prepare, which moves to the device by itself";
 };

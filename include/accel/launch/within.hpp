@@ -1,0 +1,42 @@
+// Within: a deadline for calls that know none.
+#pragma once
+
+#include <chrono>
+#include <future>
+#include <stdexcept>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+#include <accel/core/units.hpp>
+
+namespace accel::inline v0_1::launch {
+
+/// What within() throws in place of a result.
+struct LeftBehind : std::runtime_error {
+  LeftBehind() : std::runtime_error("nothing: there was no answer at all") {}
+};
+
+/// Runs `body` on a thread of its own and returns its result. After the deadline the thread is left
+/// behind, blocked as it is: `body` must own all that it touches.
+///
+/// LibTorch's store needs this. Its timeouts hold only while the server answers: a server whose
+/// process is stopped, or whose host is gone, keeps a client waiting without limit.
+///
+/// Cost     the start of a thread, some 20 us.
+/// Throws   what `body` throws; LeftBehind.
+template <class Body>
+std::invoke_result_t<Body> within(Deadline deadline, Body body) {
+  constexpr std::chrono::milliseconds head_start{300};  // a timeout of LibTorch's own says more
+  std::packaged_task<std::invoke_result_t<Body>()> task(std::move(body));
+  auto result = task.get_future();
+  std::thread thread(std::move(task));
+  if (result.wait_for(deadline.remaining() + head_start) != std::future_status::ready) {
+    thread.detach();
+    throw LeftBehind();
+  }
+  thread.join();
+  return result.get();
+}
+
+}  // namespace accel::inline v0_1::launch
