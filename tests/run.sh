@@ -51,8 +51,26 @@ compile() {
     || fail "the tests do not compile; what the compiler said stands above"
 }
 
+# run_tests <folder>; a failure is told at the end, when the other tests have run, too.
 run_tests() {
-  ctest --test-dir "$1" --output-on-failure --no-label-summary -j 2 || failed+=("$1")
+  local log="$1/ctest.log"
+  ctest --test-dir "$1" --output-on-failure --no-label-summary -j 2 | tee "$log" || failed+=("$1")
+  count passed '  Passed ' "$log"
+  count skipped '\*\*\*Skipped ' "$log"
+  count failed_tests '\*\*\*\(Failed\|Timeout\|Exception\|Not Run\)' "$log"
+  reasons+="$(skip_reasons "$1/Testing/Temporary/LastTest.log")"
+}
+
+# count <variable> <pattern> <ctest's log>: adds the tests that ended so
+count() {
+  local number
+  number="$(grep -c "^ *[0-9]*/[0-9]* Test .*$2" "$3" || true)"
+  printf -v "$1" %d $((${!1} + number))
+}
+
+# Why tests were skipped, a line each, from ctest's full log.
+skip_reasons() {
+  awk '/: SKIPPED:$/ { getline; getline; sub(/^ */, "  skipped: "); print }' "$1" | sort -u
 }
 
 build_tests() {
@@ -72,7 +90,9 @@ build_sanitized() {
   compile "$sanitized"
 }
 
-failed=()
+failed=()  # folders
+passed=0 skipped=0 failed_tests=0
+reasons=""
 timed "set-up" set_up_for tests
 timed "compiling the tests" build_tests
 timed "compiling every header alone" compile "$build" --target accel_verify_interface_header_sets
@@ -84,8 +104,9 @@ fi
 
 say "==> the minutes of each stage"
 printf '%s\n' "${minutes[@]}"
+[[ -z "$reasons" ]] || say "$reasons"
+say "$passed passed, $failed_tests failed, $skipped skipped"
 if ((${#failed[@]} > 0)); then
   say "FAILED: tests in ${failed[*]}"
   exit 1
 fi
-say "all tests passed"

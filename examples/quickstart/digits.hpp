@@ -21,7 +21,7 @@ class Digits {
  public:
   enum Part { train, test };
 
-  Digits(const std::string& csv, Part part) {
+  explicit Digits(const std::string& csv, Part part = train) {
     std::ifstream file(csv);
     if (!file) throw std::runtime_error("cannot open " + csv);
     std::vector<float> pixels;

@@ -7,7 +7,6 @@
 #include <fstream>
 #include <iostream>
 #include <string>
-#include <thread>
 
 #include <accel/accelerator.hpp>
 
@@ -23,6 +22,7 @@ using accel::testing::on_ranks;
 using accel::testing::patience;
 using accel::testing::Rank;
 using accel::testing::Seconds;
+using accel::testing::stay_for;
 using accel::testing::Stopwatch;
 using accel::testing::thrown_by;
 using Catch::Matchers::ContainsSubstring;
@@ -106,8 +106,8 @@ TEST_CASE("Gloo refuses options that contradict each other", "[backend]") {
 
 TEST_CASE("Gloo names an interface or a host that is not there", "[backend]") {
   on_ranks({2}, [](Rank rank) {
-    for (const Gloo::Options& options : {Gloo::Options{.interface = "nosuch0"},
-                                         Gloo::Options{.hostname = "192.0.2.1"}}) {  // of nobody, RFC 5737
+    for (const Gloo::Options& options :
+         {Gloo::Options{.interface = "nosuch0"}, Gloo::Options{.hostname = "192.0.2.1"}}) {  // of nobody, RFC 5737
       const auto meeting = meet();
       const Stopwatch watch;
       const auto error = thrown_by<ConfigError>([&] { Gloo(meeting, options); });
@@ -141,7 +141,7 @@ TEST_CASE("a rank that does not connect is an error of the others at the deadlin
     const Stopwatch watch;
     if (rank.rank == rank.world_size - 1) {  // takes part in the choice of addresses, then goes no further
       (void)meeting.control_plane().all_gather("Gloo: choosing an address", "", accel::Deadline::in(Seconds(2)));
-      std::this_thread::sleep_for(Seconds(3.5 * patience));
+      stay_for(3.5);
       return;
     }
     const auto error = thrown_by<CommError>([&] { Gloo(meeting, {.timeout_s = 20}); });
@@ -149,7 +149,7 @@ TEST_CASE("a rank that does not connect is an error of the others at the deadlin
     CHECK_THAT(error, ContainsSubstring("within 2 s"));
     CHECK(watch.seconds() < 3 * patience);
     std::cout << error << "\n";
-    if (rank.rank == 0) std::this_thread::sleep_for(Seconds(1));  // serves the store
+    if (rank.rank == 0) stay_for(1);  // serves the store
   });
 }
 

@@ -19,6 +19,7 @@
 #include <catch2/matchers/catch_matchers.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
+#include "collective/worked.hpp"
 #include "support/group.hpp"
 #include "support/ranks.hpp"
 
@@ -31,15 +32,11 @@ using accel::testing::Group;
 using accel::testing::on_ranks;
 using accel::testing::Rank;
 using accel::testing::thrown_by;
+using accel::testing::worked;
 using Catch::Matchers::ContainsSubstring;
 using enum c10::ScalarType;
 
 namespace {
-
-/// (1..P) + P * r: accelerate.md 2.12.
-at::Tensor worked(int rank, int world_size) {
-  return at::arange(1, world_size + 1) + world_size * rank;
-}
 
 /// What all ranks bring, one after the other.
 template <class Brought>

@@ -14,6 +14,7 @@
 // After LibTorch, whose own CHECK ends the program.
 #include <catch2/catch_test_macros.hpp>
 
+#include "collective/worked.hpp"
 #include "support/group.hpp"
 #include "support/ranks.hpp"
 
@@ -24,14 +25,10 @@ using accel::collective::broadcast_coalesced;
 using accel::testing::Group;
 using accel::testing::on_ranks;
 using accel::testing::Rank;
+using accel::testing::worked;
 using enum c10::ScalarType;
 
 namespace {
-
-/// (1..P) + P * r: accelerate.md 2.12.
-at::Tensor worked(int rank, int world_size) {
-  return at::arange(1, world_size + 1) + world_size * rank;
-}
 
 struct Item {
   at::Tensor tensor;

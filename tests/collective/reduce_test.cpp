@@ -15,6 +15,7 @@
 #include <catch2/matchers/catch_matchers.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
+#include "collective/worked.hpp"
 #include "support/group.hpp"
 #include "support/ranks.hpp"
 
@@ -26,17 +27,9 @@ using accel::testing::Group;
 using accel::testing::on_ranks;
 using accel::testing::Rank;
 using accel::testing::thrown_by;
+using accel::testing::worked;
 using Catch::Matchers::ContainsSubstring;
 using enum c10::ScalarType;
-
-namespace {
-
-/// (1..P) + P * r: accelerate.md 2.12.
-at::Tensor worked(int rank, int world_size) {
-  return at::arange(1, world_size + 1) + world_size * rank;
-}
-
-}  // namespace
 
 TEST_CASE("sum, mean, max and min are new tensors with the worked numbers", "[collective]") {
   on_ranks({1, 2, 3}, [](Rank rank) {

@@ -422,7 +422,8 @@ void gives_up_at_the_deadline(Rank rank) {
     const auto next = thrown_by<CommError>([&] { (void)group->all_reduce(tensor, ReduceOp::sum); });
     CHECK_THAT(next, ContainsSubstring("given up") && ContainsSubstring("all_reduce number 1"));
     const Deadline later = Deadline::in(Seconds(20));
-    CHECK_THAT(thrown_by<CommError>([&] { group->control().barrier("barrier", later); }), ContainsSubstring("given up"));
+    CHECK_THAT(thrown_by<CommError>([&] { group->control().barrier("barrier", later); }),
+               ContainsSubstring("given up"));
   }
   others.barrier("the connections stay until all have waited", Deadline::in(Seconds(20)));
 }

@@ -5,13 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -39,6 +37,7 @@ using accel::testing::Rank;
 using accel::testing::RankResult;
 using accel::testing::run_ranks;
 using accel::testing::Seconds;
+using accel::testing::stay_for;
 using accel::testing::Stopwatch;
 using accel::testing::thrown_by;
 using Catch::Matchers::ContainsSubstring;
@@ -150,7 +149,7 @@ TEST_CASE("a rank that is killed while the others wait in a collective leaves er
                                  [](Rank rank) {
                                    train([&](int step) {
                                      if (rank.rank != 2 || step != fault_step) return;
-                                     std::this_thread::sleep_for(std::chrono::milliseconds(300));
+                                     stay_for(0.3);
                                      ::raise(SIGKILL);
                                    });
                                  },
@@ -202,9 +201,8 @@ TEST_CASE("rank 0, which serves the store, stops while the others wait for it: e
     for (const int rank : {1, 2}) CHECK(results[static_cast<std::size_t>(rank)].seconds < 5 * patience);
   };
   SECTION("in a barrier") {
-    stop_rank_0_in("wait_for_everyone gave up after 2 s", [](Accelerator& accelerator) {
-      accelerator.wait_for_everyone();
-    });
+    stop_rank_0_in("wait_for_everyone gave up after 2 s",
+                   [](Accelerator& accelerator) { accelerator.wait_for_everyone(); });
   }
   SECTION("in gather") {
     stop_rank_0_in("gather gave up after 2 s",
@@ -217,26 +215,26 @@ TEST_CASE("rank 0, which serves the store, stops while the others wait for it: e
 }
 
 TEST_CASE("rank 0 stops while the others look for it: an error at the deadline of the rendezvous", "[faults]") {
-  const auto results = run_ranks(2,
-                                 [](Rank rank) {
-                                   auto hasty = options();
-                                   hasty.rendezvous_timeout_s = 2;
-                                   if (rank.rank == 0) {
-                                     // The store is there, its process stops before it introduces itself.
-                                     auto launch = accel::launch::detect();
-                                     auto store = accel::launch::detail::open_store(
-                                         launch, accel::Deadline::in(accel::Seconds(2)));
-                                     std::this_thread::sleep_for(std::chrono::milliseconds(500));
-                                     ::raise(SIGSTOP);
-                                   }
-                                   std::this_thread::sleep_for(std::chrono::milliseconds(1000));
-                                   const Stopwatch watch;
-                                   const auto error = thrown_by<CommError>([&] { Accelerator accelerator(hasty); });
-                                   CHECK(watch.seconds() <= 2 + 2 * patience);
-                                   CHECK_FALSE(error.empty());
-                                   std::cout << "says: " << error << "\n" << std::flush;
-                                 },
-                                 {.deadline = Seconds(8)});
+  const auto results =
+      run_ranks(2,
+                [](Rank rank) {
+                  auto hasty = options();
+                  hasty.rendezvous_timeout_s = 2;
+                  if (rank.rank == 0) {
+                    // The store is there, its process stops before it introduces itself.
+                    auto launch = accel::launch::detect();
+                    auto store = accel::launch::detail::open_store(launch, accel::Deadline::in(accel::Seconds(2)));
+                    stay_for(0.5);
+                    ::raise(SIGSTOP);
+                  }
+                  stay_for(1);
+                  const Stopwatch watch;
+                  const auto error = thrown_by<CommError>([&] { Accelerator accelerator(hasty); });
+                  CHECK(watch.seconds() <= 2 + 2 * patience);
+                  CHECK_FALSE(error.empty());
+                  std::cout << "says: " << error << "\n" << std::flush;
+                },
+                {.deadline = Seconds(8)});
   CHECK(results[0].timed_out);
   judge_survivors(results, 0, false);
 }
@@ -275,7 +273,7 @@ TEST_CASE("a rank that leaves its loop early is waited for until the deadline", 
       }
     });
     if (rank.rank == leaver) {
-      std::this_thread::sleep_for(std::chrono::duration<double>((timeout_s + 0.5) * patience));
+      stay_for(timeout_s + 0.5);
     } else {
       CHECK_FALSE(error.empty());
       CHECK(watch.seconds() <= timeout_s + 1 * patience);
@@ -290,13 +288,13 @@ TEST_CASE("wait_for_everyone names the rank that does not come", "[faults]") {
     Accelerator accelerator(with_timeout);
     const int absent = rank.world_size - 1;
     if (rank.rank == absent) {
-      std::this_thread::sleep_for(std::chrono::duration<double>(1.2 * patience));
+      stay_for(1.2);
       return;
     }
     const auto error = thrown_by<CommError>([&] { accelerator.wait_for_everyone(); });
     CHECK_THAT(error, ContainsSubstring("wait_for_everyone gave up after 0.5 s") &&
                           ContainsSubstring("rank " + std::to_string(absent) + " (host "));
-    if (rank.rank == 0) std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the others ask its store
+    if (rank.rank == 0) stay_for(0.2);  // the others ask its store
   });
 }
 

@@ -1,11 +1,9 @@
 // The control plane: small texts between ranks, and names for those that do not come.
 #include <unistd.h>
 
-#include <chrono>
 #include <cstddef>
 #include <iostream>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <accel/launch/control_plane.hpp>
@@ -28,6 +26,7 @@ using accel::testing::patience;
 using accel::testing::Rank;
 using accel::testing::run_ranks;
 using accel::testing::Seconds;
+using accel::testing::stay_for;
 using accel::testing::Stopwatch;
 using accel::testing::thrown_by;
 using Catch::Matchers::ContainsSubstring;
@@ -77,7 +76,7 @@ TEST_CASE("nobody leaves a barrier before the last has come", "[launch]") {
     control.barrier("start", soon());
     for (int late = 0; late < rank.world_size; ++late) {
       const Stopwatch watch;
-      if (rank.rank == late) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      if (rank.rank == late) stay_for(0.2);
       control.barrier("test", soon());
       CHECK(watch.seconds() > 0.1);
     }
@@ -113,7 +112,7 @@ TEST_CASE("a rank that stays away is named with its host and process", "[launch]
     auto control = meeting.control_plane();
     const int absent = rank.world_size - 1;
     if (rank.rank == absent) {
-      std::this_thread::sleep_for(std::chrono::duration<double>(1.5 * patience));
+      stay_for(1.5);
       return;
     }
     const Stopwatch watch;
@@ -126,7 +125,7 @@ TEST_CASE("a rank that stays away is named with its host and process", "[launch]
                                             std::to_string(peer.pid) + ")"));
     if (rank.world_size == 3) CHECK_THAT(error, !ContainsSubstring("rank " + std::to_string(1 - rank.rank) + " (host"));
     std::cout << error << "\n";
-    if (rank.rank == 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));  // its store is asked for names
+    if (rank.rank == 0) stay_for(0.3);  // its store is asked for names
   });
 }
 
@@ -136,7 +135,7 @@ TEST_CASE("a store whose process has ended is an error that names it, at once", 
     auto control = meeting.control_plane();
     control.barrier("all are here", soon());
     if (rank.rank == 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the others have read
+      stay_for(0.2);  // the others have read
       ::_exit(0);
     }
     const Stopwatch watch;
@@ -159,7 +158,7 @@ TEST_CASE("after an error every call says that the group was given up", "[launch
       const auto later = thrown_by<CommError>([&] { control.barrier("the second", soon()); });
       CHECK_THAT(later, ContainsSubstring("the second: this group of ranks was given up earlier: the first gave up"));
     } else {
-      std::this_thread::sleep_for(std::chrono::duration<double>(0.6 * patience));
+      stay_for(0.6);
     }
     control.farewell();
   });
@@ -172,7 +171,7 @@ TEST_CASE("rank 0 stays until the others have said farewell", "[launch]") {
   on_ranks({3}, [](Rank rank) {
     auto control = meet().control_plane();
     control.barrier("start", soon());
-    if (rank.rank == rank.world_size - 1) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    if (rank.rank == rank.world_size - 1) stay_for(0.5);
     const Stopwatch watch;
     control.farewell();
     if (rank.rank == 0) CHECK(watch.seconds() > 0.3);
@@ -184,7 +183,7 @@ TEST_CASE("rank 0 does not wait for ever for a farewell", "[launch]") {
     auto control = meet().control_plane();
     control.barrier("start", soon());
     if (rank.rank == 1) {
-      std::this_thread::sleep_for(std::chrono::duration<double>(2.5 * patience));
+      stay_for(2.5);
       return;
     }
     const Stopwatch watch;

@@ -36,6 +36,7 @@ using accel::testing::Rank;
 using accel::testing::ReservedPort;
 using accel::testing::run_program;
 using accel::testing::Seconds;
+using accel::testing::stay_for;
 using accel::testing::Stopwatch;
 using accel::testing::thrown_by;
 using Catch::Matchers::ContainsSubstring;
@@ -56,11 +57,6 @@ std::string fails_in_time(const launch::Launch& launch) {
   CHECK(watch.seconds() <= timeout_s + 1 * patience);
   std::cout << error << "\n";
   return error;
-}
-
-/// A rank that others may still ask: rank 0's process serves the store.
-void stay_for(double seconds) {
-  std::this_thread::sleep_for(std::chrono::duration<double>(seconds * patience));
 }
 
 /// Returns once somebody listens on `port` of this host.

@@ -36,7 +36,8 @@ accel::launch::Variables only(std::string_view set) {
 
 TEST_CASE("the ranks of a host share its cores evenly, and each has one thread at least", "[launch]") {
   for (const int cores : {1, 2, 7, 64})
-    for (const int ranks : {2, 3, 8}) CHECK(intra_op_threads(cores, ranks, false, only("")) == std::max(1, cores / ranks));
+    for (const int ranks : {2, 3, 8})
+      CHECK(intra_op_threads(cores, ranks, false, only("")) == std::max(1, cores / ranks));
 }
 
 TEST_CASE("a rank alone on its host leaves LibTorch its own choice", "[launch]") {

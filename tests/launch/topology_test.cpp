@@ -5,8 +5,7 @@
 using accel::launch::Topology;
 
 TEST_CASE("a topology knows who is main, local main and last", "[launch]") {
-  const Topology topology{
-      .rank = 2, .world_size = 4, .local_rank = 0, .local_world_size = 2, .node_rank = 1};
+  const Topology topology{.rank = 2, .world_size = 4, .local_rank = 0, .local_world_size = 2, .node_rank = 1};
   CHECK_FALSE(topology.is_main());
   CHECK(topology.is_local_main());
   CHECK_FALSE(topology.is_last());

@@ -155,12 +155,10 @@ TEST_CASE("a window that ends early is divided by its length, with two losses to
     Gloo accelerator({.accumulation_steps = 4});
     auto net = std::make_shared<Line>();
     auto other = std::make_shared<Line>();
-    auto [model, second, optimizer] = accelerator.prepare(
-        net, other, SGD(std::vector<torch::Tensor>{net->weight, other->weight}, 1.0));
-    auto long_loader = accelerator.prepare(
-        data::DataLoader{Doubles{20 * accelerator.world_size()}, {.batch_size = 1}});
-    auto short_loader = accelerator.prepare(
-        data::DataLoader{Doubles{accelerator.world_size()}, {.batch_size = 1}});
+    auto [model, second, optimizer] =
+        accelerator.prepare(net, other, SGD(std::vector<torch::Tensor>{net->weight, other->weight}, 1.0));
+    auto long_loader = accelerator.prepare(data::DataLoader{Doubles{20 * accelerator.world_size()}, {.batch_size = 1}});
+    auto short_loader = accelerator.prepare(data::DataLoader{Doubles{accelerator.world_size()}, {.batch_size = 1}});
     const auto train = [&](auto& batch) {
       auto micro_step = accelerator.accumulate(batch);
       accelerator.backward(model(one).sum(), /*retain_graph=*/false);

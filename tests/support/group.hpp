@@ -4,6 +4,7 @@
 #include <chrono>
 #include <functional>
 #include <string>
+#include <thread>
 #include <type_traits>
 
 #include <accel/backend/backend.hpp>
@@ -30,6 +31,11 @@ class Stopwatch {
   using Clock = std::chrono::steady_clock;
   Clock::time_point start_ = Clock::now();
 };
+
+/// Keeps this rank where it is: late for the others, or there to be asked, as rank 0 serves the store.
+inline void stay_for(double seconds) {
+  std::this_thread::sleep_for(Seconds(seconds * patience));
+}
 
 /// Meets the other ranks that the environment describes.
 [[nodiscard]] inline launch::Meeting meet(Seconds timeout = Seconds(30)) {

@@ -31,8 +31,7 @@ TEST_CASE("specs are equal if dtype, shape and device are", "[tensor]") {
   CHECK(Spec::of(tensor) == Spec::of(at::empty({2, 3})));
   CHECK_FALSE(Spec::of(tensor) == Spec::of(at::empty({3, 2})));
   CHECK_FALSE(Spec::of(tensor) == Spec::of(at::empty({2, 3}, c10::ScalarType::Double)));
-  CHECK_FALSE(Spec::of(tensor) ==
-              Spec::of(at::empty({2, 3}, at::TensorOptions().device(c10::DeviceType::Meta))));
+  CHECK_FALSE(Spec::of(tensor) == Spec::of(at::empty({2, 3}, at::TensorOptions().device(c10::DeviceType::Meta))));
   CHECK_THROWS_AS(Spec::of(at::Tensor()), accel::InvalidArgument);
 }
 

@@ -200,8 +200,8 @@ class Gloo {
     const launch::NoSigpipe guard;  // for Gloo's threads
     auto device = open_on_all(deadline);
     try {
-      group_->engine = launch::within(
-          deadline, [device = std::move(device), meeting = meeting_, timeout = timeout(), deadline] {
+      group_->engine =
+          launch::within(deadline, [device = std::move(device), meeting = meeting_, timeout = timeout(), deadline] {
             auto options = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
             options->devices.push_back(device);
             auto store = c10::make_intrusive<c10d::PrefixStore>("gloo/", meeting.store);

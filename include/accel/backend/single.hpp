@@ -88,8 +88,7 @@ class Single {
     try {
       return c10::Device(text);
     } catch (const std::exception& error) {
-      throw ConfigError(message("Single: device = \"", text,
-                                "\" is no device. LibTorch says: ", first_line(error)));
+      throw ConfigError(message("Single: device = \"", text, "\" is no device. LibTorch says: ", first_line(error)));
     }
   }
 

@@ -213,12 +213,12 @@ class Reducer final : public Watch {
   std::vector<at::Tensor> untouched_;  // ... and as they were, should this backward pass them by
   Mode mode_ = Mode::idle;
   bool only_ = true;
-  bool touched_ = false;  // a gradient arrived in this backward
-  bool local_ = false;    // gradients of this rank wait for a reduction
-  bool reduced_ = false;  // gradients, where defined, are means over the ranks
-  std::size_t strays_ = 0;          // gradients of a backward that nobody announced ...
+  bool touched_ = false;             // a gradient arrived in this backward
+  bool local_ = false;               // gradients of this rank wait for a reduction
+  bool reduced_ = false;             // gradients, where defined, are means over the ranks
+  std::size_t strays_ = 0;           // gradients of a backward that nobody announced ...
   std::vector<std::uint8_t> stray_;  // ... and whether, by parameter
-  Hooks hooks_;           // last: no hook outlives what it calls
+  Hooks hooks_;                      // last: no hook outlives what it calls
 };
 
 }  // namespace accel::inline v0_1::gradient

@@ -246,9 +246,8 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    throw CommError(
-        message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
-                " stopped answering; look at the output of rank 0. LibTorch says: ", first_line(error)));
+    throw CommError(message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
+                            " stopped answering; look at the output of rank 0. LibTorch says: ", first_line(error)));
   }
   meeting.topology = detail::complete(launch, meeting.peers);
   const auto& own = meeting.peers[static_cast<std::size_t>(launch.topology.rank)];

@@ -98,9 +98,9 @@ class Optimizer {
   void add_param_group(const Group& group) {
     labelled(session_->topology.label(), [&] {
       for (const auto& parameter : group.params())
-        ACCEL_CHECK(session_->model_of(parameter) != nullptr, InvalidArgument, "add_param_group: ",
-                    tensor::spec(parameter), " belongs to no prepared model, so its gradient would stay on this ",
-                    "rank; prepare its model first");
+        ACCEL_CHECK(
+            session_->model_of(parameter) != nullptr, InvalidArgument, "add_param_group: ", tensor::spec(parameter),
+            " belongs to no prepared model, so its gradient would stay on this ", "rank; prepare its model first");
       optimizer_->add_param_group(group);
       find_models();
     });
