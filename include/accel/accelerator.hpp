@@ -294,6 +294,8 @@ Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const laun
     return std::make_shared<Engine>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
                                     options.gradient);
   });
+  for (const auto& family : launch.left_over)
+    engine_->log.info("launched by ", launch.family, "; variables of ", family, " are set, too, and were not asked");
   const auto threads = set_threads(options.threads);
   description_ = description(options, launch, threads);
 }

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers.hpp>
@@ -164,6 +165,147 @@ TEST_CASE("a restarted torchrun job has another run id", "[launch]") {
 TEST_CASE("only Python's True means that torchrun's agent runs the store", "[launch]") {
   CHECK_FALSE(detect(with(torchrun, {{"TORCHELASTIC_USE_AGENT_STORE", "False"}})).agent_store);
   CHECK_FALSE(detect(with(torchrun, {{"TORCHELASTIC_USE_AGENT_STORE", std::nullopt}})).agent_store);
+}
+
+TEST_CASE("ACCEL_ variables go before every launcher's, and those are named", "[launch]") {
+  const auto launch = detect(with(torchrun, {{"ACCEL_RANK", "1"},
+                                             {"ACCEL_WORLD_SIZE", "3"},
+                                             {"ACCEL_MASTER_ADDR", "192.168.1.100"},
+                                             {"ACCEL_MASTER_PORT", "29501"},
+                                             {"SLURM_STEP_ID", "0"}}));
+  CHECK(launch.family == "ACCEL_ variables");
+  CHECK(launch.topology == Topology{.rank = 1, .world_size = 3});
+  CHECK(launch.master == Endpoint{"192.168.1.100", 29501});
+  CHECK(launch.left_over == std::vector<std::string>{"torchrun", "environment variables", "SLURM"});
+  CHECK_THAT(describe(launch), Catch::Matchers::ContainsSubstring(
+                                   "not asked, though variables of theirs are set: torchrun environment variables"));
+  check_refused({{"ACCEL_WORLD_SIZE", "2"}}, {"ACCEL_WORLD_SIZE = \"2\" is set, but ACCEL_RANK is not"});
+  check_refused(
+      {{"ACCEL_RANK", "2"}, {"ACCEL_WORLD_SIZE", "2"}, {"ACCEL_MASTER_ADDR", "a"}, {"ACCEL_MASTER_PORT", "1"}},
+      {"ACCEL_RANK = \"2\" is not below ACCEL_WORLD_SIZE = \"2\""});
+}
+
+namespace {
+
+const Values slurm{{"SLURM_JOB_ID", "77"},
+                   {"SLURM_STEP_ID", "4"},
+                   {"SLURM_PROCID", "3"},
+                   {"SLURM_NTASKS", "9"},  // of the job
+                   {"SLURM_STEP_NUM_TASKS", "5"},
+                   {"SLURM_LOCALID", "1"},
+                   {"SLURM_NODEID", "1"},
+                   {"SLURM_STEP_TASKS_PER_NODE", "2(x2),1"},
+                   {"SLURM_STEP_NODELIST", "gpu[08-10]"}};
+
+const Values open_mpi{{"OMPI_COMM_WORLD_RANK", "1"},
+                      {"OMPI_COMM_WORLD_SIZE", "2"},
+                      {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                      {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
+                      {"PMIX_RANK", "1"},
+                      {"PMIX_NAMESPACE", "2002911233"}};
+
+}  // namespace
+
+TEST_CASE("a SLURM step has its own counts, its first host and a port of its own", "[launch]") {
+  const auto launch = detect(slurm);
+  CHECK(launch.family == "SLURM");
+  CHECK(launch.topology ==
+        Topology{.rank = 3, .world_size = 5, .local_rank = 1, .local_world_size = 2, .node_rank = 1});
+  CHECK(launch.local_known());
+  REQUIRE(launch.master);
+  CHECK(launch.master->host == "gpu08");
+  CHECK(launch.master->port ==
+        detect(with(slurm, {{"SLURM_PROCID", "4"}, {"SLURM_LOCALID", "0"}, {"SLURM_NODEID", "2"}})).master->port);
+  CHECK(launch.master->port != detect(with(slurm, {{"SLURM_STEP_ID", "5"}})).master->port);
+  CHECK(launch.run_id == "slurm-77.4-0");
+  CHECK(detect(with(slurm, {{"MASTER_ADDR", "head"}, {"MASTER_PORT", "1234"}})).master == Endpoint{"head", 1234});
+  CHECK(
+      detect(with(slurm, {{"SLURM_STEP_NODELIST", "gpu08"}, {"SLURM_STEP_TASKS_PER_NODE", "5"}, {"SLURM_NODEID", "0"}}))
+          .master->host == "127.0.0.1");
+  // In the batch script itself there is no step: one process.
+  CHECK(detect(with(slurm, {{"SLURM_STEP_ID", std::nullopt}})).family == "single process");
+
+  check_refused(with(slurm, {{"SLURM_PROCID", "5"}}),
+                {"SLURM_PROCID = \"5\" is not below SLURM_STEP_NUM_TASKS", "srun"});
+  check_refused(with(slurm, {{"SLURM_STEP_TASKS_PER_NODE", "2(x"}}), {"SLURM_STEP_TASKS_PER_NODE = \"2(x\""});
+  check_refused(with(slurm, {{"SLURM_STEP_NODELIST", "gpu[8-"}}), {"\"gpu[8-\" is malformed"});
+  for (const char* name : {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID",
+                           "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST", "SLURM_JOB_ID"})
+    check_refused(with(slurm, {{name, std::nullopt}}),
+                  {std::string("SLURM_STEP_ID = \"4\" is set, but ") + name + " is not"});
+}
+
+TEST_CASE("SLURM's lists are expanded", "[launch]") {
+  using accel::launch::expand_counts;
+  using accel::launch::expand_host_list;
+  using Names = std::vector<std::string>;
+  CHECK(expand_host_list("a") == Names{"a"});
+  CHECK(expand_host_list("a,b.c-d") == Names{"a", "b.c-d"});
+  CHECK(expand_host_list("gpu[08-10,12],login") == Names{"gpu08", "gpu09", "gpu10", "gpu12", "login"});
+  CHECK(expand_host_list("r[1-2]n[3,5]x") == Names{"r1n3x", "r1n5x", "r2n3x", "r2n5x"});
+  CHECK(expand_host_list("n[098-101]") == Names{"n098", "n099", "n100", "n101"});
+  for (const char* bad :
+       {"", "a,", "a[", "a]", "a[1", "a[]", "a[1-]", "a[x]", "a[[1]]", "a[1-9999999999]", "a[0-200000]"})
+    CHECK_THROWS_AS(expand_host_list(bad), accel::ConfigError);
+  CHECK(expand_counts("2(x3),1") == std::vector<int>{2, 2, 2, 1});
+  CHECK(expand_counts("4") == std::vector<int>{4});
+  for (const char* bad : {"", "x", "2(", "2(x", "2(x)", "2(x1", "0", "2(x0)", ",", "2,,1", "-1"})
+    CHECK(expand_counts(bad).empty());
+}
+
+TEST_CASE("MPI's launchers: sizes from their variables, loopback on one host", "[launch]") {
+  const auto launch = detect(open_mpi);
+  CHECK(launch.family == "Open MPI");
+  CHECK(launch.topology == Topology{.rank = 1, .world_size = 2, .local_rank = 1, .local_world_size = 2});
+  CHECK(launch.local_known());
+  CHECK(launch.master->host == "127.0.0.1");
+  CHECK(launch.run_id == "2002911233");
+  CHECK(launch.left_over.empty());  // PMIx is part of it
+  CHECK(launch.master->port != detect(with(open_mpi, {{"PMIX_NAMESPACE", "2002911234"}})).master->port);
+
+  const Values hydra{{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "2"}};
+  CHECK(detect(hydra).family == "PMI");
+  CHECK(detect(hydra).topology == launch.topology);
+  const Values mvapich{{"MV2_COMM_WORLD_RANK", "1"},
+                       {"MV2_COMM_WORLD_SIZE", "2"},
+                       {"MV2_COMM_WORLD_LOCAL_RANK", "1"},
+                       {"MV2_COMM_WORLD_LOCAL_SIZE", "2"}};
+  CHECK(detect(mvapich).family == "MVAPICH");
+  CHECK(detect(mvapich).topology == launch.topology);
+
+  // Several hosts, or nobody knows: the user says where rank 0 is.
+  const Values two_hosts = with(open_mpi, {{"OMPI_COMM_WORLD_SIZE", "4"}});
+  check_refused(two_hosts, {"MASTER_ADDR is not set", "Open MPI"});
+  CHECK(detect(with(two_hosts, {{"MASTER_ADDR", "a"}, {"MASTER_PORT", "2"}})).master == Endpoint{"a", 2});
+  check_refused({{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}}, {"MASTER_ADDR is not set"});
+  check_refused({{"PMI_RANK", "1"}}, {"PMI_RANK = \"1\" is set, but PMI_SIZE is not"});
+  check_refused(with(open_mpi, {{"OMPI_COMM_WORLD_RANK", "2"}}),
+                {"OMPI_COMM_WORLD_RANK = \"2\" is not below OMPI_COMM_WORLD_SIZE = \"2\""});
+
+  // PMIx gives a rank only.
+  check_refused({{"PMIX_RANK", "1"}}, {"PMIX_RANK = \"1\" is set, but WORLD_SIZE is not"});
+  const auto pmix = detect({{"PMIX_RANK", "1"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}});
+  CHECK(pmix.family == "PMIx");
+  CHECK(pmix.topology == Topology{.rank = 1, .world_size = 2});
+}
+
+TEST_CASE("of several launchers the one nearest to the process is asked", "[launch]") {
+  const auto both = [](Values outer, const Values& inner) {
+    outer.insert(inner.begin(), inner.end());
+    return detect(std::move(outer));
+  };
+  const auto torchrun_in_slurm = both(slurm, torchrun);
+  CHECK(torchrun_in_slurm.family == "torchrun");
+  CHECK(torchrun_in_slurm.left_over == std::vector<std::string>{"SLURM"});
+  CHECK(both(slurm, open_mpi).family == "Open MPI");  // mpirun starts its daemons by srun
+  CHECK(both(slurm, plain).family == "environment variables");
+  // What a batch script exports for others is no rank.
+  CHECK(detect(with(slurm, {{"WORLD_SIZE", "9"}, {"LOCAL_RANK", "7"}})).family == "SLURM");
+  // srun --mpi=pmi2 says the same twice; hydra's proxies in a step of their own do not.
+  CHECK(both(slurm, {{"PMI_RANK", "3"}, {"PMI_SIZE", "5"}}).family == "SLURM");
+  CHECK(
+      both(slurm, {{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALNRANKS", "2"}, {"MPI_LOCALRANKID", "1"}}).family ==
+      "PMI");
 }
 
 TEST_CASE("half of the plain variables is an error that names the missing one", "[launch]") {

@@ -63,9 +63,11 @@ constexpr double slowness = 1;
 bool set_by_a_launcher(std::string_view variable) {
   constexpr std::array<std::string_view, 5> names = {
       "RANK=", "WORLD_SIZE=", "NODE_RANK=", "OMP_NUM_THREADS=", "ACCEL_TEST_NAME="};
-  constexpr std::array<std::string_view, 10> prefixes = {"LOCAL_RANK=", "LOCAL_WORLD_SIZE=", "GROUP_", "ROLE_",
-                                                         "MASTER_",     "TORCHELASTIC_",     "SLURM_", "OMPI_COMM_",
-                                                         "PMI",         "ACCEL_TEST_RANK_"};
+  constexpr std::array<std::string_view, 16> prefixes = {
+      "LOCAL_RANK=", "LOCAL_WORLD_SIZE=", "GROUP_",       "ROLE_",
+      "MASTER_",     "TORCHELASTIC_",     "SLURM_",       "OMPI_",
+      "PMI",         "MPI_LOCAL",         "MV2_COMM_",    "ACCEL_TEST_RANK_",
+      "ACCEL_RANK=", "ACCEL_WORLD_SIZE=", "ACCEL_LOCAL_", "ACCEL_MASTER_"};
   const auto starts = [&](std::string_view prefix) { return variable.starts_with(prefix); };
   return std::ranges::any_of(names, starts) || std::ranges::any_of(prefixes, starts);
 }

@@ -1,6 +1,7 @@
 // Launch: what a launcher told this process, everything the rendezvous needs.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,37 +30,54 @@ struct KnownLocals {
   bool node_rank = false;
 };
 
+/// What a launcher calls the numbers of a topology; empty where it has none.
+struct VariableNames {
+  std::string rank = "RANK";
+  std::string world_size = "WORLD_SIZE";
+  std::string local_rank = "LOCAL_RANK";
+  std::string local_world_size = "LOCAL_WORLD_SIZE";
+  std::string node_rank = "NODE_RANK";
+};
+
 struct Launch {
-  std::string family;  // "torchrun", "environment variables" or "single process"
+  std::string family;  // "torchrun", "SLURM", "single process", ...
   Topology topology;   // rank and world_size always hold, the rest as far as `known` says
   KnownLocals known;
-  std::optional<Endpoint> master;  // there whenever world_size > 1
-  std::string run_id;              // equal on all ranks: begins every key in the store
-  bool agent_store = false;        // the launcher runs the server at `master`, all are clients
-  Reader::Read variables;          // what was read, in that order
+  std::optional<Endpoint> master;      // there whenever world_size > 1
+  std::string run_id;                  // equal on all ranks: begins every key in the store
+  bool agent_store = false;            // the launcher runs the server at `master`, all are clients
+  Reader::Read variables;              // what was read, in that order
+  std::vector<std::string> left_over;  // families whose variables are there, too, but were not read
 
   /// False where the rendezvous still has to ask who shares a host with whom.
   [[nodiscard]] bool local_known() const { return known.local_rank && known.local_world_size && known.node_rank; }
 };
 
-/// Refuses numbers that contradict each other. Families share it: they differ only in the name of
-/// the variable that numbers the hosts.
+/// Refuses numbers that contradict each other. Families share it: they differ only in the names.
 ///
 /// Throws   ConfigError that quotes both variables.
-inline void check_consistent(const Launch& launch, const Reader& reader, std::string_view node_rank_name) {
+inline void check_consistent(const Launch& launch, const Reader& reader, const VariableNames& names) {
   const Topology& topology = launch.topology;
   const auto refuse_if = [&reader](bool wrong, std::string_view one, std::string_view is, std::string_view other) {
     if (wrong) reader.fail(reader.quote(one), " is ", is, " ", reader.quote(other));
   };
-  refuse_if(topology.rank >= topology.world_size, "RANK", "not below", "WORLD_SIZE");
+  refuse_if(topology.rank >= topology.world_size, names.rank, "not below", names.world_size);
   // Unknown locals contradict nothing: local_world_size is then 1, the others are 0.
-  refuse_if(topology.local_world_size > topology.world_size, "LOCAL_WORLD_SIZE", "more than", "WORLD_SIZE");
-  refuse_if(launch.known.local_world_size && topology.local_rank >= topology.local_world_size, "LOCAL_RANK",
-            "not below", "LOCAL_WORLD_SIZE");
-  refuse_if(topology.local_rank > topology.rank, "LOCAL_RANK", "more than", "RANK");
+  refuse_if(topology.local_world_size > topology.world_size, names.local_world_size, "more than", names.world_size);
+  refuse_if(launch.known.local_world_size && topology.local_rank >= topology.local_world_size, names.local_rank,
+            "not below", names.local_world_size);
+  refuse_if(topology.local_rank > topology.rank, names.local_rank, "more than", names.rank);
   // Each host before this one runs at least one rank.
-  refuse_if(topology.node_rank > topology.world_size - topology.local_world_size, node_rank_name, "too large for",
-            launch.known.local_world_size ? "LOCAL_WORLD_SIZE" : "WORLD_SIZE");
+  refuse_if(topology.node_rank > topology.world_size - topology.local_world_size, names.node_rank, "too large for",
+            launch.known.local_world_size ? names.local_world_size : names.world_size);
+}
+
+/// A port for a job whose launcher gives none: the same on all its ranks, most likely another for
+/// another job, and below the ephemeral ports, of which any might be taken.
+[[nodiscard]] inline int port_of_job(std::string_view job) {
+  std::uint32_t hash = 0x811c9dc5U;  // FNV-1a
+  for (const char c : job) hash = (hash ^ static_cast<unsigned char>(c)) * 0x01000193U;
+  return 20000 + static_cast<int>(hash % 12000U);
 }
 
 /// A few lines for people: what was detected, and from which variables.
@@ -81,6 +99,8 @@ inline void check_consistent(const Launch& launch, const Reader& reader, std::st
   text += "\nrun id: " + launch.run_id + "\nread:";
   if (launch.variables.empty()) text += " no variables";
   for (const auto& [name, value] : launch.variables) text += message(" ", name, "=", value);
+  if (!launch.left_over.empty()) text += "\nnot asked, though variables of theirs are set:";
+  for (const auto& family : launch.left_over) text += " " + family;
   return text += "\n";
 }
 

@@ -37,7 +37,7 @@ namespace accel::inline v0_1::launch {
   const int restarts = reader.whole("TORCHELASTIC_RESTART_COUNT").value_or(0);
   launch.run_id = run_id + "-" + std::to_string(restarts);
   launch.agent_store = reader.text("TORCHELASTIC_USE_AGENT_STORE") == "True";  // Python's str
-  check_consistent(launch, reader, "GROUP_RANK");
+  check_consistent(launch, reader, {.node_rank = "GROUP_RANK"});
   launch.variables = reader.read();
   return launch;
 }
