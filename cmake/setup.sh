@@ -149,6 +149,25 @@ install_packages() {
     apt-get install -y --no-install-recommends "${packages[@]}"
 }
 
+# What the tests of launchers start. Without it they are skipped, and say so: no reason to stop.
+missing_launchers() {
+  have mpirun.openmpi || say openmpi-bin
+  have mpiexec.hydra || say mpich
+  have srun && [[ -x /usr/sbin/slurmctld && -x /usr/sbin/slurmd ]] || say slurm-wlm
+  [[ -x /usr/sbin/munged ]] || say munge
+  have ip || say iproute2
+  have hostname || say hostname
+}
+
+ensure_launchers() {
+  local packages
+  packages="$(missing_launchers)"
+  [[ -n "$packages" ]] || return 0
+  # shellcheck disable=SC2086  # a list of words
+  (stage "installing $(say $packages)" install_packages $packages) \
+    || say "    they are missing, and the tests that start ranks with them are skipped"
+}
+
 ensure_tools() {
   local packages
   packages="$(missing_tools)"
@@ -350,6 +369,7 @@ set_up_for() {
   if [[ "$1" == tests ]]; then
     libtorch_for_tests
     ensure_catch2
+    ensure_launchers
   else
     libtorch_for_programs
   fi

@@ -26,15 +26,10 @@ namespace launch = accel::launch;
 using accel::CommError;
 using accel::ConfigError;
 using accel::Error;
-using accel::testing::exact_filter;
 using accel::testing::meet;
 using accel::testing::on_ranks;
-using accel::testing::own_program;
 using accel::testing::patience;
-using accel::testing::ProcessResult;
 using accel::testing::Rank;
-using accel::testing::ReservedPort;
-using accel::testing::run_program;
 using accel::testing::Seconds;
 using accel::testing::stay_for;
 using accel::testing::Stopwatch;
@@ -328,37 +323,4 @@ TEST_CASE("an address that other hosts cannot reach is none", "[launch]") {
 
 TEST_CASE("an accelerator that was only made lets the process end", "[launch]") {
   on_ranks({3}, [](Rank) { Accelerator accelerator; });
-}
-
-TEST_CASE("hidden: a rank of torchrun", "[.][launch]") {
-  const auto launch = launch::detect();
-  REQUIRE(launch.family == "torchrun");
-  CHECK(launch.agent_store);
-  for (int i = 0; i < 3; ++i) {
-    Accelerator accelerator;
-    const int world_size = accelerator.world_size();
-    const auto sum = accelerator.reduce(at::full({}, accelerator.rank() + 1), accel::Reduction::sum).item<int>();
-    CHECK(sum == world_size * (world_size + 1) / 2);
-    CHECK(accelerator.local_rank() == accelerator.rank());
-    std::cout << accelerator.topology().label() + " of torchrun, sum " + std::to_string(sum) + "\n" << std::flush;
-  }
-}
-
-TEST_CASE("torchrun's ranks meet in its agent's store", "[launch]") {
-  const std::string python = ACCEL_TEST_PYTHON;
-  if (python.empty()) SKIP("no Python with torch: configure with -DACCEL_TEST_PYTHON=<python> to run torchrun");
-  for (const int world_size : {2}) {
-    const ReservedPort port;
-    const ProcessResult result = run_program(
-        {python, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size), "--master-port",
-         std::to_string(port.number()), "--no-python", own_program(), exact_filter("hidden: a rank of torchrun")},
-        {.deadline = Seconds(120)});
-    INFO(result.output);
-    CHECK(result.succeeded());
-    const int sum = world_size * (world_size + 1) / 2;
-    for (int rank = 0; rank < world_size; ++rank) {
-      const launch::Topology topology{.rank = rank, .world_size = world_size};
-      CHECK_THAT(result.output, ContainsSubstring(topology.label() + " of torchrun, sum " + std::to_string(sum)));
-    }
-  }
 }
