@@ -153,7 +153,7 @@ install_packages() {
 missing_launchers() {
   have mpirun.openmpi || say openmpi-bin
   have mpiexec.hydra || say mpich
-  have srun && [[ -x /usr/sbin/slurmctld && -x /usr/sbin/slurmd ]] || say slurm-wlm
+  [[ -x /usr/sbin/slurmctld && -x /usr/sbin/slurmd ]] || say slurm-wlm
   [[ -x /usr/sbin/munged ]] || say munge
   have ip || say iproute2
   have hostname || say hostname

@@ -18,6 +18,7 @@ prefix="accel$$"
 switch="$prefix-switch"
 machines=("$prefix-0" "$prefix-1" "$prefix-2")
 pids=()
+# shellcheck disable=SC2317  # called by the trap
 end() {
   ((${#pids[@]} == 0)) || kill -KILL "${pids[@]}" 2>/dev/null
   for space in "${machines[@]}" "$switch"; do

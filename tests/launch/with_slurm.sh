@@ -17,6 +17,7 @@ done
 
 folder="$(mktemp -d /tmp/accel_slurm_XXXXXX)"
 daemons=()
+# shellcheck disable=SC2317  # called by the trap
 end() {
   ((${#daemons[@]} == 0)) || kill "${daemons[@]}" 2>/dev/null
   wait
