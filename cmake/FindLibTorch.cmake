@@ -5,6 +5,7 @@
 #
 # Looked at, in this order:
 #   LibTorch_ROOT, LIBTORCH    CMake or environment variable: a folder that holds include/ and lib/
+#   CMAKE_PREFIX_PATH          such a folder in it, as LibTorch's own documentation asks
 #   Python                     the `torch` of the active virtual environment, then of python3
 #
 # Sets LibTorch_FOUND, LibTorch_VERSION, LibTorch_PREFIX, and LibTorch_PYTHON if Python named it.
@@ -58,6 +59,13 @@ Set ${place} to the folder that holds LibTorch's include/ and lib/." PARENT_SCOP
     endforeach()
   endforeach()
 
+  foreach(folder IN LISTS CMAKE_PREFIX_PATH)
+    _libtorch_is_prefix("${folder}" found)
+    if(found)
+      set(LibTorch_PREFIX "${folder}" CACHE PATH "Where LibTorch is installed" FORCE)
+      return()
+    endif()
+  endforeach()
   _libtorch_is_prefix("${LibTorch_PREFIX}" found)  # found by an earlier run
   if(found)
     return()
@@ -87,7 +95,8 @@ Set ${place} to the folder that holds LibTorch's include/ and lib/." PARENT_SCOP
   endif()
   set(_libtorch_problem "LibTorch was not found.
 Looked for ${_libtorch_looked_for} in:
-  - LibTorch_ROOT and LIBTORCH: not set, neither as CMake nor as environment variable${looked}
+  - LibTorch_ROOT and LIBTORCH: not set, neither as CMake nor as environment variable
+  - CMAKE_PREFIX_PATH: none of its folders is one${looked}
 Any one of these helps:
   - activate the Python environment that has PyTorch, or install it: pip install torch
   - point to an unpacked LibTorch or a wheel's folder: cmake -DLIBTORCH=/path/to/libtorch

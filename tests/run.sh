@@ -2,7 +2,7 @@
 # Builds and runs all tests.
 #
 #   bash tests/run.sh           up to 20 minutes on two cores from an empty machine
-#   bash tests/run.sh --full    and those with ranks once more under AddressSanitizer and UBSan
+#   bash tests/run.sh --full    and the quickstart, and the tests with ranks under AddressSanitizer and UBSan
 #
 # Everything it makes lies below build/.
 
@@ -61,6 +61,16 @@ run_tests() {
   reasons+="$(skip_reasons "$1/Testing/Temporary/LastTest.log")"
 }
 
+# It trains, compares, and fails itself below 95 %.
+run_quickstart() {
+  if bash "$accel_root/examples/quickstart.sh"; then
+    passed=$((passed + 1))
+  else
+    failed+=("the quickstart")
+    failed_tests=$((failed_tests + 1))
+  fi
+}
+
 # count <variable> <pattern> <ctest's log>: adds the tests that ended so
 count() {
   local number
@@ -98,6 +108,7 @@ timed "compiling the tests" build_tests
 timed "compiling every header alone" compile "$build" --target accel_verify_interface_header_sets
 timed "running the tests" run_tests "$build"
 if [[ "$full" == yes ]]; then
+  timed "the quickstart" run_quickstart
   timed "compiling the tests of ranks with sanitizers" build_sanitized
   timed "running the tests of ranks with sanitizers" run_tests "$sanitized"
 fi
@@ -107,6 +118,6 @@ printf '%s\n' "${minutes[@]}"
 [[ -z "$reasons" ]] || say "$reasons"
 say "$passed passed, $failed_tests failed, $skipped skipped"
 if ((${#failed[@]} > 0)); then
-  say "FAILED: tests in ${failed[*]}"
+  say "FAILED: ${failed[*]}"
   exit 1
 fi

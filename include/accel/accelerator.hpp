@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <iostream>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -143,12 +144,12 @@ class Accelerator {
   [[nodiscard]] bool sync_gradients() const { return engine_->accumulation.synchronises(); }
 
   /// Scales the gradients of `model` so that their norm is at most `max_norm`; returns the norm before.
-  /// In a micro-step that only accumulates: nothing, and the norm of the last step (NaN at first).
+  /// In a micro-step that only accumulates: nothing, and the model's last norm (NaN at first).
   template <class Model>
   at::Tensor clip_grad_norm_(const Model& model, double max_norm, double norm_type = 2.0) {
-    if (sync_gradients())
-      at_rank([&] { last_norm_ = gradient::clip_grad_norm_(model.parameters(), max_norm, norm_type); });
-    return last_norm_;
+    at::Tensor& norm = norms_.try_emplace(&model.record(), not_a_number_).first->second;
+    if (sync_gradients()) at_rank([&] { norm = gradient::clip_grad_norm_(model.parameters(), max_norm, norm_type); });
+    return norm;
   }
 
   // Results and other values over the ranks. All collective.
@@ -254,7 +255,8 @@ class Accelerator {
 
   std::shared_ptr<Engine> engine_;
   std::string description_;
-  at::Tensor last_norm_ = at::full({}, std::numeric_limits<double>::quiet_NaN());
+  at::Tensor not_a_number_ = at::full({}, std::numeric_limits<double>::quiet_NaN());
+  std::map<const tensor::Record*, at::Tensor> norms_;  // the last of each model
 };
 
 template <class BackendType, class PrecisionType>
@@ -303,9 +305,12 @@ Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const laun
 template <class BackendType, class PrecisionType>
 std::string Accelerator<BackendType, PrecisionType>::set_threads(std::optional<int> option) const {
   const int cores = launch::usable_cores();
-  const bool chosen = launch::threads_were_chosen(at::get_num_threads(), cores);
-  const auto share =
-      launch::intra_op_threads(cores, engine_->topology.local_world_size, chosen, launch::process_environment());
+  const int ranks = engine_->topology.local_world_size;
+  const auto environment = launch::process_environment();
+  // An earlier accelerator of this process chose as this one does.
+  const bool chosen = launch::threads_were_chosen(at::get_num_threads(), cores) &&
+                      launch::intra_op_threads(cores, ranks, false, environment) != at::get_num_threads();
+  const auto share = launch::intra_op_threads(cores, ranks, chosen, environment);
   if (option || share) at::set_num_threads(option ? *option : *share);
   return message(at::get_num_threads(), option   ? " (option)"
                                         : share  ? " (cores / local world size)"

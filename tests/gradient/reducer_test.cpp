@@ -41,6 +41,47 @@ TEST_CASE("after backward every gradient is the mean over the ranks", "[reducer]
   });
 }
 
+namespace {
+
+/// Gloo that counts the reductions it was asked for: also an example of a backend in a user's program.
+struct Counting : backend::Gloo {
+  using Gloo::Gloo;
+  explicit Counting(Gloo&& part) : Gloo(std::move(part)) {}
+
+  Work all_reduce(const at::Tensor& tensor, ReduceOp op) {
+    ++started;
+    return Gloo::all_reduce(tensor, op);
+  }
+  Work all_reduce(std::span<at::Tensor> tensors, ReduceOp op) { return Gloo::all_reduce(tensors, op); }
+  Counting split(std::span<const int> ranks, std::string_view part_name) {
+    return Counting(Gloo::split(ranks, part_name));
+  }
+
+  static inline int started = 0;
+};
+
+}  // namespace
+
+TEST_CASE("a bucket's reduction starts when it is full, while backward still runs", "[reducer]") {
+  on_ranks({2, 3}, [](Rank) {
+    for (const bool overlap : {true, false}) {
+      Accelerator<Counting, precision::Fp32>::Options options;
+      options.gradient = many_buckets;
+      options.gradient.overlap = overlap;
+      Accelerator<Counting, precision::Fp32> accelerator(options);
+      auto model = accelerator.prepare(std::make_shared<Mlp>());
+      const auto hidden = model->first(torch::ones({2, 5}));
+      const auto loss = model->second(hidden).sum();
+      int before_first_layer = -1;
+      hidden.register_hook([&](const torch::Tensor&) { before_first_layer = Counting::started; });
+      Counting::started = 0;
+      accelerator.backward(loss);
+      REQUIRE(Counting::started == 4);  // two weights, two biases, each in a bucket of its own
+      REQUIRE(before_first_layer == (overlap ? 2 : 0));
+    }
+  });
+}
+
 TEST_CASE("two backwards without zero_grad add up to the sum of the means, as in DDP", "[reducer]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Gloo accelerator;
@@ -150,6 +191,54 @@ TEST_CASE("a backward that throws on one rank after a reduction has begun gives 
   });
 }
 
+TEST_CASE("a backward that throws before anything was sent gives up the group, too", "[reducer]") {
+  on_ranks({2}, [](Rank rank) {
+    for (const bool two_models : {false, true}) {
+      Gloo::Options options;
+      options.backend.timeout_s = 1;
+      Gloo accelerator(options);
+      auto model = accelerator.prepare(std::make_shared<Mlp>());
+      if (two_models) (void)accelerator.prepare(std::make_shared<Mlp>());
+      auto loss = model(torch::ones({2, 5})).sum();
+      if (rank.rank == 1) loss.register_hook([](const torch::Tensor&) { throw std::runtime_error("a user's hook"); });
+      if (rank.rank == 1)
+        REQUIRE_THROWS_WITH(accelerator.backward(loss), ContainsSubstring("a user's hook"));
+      else
+        REQUIRE_THROWS_AS(accelerator.backward(loss), CommError);
+      // Its next gradients must not be taken for those of this step.
+      REQUIRE_THROWS_WITH(accelerator.backward(model(torch::ones({2, 5})).sum()),
+                          ContainsSubstring("given up earlier"));
+    }
+  });
+}
+
+TEST_CASE("gradients from before the first reduction are averaged with the rest", "[reducer]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    (net->forward(torch::ones({1}, torch::kDouble)) * (10.0 * (rank.rank + 1))).sum().backward();
+    auto model = accelerator.prepare(net);
+    accelerator.backward((model(torch::ones({1}, torch::kDouble)) * (rank.rank + 1)).sum());
+    REQUIRE(std::abs(net->weight.grad().item<double>() - 11 * (rank.world_size + 1) / 2.0) < 1e-12);  // as DDP
+  });
+}
+
+TEST_CASE("a parameter may be frozen after prepare", "[reducer]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Mlp>();
+    auto [model, optimizer] = accelerator.prepare(net, torch::optim::SGD(net->parameters(), 0.1));
+    for (int step = 0; step < 3; ++step) {
+      if (step == 1) net->first->weight.requires_grad_(false);
+      const auto before = net->first->weight.clone();
+      accelerator.backward(model(torch::full({2, 5}, rank.rank + 1.0)).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+      REQUIRE(torch::equal(net->first->weight, before) == (step > 0));
+    }
+  });
+}
+
 TEST_CASE("a forward for evaluation arms nothing", "[reducer]") {
   on_ranks({2}, [](Rank rank) {
     Gloo accelerator;
@@ -164,16 +253,20 @@ TEST_CASE("a forward for evaluation arms nothing", "[reducer]") {
   });
 }
 
-TEST_CASE("a backward that throws leaves the model usable", "[reducer]") {
-  on_ranks({2}, [](Rank rank) {
+TEST_CASE("a backward that throws where nothing is reduced leaves the model usable", "[reducer]") {
+  on_ranks({1, 2}, [](Rank rank) {
     Gloo accelerator;
     auto model = accelerator.prepare(std::make_shared<Line>());
     const auto loss = (model(torch::tensor({1.0})) * (rank.rank + 1)).sum();
     accelerator.backward(loss);
-    REQUIRE_THROWS(accelerator.backward(loss));  // LibTorch: the graph is freed
+    {
+      auto local = accelerator.no_sync();
+      REQUIRE_THROWS(accelerator.backward(loss));  // LibTorch: the graph is freed
+    }
+    REQUIRE(model->weight.grad().item<double>() == (rank.world_size + 1) / 2.0);
     model->weight.mutable_grad().reset();
     accelerator.backward((model(torch::tensor({1.0})) * (rank.rank + 1)).sum());
-    REQUIRE(model->weight.grad().item<double>() == 1.5);
+    REQUIRE(model->weight.grad().item<double>() == (rank.world_size + 1) / 2.0);
   });
 }
 

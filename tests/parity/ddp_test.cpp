@@ -1,4 +1,5 @@
 // Against PyTorch's DistributedDataParallel, run live.
+#include "support/folder.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
 
@@ -9,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 
 using namespace accel;
 using namespace accel::testing;
@@ -52,20 +54,18 @@ torch::Tensor recorded(int world_size, const std::filesystem::path& folder) {
   return gradients;
 }
 
-std::filesystem::path folder_of(int world_size) {
-  return std::filesystem::temp_directory_path() / ("accel_ddp_" + std::to_string(world_size));
-}
-
 }  // namespace
 
 TEST_CASE(".grad after backward is what PyTorch's DDP leaves: bit for bit at 2 ranks, within 1e-6 at 3", "[parity]") {
   if (std::string(ACCEL_TEST_PYTHON).empty()) SKIP("no Python with torch was found, so DDP cannot run");
   for (const int world_size : {2, 3}) {
-    const auto folder = folder_of(world_size);
+    std::optional<Folder> own;  // of the test; its ranks are told where it is
     if (std::getenv("RANK") == nullptr) {
-      std::filesystem::create_directories(folder);
-      write(folder / "expected.bin", recorded(world_size, folder));
+      own.emplace();
+      write(own->path() / "expected.bin", recorded(world_size, own->path()));
+      ::setenv("ACCEL_TEST_DDP_FOLDER", own->path().c_str(), 1);
     }
+    const std::filesystem::path folder = std::getenv("ACCEL_TEST_DDP_FOLDER");
     on_ranks({world_size}, [&](Rank rank) {
       torch::manual_seed(3);
       Accelerator<backend::Gloo, precision::Fp32> accelerator;
@@ -94,6 +94,5 @@ TEST_CASE(".grad after backward is what PyTorch's DDP leaves: bit for bit at 2 r
         REQUIRE(distance({ours}, {theirs}) < 1e-6);
       }
     });
-    if (std::getenv("RANK") == nullptr) std::filesystem::remove_all(folder);
   }
 }

@@ -146,6 +146,35 @@ TEST_CASE("ranks with a part of the batch equal one process with all of it, with
            [](Rank rank) { REQUIRE(distance(trained(rank, {}, 24 / rank.world_size), plainly_trained(24)) < 1e-4); });
 }
 
+TEST_CASE("with numbers that add exactly, four ranks equal one process bit for bit", "[parity]") {
+  // Integers, and powers of two for rates and shares: no sum is rounded, so no order matters.
+  on_ranks({2, 4}, [](Rank rank) {
+    constexpr std::int64_t rows = 16;
+    constexpr double rate = 0.0078125;  // 1/128
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer, loader] =
+        accelerator.prepare(net, torch::optim::SGD(net->parameters(), rate),
+                            data::DataLoader{Doubles{rows}, {.batch_size = rows / 2 / rank.world_size}});
+    Line plain;
+    torch::optim::SGD sgd(plain.parameters(), rate);
+    const auto x = torch::arange(1, rows + 1, torch::kDouble);
+    std::int64_t begin = 0;
+    for (auto& batch : loader) {
+      accelerator.backward(squared_error(model(batch.x), batch.y));
+      optimizer.step();
+      optimizer.zero_grad();
+      const auto all = x.narrow(0, begin, rows / 2);
+      squared_error(plain.forward(all), 2 * all).backward();
+      sgd.step();
+      sgd.zero_grad();
+      begin += rows / 2;
+      REQUIRE(bits({net->weight}) == bits({plain.weight}));
+    }
+    REQUIRE(begin == rows);
+  });
+}
+
 TEST_CASE("accumulated micro-batches equal ranks: n windows of one rank are one step of n ranks", "[parity]") {
   on_ranks({1, 2}, [](Rank rank) {
     torch::manual_seed(1);

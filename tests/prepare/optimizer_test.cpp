@@ -266,6 +266,58 @@ TEST_CASE("step with a closure works, for LBFGS too", "[optimizer]") {
   });
 }
 
+TEST_CASE("an optimizer that judges by the loss decides alike on all ranks", "[optimizer]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    // Each rank fits other data, with noise: by its own loss each would stop at another iteration.
+    torch::manual_seed(static_cast<std::uint64_t>(10 + rank.rank));
+    const auto x = torch::randn({8, 5});
+    const auto y = torch::randn({8, 3}) * (rank.rank + 1);
+    for (const bool line_search : {false, true}) {
+      auto options = torch::optim::LBFGSOptions(0.5).max_iter(30).tolerance_change(1e-3);
+      if (line_search) options.line_search_fn("strong_wolfe");
+      Gloo accelerator;
+      auto net = std::make_shared<Mlp>();
+      auto [model, optimizer] = accelerator.prepare(net, torch::optim::LBFGS(net->parameters(), options));
+      int calls = 0;
+      for (int i = 0; i < 3; ++i)
+        (void)optimizer.step([&] {
+          ++calls;
+          optimizer.zero_grad();
+          auto loss = squared_error(model(x), y);
+          accelerator.backward(loss);
+          return loss;
+        });
+      const auto all_calls = accelerator.gather(torch::tensor(calls));
+      for (int r = 0; r < rank.world_size; ++r) REQUIRE(all_calls[r].item<int>() == calls);
+      for (const auto& parameter : net->parameters())
+        REQUIRE(bits({accelerator.broadcast(parameter.detach().clone())}) == bits({parameter}));
+    }
+  });
+}
+
+TEST_CASE("gradients cleared behind the wrapper's back leave no stray", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    model(one).sum().backward();
+    net->zero_grad();
+    accelerator.backward(model(one).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -1.0);
+  });
+}
+
+TEST_CASE("a tied parameter that add_param_group lists again is stepped once", "[optimizer]") {
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  auto net = std::make_shared<Line>();
+  auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+  optimizer.add_param_group(torch::optim::OptimizerParamGroup({net->weight}));
+  accelerator.backward(model(one).sum());
+  optimizer.step();
+  REQUIRE(net->weight.item<double>() == -1.0);
+}
+
 TEST_CASE("the wrapper keeps the interface of the optimizer", "[optimizer]") {
   Accelerator<backend::Single, precision::Fp32> accelerator;
   auto net = std::make_shared<Mlp>();
@@ -359,8 +411,12 @@ TEST_CASE("state made before prepare is kept where nothing moves, and must be al
 
 TEST_CASE("state that a move would leave behind is refused", "[optimizer]") {
   // There is one device here, so the parts are looked at as if the model had come from another one.
-  prepare::Session session(launch::Topology{}, c10::Device(c10::DeviceType::CPU), Log(),
-                           gradient::Accumulation(1, gradient::LossNormalization::window_length));
+  struct OneRank : prepare::Session {
+    using Session::Session;
+    at::Tensor mean_loss(const at::Tensor& loss) override { return loss; }
+  };
+  OneRank session(launch::Topology{}, c10::Device(c10::DeviceType::CPU), Log(),
+                  gradient::Accumulation(1, gradient::LossNormalization::window_length));
   auto net = std::make_shared<Line>();
   torch::optim::Adam adam(net->parameters(), 0.1);
   auto model = prepare::part_of(net);

@@ -29,7 +29,8 @@ enum class ReduceOp { sum, max, min };
 /// 1. wait() returns when the result is there: on the CPU it blocks until the backend's own
 ///    deadline; on a GPU the current stream waits and the host does not;
 /// 2. wait_until(deadline) throws CommError on that deadline;
-/// 3. done() says without blocking whether wait() would return at once.
+/// 3. done() never blocks, and is true only if wait() would return at once. An engine that cannot tell
+///    before says false until wait() has returned.
 template <class W>
 concept Work = std::movable<W> && requires(W& work, const W& self, Deadline deadline) {
   { work.wait() } -> std::same_as<void>;

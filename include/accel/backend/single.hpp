@@ -45,7 +45,9 @@ class Single {
   [[nodiscard]] int world_size() const { return 1; }
   [[nodiscard]] c10::Device device() const { return device_; }
   [[nodiscard]] Seconds timeout() const { return timeout_; }
-  [[nodiscard]] std::string describe() const { return "one rank on " + device_.str(); }
+  [[nodiscard]] std::string describe() const {
+    return message("one rank on ", device_.str(), ", timeout_s = ", timeout_.count());
+  }
 
   [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp) {
     check("all_reduce", tensor);
@@ -86,9 +88,11 @@ class Single {
  private:
   static c10::Device parse_device(const std::string& text) {
     try {
-      return c10::Device(text);
+      // "cuda" means the current one, which tensors call "cuda:0": asked of a tensor.
+      return at::empty({0}, at::TensorOptions().device(c10::Device(text))).device();
     } catch (const std::exception& error) {
-      throw ConfigError(message("Single: device = \"", text, "\" is no device. LibTorch says: ", first_line(error)));
+      throw ConfigError(message("Single: device = \"", text,
+                                "\" is no device that can be used here. LibTorch says: ", first_line(error)));
     }
   }
 

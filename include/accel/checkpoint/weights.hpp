@@ -53,7 +53,9 @@ inline void read_weights(const tensor::Record& record, const std::filesystem::pa
     ACCEL_CHECK(expected.contains(name), CheckpointError, path.string(), ": ", name,
                 " is in the file but not in the model");
   const c10::AutoGradMode no_grad(false);
-  for (const auto& [name, tensor] : plan) tensor.copy_(file.read(name));
+  std::vector<at::Tensor> values;  // all of them, before the first is used: reading may fail midway
+  for (const auto& [name, tensor] : plan) values.push_back(file.read(name));
+  for (std::size_t i = 0; i < plan.size(); ++i) plan[i].second.copy_(values[i]);
 }
 
 }  // namespace detail

@@ -33,6 +33,15 @@ struct Pass {
   const std::byte* batch_begin = nullptr;  // the storage of the batch object in the user's hands
   const std::byte* batch_end = nullptr;
 
+  /// Whether every rank, not only this one, has the same share of both rounds: all must judge alike.
+  [[nodiscard]] bool shares_like(const Pass& other) const {
+    for (int rank = 0; rank < plan->options().world_size; ++rank)
+      if (plan->weight_rows(position.index, rank) * other.position.round_rows !=
+          other.plan->weight_rows(other.position.index, rank) * position.round_rows)
+        return false;
+    return true;
+  }
+
   [[nodiscard]] bool holds(const void* address) const {
     const auto* byte = static_cast<const std::byte*>(address);
     return !std::less<>()(byte, batch_begin) && std::less<>()(byte, batch_end);
@@ -60,13 +69,13 @@ class InFlight {
   /// Throws   InvalidArgument if passes disagree: then only accumulate(batch) says which is meant.
   [[nodiscard]] double share(double even) const {
     if (passes_.empty()) return even;
-    const double share = passes_.back()->position.share();
+    const Pass& last = *passes_.back();
     for (const Pass* pass : passes_)
-      ACCEL_CHECK(pass->position.share() == share, InvalidArgument,
-                  "backward: two loaders are in flight and this rank's share of their rows differs (", share, " and ",
-                  pass->position.share(),
-                  "); say which batch the loss is of: `auto micro_step = ", "accelerator.accumulate(batch);`");
-    return share;
+      ACCEL_CHECK(pass->shares_like(last), InvalidArgument,
+                  "backward: two loaders are in flight and the ranks' shares of their rows differ (here ",
+                  last.position.share(), " and ", pass->position.share(),
+                  "); say which batch the loss is of: `auto micro_step = accelerator.accumulate(batch);`");
+    return last.position.share();
   }
 
  private:

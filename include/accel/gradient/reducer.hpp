@@ -70,6 +70,7 @@ class Reducer final : public Watch {
   /// is the only model, so that backward must touch it.
   void begin(bool synchronise, bool only) {
     const c10::AutoGradMode no_grad(false);
+    forget_cleared_strays();
     only_ = only;
     works_.clear();
     next_ = 0;
@@ -113,12 +114,11 @@ class Reducer final : public Watch {
     reduced_ = true;
   }
 
-  /// Backward threw: nothing more will arrive. If a reduction has begun, the other ranks wait for the
-  /// rest of it in vain, and the group cannot be used any more.
+  /// Backward threw: nothing more will arrive. The other ranks reduce what this one has not, or wait
+  /// for it: whatever it sends next would be taken for that, so the group cannot be used any more.
   void cancel() noexcept {
-    mode_ = Mode::idle;
-    if (!works_.empty())
-      backend_->abort("backward threw after a reduction had begun");
+    if (std::exchange(mode_, Mode::idle) == Mode::reduce)
+      backend_->abort("a backward that reduces threw on this rank");
     else if (!touched_)
       restore_standing();
   }
@@ -126,7 +126,8 @@ class Reducer final : public Watch {
   [[nodiscard]] const std::string* stray(std::span<const at::Tensor> parameters) const override {
     if (strays_ == 0) return nullptr;
     for (std::size_t i = 0; i < parameters_.size(); ++i)
-      if (stray_[i] != 0 && is_in(parameters_[i].tensor, parameters)) return &parameters_[i].name;
+      if (stray_[i] != 0 && parameters_[i].tensor.grad().defined() && is_in(parameters_[i].tensor, parameters))
+        return &parameters_[i].name;
     return nullptr;
   }
 
@@ -140,7 +141,7 @@ class Reducer final : public Watch {
 
   [[nodiscard]] const std::string* lost_hook() const override {
     for (std::size_t i = 0; i < parameters_.size(); ++i)
-      if (arrivals_[i] == 0 && hooks_.lost(i)) return &parameters_[i].name;
+      if (arrivals_[i] == 0 && parameters_[i].tensor.requires_grad() && hooks_.lost(i)) return &parameters_[i].name;
     return nullptr;
   }
 
@@ -172,6 +173,15 @@ class Reducer final : public Watch {
     std::vector<at::Tensor> result;
     for (const auto& tensor : tensors) result.push_back(tensor.clone());
     return result;
+  }
+
+  /// net->zero_grad() tells nobody, but leaves no gradient.
+  void forget_cleared_strays() {
+    for (std::size_t i = 0; strays_ > 0 && i < parameters_.size(); ++i)
+      if (stray_[i] != 0 && !parameters_[i].tensor.grad().defined()) {
+        stray_[i] = 0;
+        --strays_;
+      }
   }
 
   void arrived(std::size_t i) {
@@ -213,10 +223,10 @@ class Reducer final : public Watch {
   std::vector<at::Tensor> untouched_;  // ... and as they were, should this backward pass them by
   Mode mode_ = Mode::idle;
   bool only_ = true;
-  bool touched_ = false;             // a gradient arrived in this backward
-  bool local_ = false;               // gradients of this rank wait for a reduction
-  bool reduced_ = false;             // gradients, where defined, are means over the ranks
-  std::size_t strays_ = 0;           // gradients of a backward that nobody announced ...
+  bool touched_ = false;    // a gradient arrived in this backward
+  bool local_ = false;      // gradients of this rank wait for a reduction
+  bool reduced_ = true;     // gradients, where defined, count as means: DDP averages what was there before, too
+  std::size_t strays_ = 0;  // gradients of a backward that nobody announced ...
   std::vector<std::uint8_t> stray_;  // ... and whether, by parameter
   Hooks hooks_;                      // last: no hook outlives what it calls
 };

@@ -45,8 +45,9 @@ class ControlPlane {
   /// One rank: every call returns at once.
   ControlPlane() = default;
 
-  ControlPlane(c10::intrusive_ptr<c10d::Store> store, int rank, std::vector<Peer> peers)
-      : store_(std::move(store)), rank_(rank), peers_(std::move(peers)) {}
+  /// `server` names the process that serves the store, for errors.
+  ControlPlane(c10::intrusive_ptr<c10d::Store> store, int rank, std::vector<Peer> peers, std::string server)
+      : store_(std::move(store)), rank_(rank), peers_(std::move(peers)), server_(std::move(server)) {}
 
   /// Everybody's `value`, by rank. `purpose` names the call in errors.
   [[nodiscard]] std::vector<std::string> all_gather(std::string_view purpose, const std::string& value,
@@ -66,11 +67,11 @@ class ControlPlane {
                    "; look at the output of these ranks, or raise timeout_s"));
     } catch (const LeftBehind&) {
       deaf_ = true;
-      lose(message(purpose, " gave up after ", deadline.span_s(), " s: the store on ", peers_.front(),
+      lose(message(purpose, " gave up after ", deadline.span_s(), " s: the store of ", server_,
                    " does not answer; that process is stopped, or its host out of reach"));
     } catch (const std::exception& error) {
       deaf_ = true;
-      lose(message(purpose, ": the store on ", peers_.front(),
+      lose(message(purpose, ": the store of ", server_,
                    " does not answer; that process has probably ended. LibTorch says: ", first_line(error)));
     }
   }
@@ -88,7 +89,7 @@ class ControlPlane {
     if (!store_ || deaf_) return;
     try {
       const bool waits = rank_ == 0 && std::uncaught_exceptions() == 0;
-      const Deadline deadline = Deadline::in(farewell_timeout);
+      const Deadline deadline = Deadline::in(failure_.empty() ? farewell_timeout : farewell_timeout_after_failure);
       within(deadline, [store = store_, rank = rank_, ranks = peers_.size(), waits, deadline] {
         store->set(farewell_key(static_cast<std::size_t>(rank)), std::vector<std::uint8_t>());
         std::vector<std::string> keys;
@@ -165,11 +166,13 @@ class ControlPlane {
 
   // Ranks that finish a training together do so within milliseconds of each other.
   static constexpr Seconds farewell_timeout{1};
+  static constexpr Seconds farewell_timeout_after_failure{0.3};  // some are gone; the rest may still ask who
   static constexpr std::chrono::milliseconds poll_interval{2};
 
   c10::intrusive_ptr<c10d::Store> store_;
   int rank_ = 0;
   std::vector<Peer> peers_{Peer{}};
+  std::string server_;
   std::int64_t sequence_ = 0;
   std::string failure_;
   bool deaf_ = false;  // the store does not answer any more

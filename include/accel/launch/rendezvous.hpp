@@ -41,12 +41,13 @@ struct Meeting {
   std::string family = "single process";    // who started the processes
   c10::intrusive_ptr<c10d::Store> store;    // under this accelerator's own prefix; null at one rank
   std::vector<Peer> peers{Peer{}};          // by rank
+  std::string server;                       // who serves the store, for messages
   std::string local_address = "127.0.0.1";  // where the other ranks reach this process; empty: unknown
   Seconds timeout{60};                      // what connecting may take
 
   [[nodiscard]] ControlPlane control_plane() const {
     if (!store) return {};
-    return {c10::make_intrusive<c10d::PrefixStore>("control/", store), topology.rank, peers};
+    return {c10::make_intrusive<c10d::PrefixStore>("control/", store), topology.rank, peers, server};
   }
 };
 
@@ -249,6 +250,9 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
     throw CommError(message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
                             " stopped answering; look at the output of rank 0. LibTorch says: ", first_line(error)));
   }
+  meeting.server = launch.agent_store
+                       ? message("the launcher's agent at ", launch.master->host, ":", launch.master->port)
+                       : message(meeting.peers.front());
   meeting.topology = detail::complete(launch, meeting.peers);
   const auto& own = meeting.peers[static_cast<std::size_t>(launch.topology.rank)];
   const bool one_host = std::all_of(meeting.peers.begin(), meeting.peers.end(),

@@ -89,9 +89,7 @@ class Engine final : public Session {
         loss.requires_grad(), InvalidArgument,
         "backward: the loss depends on no parameter that requires a gradient; was forward run without gradients?");
     accumulation.check_scope();
-    const auto position = accumulation.position();
-    const double even = 1.0 / topology.world_size;
-    const double share = position ? position->share() : in_flight.share(even);
+    const double share = this->share();
     const bool synchronises = accumulation.synchronises();
     const bool only = reducers_.size() == 1;
     for (auto& reducer : reducers_) reducer->begin(synchronises, only);
@@ -108,7 +106,22 @@ class Engine final : public Session {
     accumulation.after_backward();
   }
 
+  [[nodiscard]] at::Tensor mean_loss(const at::Tensor& loss) override {
+    if (topology.world_size == 1) return loss;
+    const c10::AutoGradMode no_grad(false);
+    at::Tensor mean = loss.detach() * share();
+    auto work = backend.all_reduce(mean, ReduceOp::sum);
+    work.wait();
+    return mean;
+  }
+
  private:
+  /// This rank's share of the mean over the rows of all.
+  [[nodiscard]] double share() const {
+    const auto position = accumulation.position();
+    return position ? position->share() : in_flight.share(1.0 / topology.world_size);
+  }
+
   /// What autograd starts from: the factor of the loss. 1 is what it takes by itself.
   at::Tensor root_gradient(const at::Tensor& loss, double factor) {
     if (factor == 1.0) return {};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -38,6 +39,22 @@ template <class T>
   }
 }
 
+/// Takes further listings of a tied parameter out of the groups: LibTorch would step it once for each.
+template <class O>
+std::size_t drop_repeated(O& optimizer) {
+  std::vector<at::Tensor> seen;
+  std::size_t dropped = 0;
+  for (auto& group : optimizer.param_groups()) {
+    dropped += std::erase_if(group.params(), [&](const at::Tensor& parameter) {
+      const bool repeated =
+          std::any_of(seen.begin(), seen.end(), [&](const auto& one) { return one.is_same(parameter); });
+      if (!repeated) seen.push_back(parameter);
+      return repeated;
+    });
+  }
+  return dropped;
+}
+
 /// A prepared optimizer: the wrapped one with the calls that matter guarded.
 ///
 /// step() does nothing in a micro-step that only accumulates. zero_grad() keeps gradients that are
@@ -54,6 +71,7 @@ class Optimizer {
   Optimizer(std::shared_ptr<O> optimizer, std::shared_ptr<Session> session)
       : optimizer_(std::move(optimizer)), session_(std::move(session)) {
     find_models();
+    if (!has_gradients()) backwards_at_clear_ = session_->accumulation.backwards();
   }
 
   void step() {
@@ -65,7 +83,9 @@ class Optimizer {
   }
 
   /// For optimizers that call the closure themselves, as LBFGS does. The closure calls
-  /// accelerator.backward; in a micro-step that only accumulates it is called once.
+  /// accelerator.backward; in a micro-step that only accumulates it is called once. The optimizer sees,
+  /// and this returns, the mean loss over the ranks: by its own, each rank would decide differently how
+  /// often to call.
   template <class Closure>
   at::Tensor step(Closure&& closure) {
     return labelled(session_->topology.label(), [&]() -> at::Tensor {
@@ -73,7 +93,7 @@ class Optimizer {
       return optimizer_->step([&]() -> at::Tensor {
         at::Tensor loss = closure();
         check_before_step();
-        return loss;
+        return session_->mean_loss(loss);
       });
     });
   }
@@ -102,6 +122,9 @@ class Optimizer {
             session_->model_of(parameter) != nullptr, InvalidArgument, "add_param_group: ", tensor::spec(parameter),
             " belongs to no prepared model, so its gradient would stay on this ", "rank; prepare its model first");
       optimizer_->add_param_group(group);
+      const std::size_t dropped = drop_repeated(*optimizer_);
+      if (dropped > 0)
+        session_->log.info("add_param_group: ", dropped, " parameter(s) were listed already, and stay listed once");
       find_models();
     });
   }

@@ -119,22 +119,6 @@ void inspect_model(ModelPart<Net>& part, Inspection& inspection) {
 template <class Part>
 void inspect_model(Part&, Inspection&) {}
 
-/// Takes further listings of a tied parameter out of the groups: LibTorch would step it once for each.
-template <class O>
-std::size_t drop_repeated(O& optimizer) {
-  std::vector<at::Tensor> seen;
-  std::size_t dropped = 0;
-  for (auto& group : optimizer.param_groups()) {
-    dropped += std::erase_if(group.params(), [&](const at::Tensor& parameter) {
-      const bool repeated =
-          std::any_of(seen.begin(), seen.end(), [&](const auto& one) { return one.is_same(parameter); });
-      if (!repeated) seen.push_back(parameter);
-      return repeated;
-    });
-  }
-  return dropped;
-}
-
 template <class O>
 void inspect(OptimizerPart<O>& part, Inspection& inspection) {
   O& optimizer = *part.optimizer;

@@ -38,6 +38,11 @@ struct Session {
   Session& operator=(const Session&) = delete;
   virtual ~Session() = default;
 
+  /// The mean of every rank's loss, weighted as its gradient is: the same number on every rank.
+  ///
+  /// Cost     one all_reduce of a number, which the host waits for.
+  [[nodiscard]] virtual at::Tensor mean_loss(const at::Tensor& loss) = 0;
+
   launch::Topology topology;
   c10::Device device;
   Log log;

@@ -49,6 +49,9 @@ class GlooWork {
         bytes_{static_cast<std::int64_t>(bytes)},
         timeout_(timeout) {}
 
+  GlooWork(GlooWork&&) noexcept = default;
+  GlooWork& operator=(GlooWork&&) noexcept = default;
+
   void wait() { wait_until(Deadline::in(timeout_)); }
 
   void wait_until(Deadline deadline) {
@@ -72,6 +75,7 @@ class GlooWork {
     tensors_.clear();
   }
 
+  /// Of a send or recv false until wait() has returned: LibTorch completes them only there.
   [[nodiscard]] bool done() const {
     return std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->isCompleted(); });
   }
