@@ -89,8 +89,9 @@ struct AcceleratorOptions {
 ///           variables that contradict each other, CommError if ranks do not come.
 template <class BackendType, class PrecisionType>
 class Accelerator {
-  static_assert(Backend<BackendType>);
-  static_assert(Precision<PrecisionType>);
+  static_assert(Backend<BackendType>, "Accelerator<Backend, Precision>: the first is no accel::Backend, see below");
+  static_assert(Precision<PrecisionType>,
+                "Accelerator<Backend, Precision>: the second is no accel::Precision, see below");
 
  public:
   using Options = AcceleratorOptions<BackendType>;
