@@ -58,7 +58,7 @@ run_tests() {
   count passed '  Passed ' "$log"
   count skipped '\*\*\*Skipped ' "$log"
   count failed_tests '\*\*\*\(Failed\|Timeout\|Exception\|Not Run\)' "$log"
-  reasons+="$(skip_reasons "$1/Testing/Temporary/LastTest.log")"
+  reasons+="$(skip_reasons "$1/Testing/Temporary/LastTest.log")"$'\n'
 }
 
 # It trains, compares, and fails itself below 95 %.
@@ -115,7 +115,7 @@ fi
 
 say "==> the minutes of each stage"
 printf '%s\n' "${minutes[@]}"
-[[ -z "$reasons" ]] || say "$reasons"
+printf '%s' "$reasons" | sed '/^$/d' | sort -u
 say "$passed passed, $failed_tests failed, $skipped skipped"
 if ((${#failed[@]} > 0)); then
   say "FAILED: ${failed[*]}"
