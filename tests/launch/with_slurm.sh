@@ -16,10 +16,15 @@ for program in munged slurmctld slurmd srun; do
 done
 
 folder="$(mktemp -d /tmp/accel_slurm_XXXXXX)"
-daemons=()
+# Kills whatever was started with this SLURM's configuration in its environment. Asked to end instead,
+# a slurmd waits for a step that cannot report to its controller any more, for minutes.
 # shellcheck disable=SC2317  # called by the trap
 end() {
-  ((${#daemons[@]} == 0)) || kill "${daemons[@]}" 2>/dev/null
+  local environment
+  while read -r environment; do
+    environment="${environment#/proc/}"
+    kill -KILL "${environment%/environ}" 2>/dev/null
+  done < <(grep -lsz "^SLURM_CONF=$folder/" /proc/[0-9]*/environ)
   wait
   rm -rf "$folder"
 }
@@ -67,11 +72,8 @@ mkdir -p "$folder/state" "$folder/spool"
 munged --foreground --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
   --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munged.seed" \
   >"$folder/munged.out" 2>&1 &
-daemons+=($!)
 slurmctld -D >"$folder/slurmctld.out" 2>&1 &
-daemons+=($!)
 slurmd -D -N "$host" >"$folder/slurmd.out" 2>&1 &
-daemons+=($!)
 
 for ((i = 0; i < 150; ++i)); do
   [[ "$(sinfo --noheader --format %t 2>/dev/null)" == idle ]] && break
