@@ -25,7 +25,7 @@ end() {
     environment="${environment#/proc/}"
     kill -KILL "${environment%/environ}" 2>/dev/null
   done < <(grep -lsz "^SLURM_CONF=$folder/" /proc/[0-9]*/environ)
-  wait
+  wait 2>/dev/null
   rm -rf "$folder"
 }
 trap end EXIT
