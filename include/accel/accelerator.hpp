@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 
@@ -25,6 +26,7 @@
 // Floor 1: who am I, and where are the others
 #include <accel/launch/control_plane.hpp>
 #include <accel/launch/environment.hpp>
+#include <accel/launch/heartbeat.hpp>
 #include <accel/launch/rendezvous.hpp>
 #include <accel/launch/threads.hpp>
 #include <accel/launch/topology.hpp>
@@ -70,12 +72,13 @@ template <class B>
 struct AcceleratorOptions {
   int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
   gradient::LossNormalization loss_normalization =
-      gradient::LossNormalization::window_length;  // of a short last window
-  gradient::ReducerOptions gradient{};             // bucket caps: 25 MiB, the last 1 MiB
-  typename B::Options backend{};                   // timeout of collectives, interface, device
-  double rendezvous_timeout_s = 60;                // until all ranks are there
-  std::optional<int> threads{};                    // intra-op; unset: cores / local_world_size, or the user's own
-  Log::Level log = Log::Level::info;               // to standard error
+      gradient::LossNormalization::window_length;     // of a short last window
+  gradient::ReducerOptions gradient{};                // bucket caps: 25 MiB, the last 1 MiB
+  typename B::Options backend{};                      // timeout of collectives, interface, device
+  double rendezvous_timeout_s = 60;                   // until all ranks are there
+  double heartbeat_s = launch::default_beat.count();  // a rank is given up after three of silence; 0: never
+  std::optional<int> threads{};                       // intra-op; unset: cores / local_world_size, or the user's own
+  Log::Level log = Log::Level::info;                  // to standard error
 };
 
 /// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
@@ -197,6 +200,10 @@ class Accelerator {
   class LossMean;
   [[nodiscard]] LossMean running_mean() { return LossMean(engine_); }
 
+  /// This rank cannot go on: every rank's next or current call throws CommError with `reason`. Not
+  /// needed for an exception that leaves main, or the scope of the accelerator: the others hear of it.
+  void abort(std::string_view reason) noexcept { engine_->backend.abort(reason); }
+
   // Output
 
   /// Writes to standard output, one line, on the first rank of every host.
@@ -251,7 +258,7 @@ class Accelerator {
 
   template <class Body>
   decltype(auto) at_rank(Body&& body) const {
-    return labelled(engine_->topology.label(), std::forward<Body>(body));
+    return engine_->at_rank(std::forward<Body>(body));
   }
 
   std::shared_ptr<Engine> engine_;
@@ -271,12 +278,12 @@ class Accelerator<BackendType, PrecisionType>::LossMean {
     update(value, pass == nullptr ? 1 : pass->position.rows);
   }
   void update(const at::Tensor& value, std::int64_t weight) {
-    labelled(engine_->topology.label(), [&] { mean_.update(value, weight); });
+    engine_->at_rank([&] { mean_.update(value, weight); });
   }
 
   /// Collective; the host waits here. NaN if nothing was added.
   [[nodiscard]] double compute() {
-    return labelled(engine_->topology.label(), [&] { return mean_.compute(); });
+    return engine_->at_rank([&] { return mean_.compute(); });
   }
   void reset() { mean_.reset(); }
 
@@ -291,7 +298,8 @@ Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const laun
     gradient::Accumulation accumulation(options.accumulation_steps, options.loss_normalization);
     if constexpr (requires { BackendType::check_launch(launch.family, launch.topology.world_size); })
       BackendType::check_launch(launch.family, launch.topology.world_size);
-    const auto meeting = launch::meet(launch, launch::next_creation(), Seconds(options.rendezvous_timeout_s));
+    const auto meeting = launch::meet(launch, launch::next_creation(), Seconds(options.rendezvous_timeout_s),
+                                      Seconds(options.heartbeat_s));
     BackendType backend(meeting, options.backend);
     Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);
     return std::make_shared<Engine>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
@@ -332,8 +340,8 @@ std::string Accelerator<BackendType, PrecisionType>::description(const Options& 
                  "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
                  options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward",
-                 "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nintra-op threads: ", threads,
-                 "\nlog: ", Log::name(options.log), "\n");
+                 "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nheartbeat: ", options.heartbeat_s,
+                 " s\nintra-op threads: ", threads, "\nlog: ", Log::name(options.log), "\n");
 }
 
 }  // namespace accel::inline v0_1

@@ -132,6 +132,7 @@ class Gloo {
     check_other("send", tensor, peer);
     const launch::NoSigpipe guard;  // Gloo writes from this thread
     Work work = begin("send", tensor.nbytes());
+    work.completes_in_wait();
     if (sends(tensor))
       work.run({as_bytes(tensor)}, [&](auto& engine, auto& tensors) { return engine.send(tensors, peer, 0); });
     return work;
@@ -141,6 +142,7 @@ class Gloo {
     check_other("recv", tensor, peer);
     const launch::NoSigpipe guard;  // Gloo writes from this thread
     Work work = begin("recv", tensor.nbytes());
+    work.completes_in_wait();
     if (sends(tensor))
       work.run({as_bytes(tensor)}, [&](auto& engine, auto& tensors) { return engine.recv(tensors, peer, 0); });
     return work;
@@ -152,6 +154,7 @@ class Gloo {
   [[nodiscard]] Gloo split(std::span<const int> ranks, std::string_view part_name) {
     control().check_failure("split");
     launch::Meeting part = meeting_;
+    part.whole = false;
     part.peers.clear();
     part.topology.world_size = static_cast<int>(ranks.size());
     part.topology.rank = -1;

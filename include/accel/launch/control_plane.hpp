@@ -1,14 +1,15 @@
-// ControlPlane: small host values between ranks, over the store of the rendezvous.
+// ControlPlane: small host values between ranks, and what is known of their failures.
 #pragma once
 
-#include <chrono>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <ostream>
+#include <memory>
+#include <mutex>
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,61 +18,64 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
+#include <accel/launch/heartbeat.hpp>
+#include <accel/launch/peer.hpp>
 #include <accel/launch/within.hpp>
 
 namespace accel::inline v0_1::launch {
 
-/// A process as the others know it.
-struct Peer {
-  int rank = 0;
-  std::string host;
-  std::string network;  // boot and network namespace: equal where loopback reaches
-  std::int64_t pid = 0;
-  int world_size = 0;  // what that process believes
-};
-
-inline std::ostream& operator<<(std::ostream& out, const Peer& peer) {
-  return out << "rank " << peer.rank << " (host " << peer.host << ", process " << peer.pid << ")";
-}
-
 /// Small host values between the ranks of one group: agreements, barriers, error texts. Never
-/// touches a device, names the ranks that did not come.
+/// touches a device. Knows which ranks did not come, have failed or have left, and says so.
 ///
-/// Cost     a write and a few reads per rank and call, over TCP to rank 0's store.
-/// Order    every call is collective; all ranks call in the same order.
-/// Throws   CommError on the deadline or when the store is lost; from then on every call does.
+/// Copies are the same control plane. begin(), give_up() and failed() may be called by any thread.
+///
+/// Cost     of a round a write and a few reads per rank, over TCP to rank 0's store.
+/// Order    rounds are collective; all ranks call them in the same order.
+/// Throws   CommError on the deadline, when the store is lost or a rank has failed; from then on every
+///          call does.
 class ControlPlane {
  public:
   /// One rank: every call returns at once.
   ControlPlane() = default;
 
-  /// `server` names the process that serves the store, for errors.
-  ControlPlane(c10::intrusive_ptr<c10d::Store> store, int rank, std::vector<Peer> peers, std::string server)
-      : store_(std::move(store)), rank_(rank), peers_(std::move(peers)), server_(std::move(server)) {}
+  /// `server` names the process that serves the store, for errors. `heartbeat` watches the whole job;
+  /// `whole` says that this group is all of it.
+  ControlPlane(c10::intrusive_ptr<c10d::Store> store, int rank, std::vector<Peer> peers, std::string server,
+               std::shared_ptr<Heartbeat> heartbeat, bool whole)
+      : store_(std::move(store)),
+        rank_(rank),
+        peers_(std::move(peers)),
+        server_(std::move(server)),
+        heartbeat_(std::move(heartbeat)),
+        whole_(whole) {}
+
+  // Rounds
 
   /// Everybody's `value`, by rank. `purpose` names the call in errors.
   [[nodiscard]] std::vector<std::string> all_gather(std::string_view purpose, const std::string& value,
                                                     Deadline deadline) {
     check_failure(purpose);
     if (!store_) return {value};
+    const std::int64_t number = ++shared_->rounds;
+    if (whole_) heartbeat_->began_round(purpose, number);
     try {
-      auto values = within(deadline, [round = Round{store_, rank_, peers_.size(), sequence_}, value, deadline] {
-        return round.exchange(value, deadline);
-      });
-      ++sequence_;
-      return values;
+      return within(
+          deadline,
+          [round = Round{store_, rank_, peers_.size(), number}, value, deadline] {
+            return round.exchange(value, deadline);
+          },
+          [&] { return failed() || missed_by(0, number); });
     } catch (const Missing& missing) {
       std::ostringstream names;
       for (const std::size_t rank : missing.ranks) names << (names.tellp() > 0 ? ", " : "") << peers_[rank];
-      lose(message(purpose, " gave up after ", deadline.span_s(), " s: no word from ", names.str(),
+      fail(message(purpose, " gave up after ", deadline.span_s(), " s: no word from ", names.str(),
                    "; look at the output of these ranks, or raise timeout_s"));
     } catch (const LeftBehind&) {
-      deaf_ = true;
-      lose(message(purpose, " gave up after ", deadline.span_s(), " s: the store of ", server_,
+      if (!deadline.passed()) fail(message(purpose, " gave up"), 0, number);
+      fail(message(purpose, " gave up after ", deadline.span_s(), " s: the store of ", server_,
                    " does not answer; that process is stopped, or its host out of reach"));
     } catch (const std::exception& error) {
-      deaf_ = true;
-      lose(message(purpose, ": the store of ", server_,
+      fail(message(purpose, ": the store of ", server_,
                    " does not answer; that process has probably ended. LibTorch says: ", first_line(error)));
     }
   }
@@ -83,38 +87,83 @@ class ControlPlane {
 
   void barrier(std::string_view purpose, Deadline deadline) { (void)all_gather(purpose, "", deadline); }
 
-  /// The last word, from a destructor: after it this rank reads nothing from the store. Rank 0, whose
-  /// process may serve it, waits for the others, for a short while.
-  void farewell() noexcept {
-    if (!store_ || deaf_) return;
+  // Collectives of a backend
+
+  /// The number of the next collective, 1, 2, ... `operation` must be a literal: it is what the other
+  /// ranks read if this one fails.
+  [[nodiscard]] std::int64_t begin(std::string_view operation) noexcept {
+    const std::int64_t number = ++shared_->collectives;
+    if (heartbeat_ && whole_) heartbeat_->began(operation.data(), number);
+    return number;
+  }
+
+  /// Whether a wait is in vain: this group was given up, or a rank of the job has failed.
+  [[nodiscard]] bool failed() const noexcept { return shared_->given_up || (heartbeat_ && heartbeat_->failed()); }
+
+  /// Whether a rank has left without having begun that collective or round. 0 asks for neither.
+  [[nodiscard]] bool missed_by(std::int64_t collective, std::int64_t round) const {
+    return heartbeat_ && whole_ && !heartbeat_->missed_by(collective, round).empty();
+  }
+
+  // Failures
+
+  /// Gives up the group and throws CommError: `what` failed here, and who is to blame as far as is known.
+  /// `collective` and `round` as in missed_by().
+  [[noreturn]] void fail(const std::string& what, std::int64_t collective = 0, std::int64_t round = 0) {
+    // A lost connection comes before the news of whose it was.
+    constexpr Seconds patience{0.5};
+    std::string blame = heartbeat_ && !shared_->given_up ? heartbeat_->failure(patience) : std::string();
+    if (blame.empty() && heartbeat_ && whole_) blame = heartbeat_->missed_by(collective, round);
+    const std::string text = blame.empty() ? what : message(what, ": ", blame);
+    give_up(text);
+    throw CommError(text);
+  }
+
+  /// From now on every call throws, on every rank of the job. The first reason stays.
+  void give_up(std::string_view reason) noexcept {
     try {
-      const bool waits = rank_ == 0 && std::uncaught_exceptions() == 0;
-      const Deadline deadline = Deadline::in(failure_.empty() ? farewell_timeout : farewell_timeout_after_failure);
-      within(deadline, [store = store_, rank = rank_, ranks = peers_.size(), waits, deadline] {
-        store->set(farewell_key(static_cast<std::size_t>(rank)), std::vector<std::uint8_t>());
-        std::vector<std::string> keys;
-        for (std::size_t other = 0; other < ranks; ++other) keys.push_back(farewell_key(other));
-        // Asked again and again: a wait() that runs out of time writes warnings.
-        while (waits && !store->check(keys) && !deadline.passed()) std::this_thread::sleep_for(poll_interval);
-      });
+      const std::lock_guard lock(shared_->mutex);
+      if (shared_->given_up) return;
+      shared_->reason = reason.empty() ? "no reason given" : reason;
+      shared_->given_up = true;
+      if (heartbeat_) heartbeat_->publish(shared_->reason);
     } catch (const std::exception&) {
-      // The others are gone, or late: either way there is nothing left to do for them.
+      shared_->given_up = true;  // without memory for words
     }
   }
 
-  /// From now on every call throws. The first reason stays.
-  void give_up(std::string_view reason) noexcept {
-    if (failure_.empty()) failure_ = reason.empty() ? "no reason given" : reason;
-  }
-
-  /// Throws CommError if the group was given up.
+  /// Throws CommError if the group was given up or a rank has failed.
   void check_failure(std::string_view operation) const {
-    ACCEL_CHECK(failure_.empty(), CommError, operation, ": this group of ranks was given up earlier: ", failure_,
-                "; end the run and start it again");
+    if (!failed()) return;
+    throw CommError(message(operation, ": this group of ranks was given up earlier: ", failure(),
+                            "; end the run and start it again"));
   }
 
   /// Why the group was given up; empty while it works.
-  [[nodiscard]] const std::string& failure() const { return failure_; }
+  [[nodiscard]] std::string failure() const {
+    const std::lock_guard lock(shared_->mutex);
+    if (!shared_->reason.empty() || !heartbeat_) return shared_->reason;
+    return heartbeat_->failure();
+  }
+
+  // What the others hear of this rank
+
+  void stepped() noexcept {
+    if (heartbeat_) heartbeat_->stepped();
+  }
+  void note_error(std::string_view text) {
+    if (heartbeat_) heartbeat_->note_error(text);
+  }
+
+  /// The last word, from a destructor: after it this rank takes part in nothing more. Rank 0, whose
+  /// process may serve the store, waits for the others, for a short while.
+  void farewell() noexcept {
+    try {
+      if (heartbeat_) heartbeat_->leave();
+    } catch (const std::exception&) {
+      // No memory for words. The others will see the connection end.
+    }
+  }
 
   [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
 
@@ -152,30 +201,27 @@ class ControlPlane {
       std::vector<std::string> values;
       for (const auto& bytes : store->multiGet(keys)) values.emplace_back(bytes.begin(), bytes.end());
       // Everybody wrote round n, so everybody has read round n-1: its keys can go.
-      if (number > 0) store->deleteKey(key(number - 1, own));
+      if (number > 1) store->deleteKey(key(number - 1, own));
       return values;
     }
   };
 
-  [[nodiscard]] static std::string farewell_key(std::size_t rank) { return "farewell/" + std::to_string(rank); }
-
-  [[noreturn]] void lose(const std::string& text) {
-    give_up(text);
-    throw CommError(text);
-  }
-
-  // Ranks that finish a training together do so within milliseconds of each other.
-  static constexpr Seconds farewell_timeout{1};
-  static constexpr Seconds farewell_timeout_after_failure{0.3};  // some are gone; the rest may still ask who
-  static constexpr std::chrono::milliseconds poll_interval{2};
+  /// What copies share.
+  struct Shared {
+    std::atomic<std::int64_t> collectives{0};
+    std::int64_t rounds = 0;
+    std::atomic<bool> given_up{false};
+    std::mutex mutex;    // of the reason
+    std::string reason;  // why it was given up
+  };
 
   c10::intrusive_ptr<c10d::Store> store_;
   int rank_ = 0;
   std::vector<Peer> peers_{Peer{}};
   std::string server_;
-  std::int64_t sequence_ = 0;
-  std::string failure_;
-  bool deaf_ = false;  // the store does not answer any more
+  std::shared_ptr<Heartbeat> heartbeat_;  // null at one rank
+  bool whole_ = true;
+  std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
 };
 
 }  // namespace accel::inline v0_1::launch

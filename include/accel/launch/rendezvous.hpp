@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <sstream>
 #include <string>
@@ -29,7 +30,9 @@
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
 #include <accel/launch/environment.hpp>
+#include <accel/launch/heartbeat.hpp>
 #include <accel/launch/no_sigpipe.hpp>
+#include <accel/launch/peer.hpp>
 #include <accel/launch/topology.hpp>
 #include <accel/launch/within.hpp>
 
@@ -44,10 +47,12 @@ struct Meeting {
   std::string server;                       // who serves the store, for messages
   std::string local_address = "127.0.0.1";  // where the other ranks reach this process; empty: unknown
   Seconds timeout{60};                      // what connecting may take
+  std::shared_ptr<Heartbeat> heartbeat{};   // of the whole job; null at one rank
+  bool whole = true;                        // or a part of the job, as Backend::split makes it
 
   [[nodiscard]] ControlPlane control_plane() const {
     if (!store) return {};
-    return {c10::make_intrusive<c10d::PrefixStore>("control/", store), topology.rank, peers, server};
+    return {c10::make_intrusive<c10d::PrefixStore>("control/", store), topology.rank, peers, server, heartbeat, whole};
   }
 };
 
@@ -223,12 +228,14 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
 }  // namespace detail
 
 /// Waits until all ranks of `launch` are there. The `creation`-th call of a process meets the
-/// `creation`-th call of the others, so that several accelerators in one process do not mix.
+/// `creation`-th call of the others, so that several accelerators in one process do not mix. From then
+/// on they hear each other's heartbeat, every `beat`; 0: nobody is given up for being silent.
 ///
 /// Cost     one connection to the store and a few small messages per rank.
 /// Throws   CommError after `timeout`, naming who came and who is missing; ConfigError if two
 ///          processes have one rank or the ranks disagree about WORLD_SIZE.
-[[nodiscard]] inline Meeting meet(const Launch& launch, std::int64_t creation, Seconds timeout) {
+[[nodiscard]] inline Meeting meet(const Launch& launch, std::int64_t creation, Seconds timeout,
+                                  Seconds beat = default_beat) {
   Meeting meeting;
   meeting.topology = launch.topology;
   meeting.family = launch.family;
@@ -244,6 +251,8 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
     meeting.peers = within(Deadline::in(timeout + Seconds(1)), [store = meeting.store, launch, deadline] {
       return detail::introduce_all(*store, launch, deadline);
     });
+    meeting.heartbeat = std::make_shared<Heartbeat>(meeting.store, launch.master->host, launch.topology.rank,
+                                                    meeting.peers, beat, deadline);
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {

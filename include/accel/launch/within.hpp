@@ -1,6 +1,7 @@
 // Within: a deadline for calls that know none.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <stdexcept>
@@ -23,20 +24,30 @@ struct LeftBehind : std::runtime_error {
 /// LibTorch's store needs this. Its timeouts hold only while the server answers: a server whose
 /// process is stopped, or whose host is gone, keeps a client waiting without limit.
 ///
+/// It is left behind before that, too, once `hopeless()` is true: asked now and then.
+///
 /// Cost     the start of a thread, some 20 us.
 /// Throws   what `body` throws; LeftBehind.
-template <class Body>
-std::invoke_result_t<Body> within(Deadline deadline, Body body) {
+template <class Body, class Hopeless>
+std::invoke_result_t<Body> within(Deadline deadline, Body body, Hopeless hopeless) {
   constexpr std::chrono::milliseconds head_start{300};  // a timeout of LibTorch's own says more
+  constexpr std::chrono::milliseconds slice{20};
   std::packaged_task<std::invoke_result_t<Body>()> task(std::move(body));
   auto result = task.get_future();
   std::thread thread(std::move(task));
-  if (result.wait_for(deadline.remaining() + head_start) != std::future_status::ready) {
+  const Deadline end = Deadline::in(deadline.remaining() + head_start);
+  while (result.wait_for(std::min(end.remaining(), slice)) != std::future_status::ready) {
+    if (!end.passed() && !hopeless()) continue;
     thread.detach();
     throw LeftBehind();
   }
   thread.join();
   return result.get();
+}
+
+template <class Body>
+std::invoke_result_t<Body> within(Deadline deadline, Body body) {
+  return within(deadline, std::move(body), [] { return false; });
 }
 
 }  // namespace accel::inline v0_1::launch

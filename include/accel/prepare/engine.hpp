@@ -6,6 +6,7 @@
 #include <memory>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -105,6 +106,9 @@ class Engine final : public Session {
     note_waiting(synchronises, before);
     accumulation.after_backward();
   }
+
+  void note_step() noexcept override { backend.control().stepped(); }
+  void note_error(std::string_view text) override { backend.control().note_error(text); }
 
   [[nodiscard]] at::Tensor mean_loss(const at::Tensor& loss) override {
     if (topology.world_size == 1) return loss;

@@ -75,7 +75,7 @@ class Loader<D>::Iterator {
   Batch& operator*() const { return *run_->batch; }
 
   Iterator& operator++() {
-    labelled(run_->session->topology.label(), [&] { run_->advance(); });
+    run_->session->at_rank([&] { run_->advance(); });
     return *this;
   }
   void operator++(int) { ++*this; }
@@ -140,7 +140,7 @@ class Loader<D>::Iterator {
 
 template <class D>
 typename Loader<D>::Iterator Loader<D>::begin() {
-  return labelled(session_->topology.label(), [&] { return Iterator(*this, epoch_++); });
+  return session_->at_rank([&] { return Iterator(*this, epoch_++); });
 }
 
 }  // namespace accel::inline v0_1::prepare

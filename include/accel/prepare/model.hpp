@@ -73,13 +73,16 @@ class Model {
 
   template <class... Args>
   decltype(auto) operator()(Args&&... args) {
-    const auto guard = precision_->autocast(session_->device);
-    if constexpr (requires { net_->forward(std::forward<Args>(args)...); }) {
-      return precision_->output(net_->forward(std::forward<Args>(args)...));
-    } else {
-      static_assert(requires { (*net_)(std::forward<Args>(args)...); }, "the model has no forward for these arguments");
-      return precision_->output((*net_)(std::forward<Args>(args)...));
-    }
+    return session_->at_rank([&]() -> decltype(auto) {
+      const auto guard = precision_->autocast(session_->device);
+      if constexpr (requires { net_->forward(std::forward<Args>(args)...); }) {
+        return precision_->output(net_->forward(std::forward<Args>(args)...));
+      } else {
+        static_assert(
+            requires { (*net_)(std::forward<Args>(args)...); }, "the model has no forward for these arguments");
+        return precision_->output((*net_)(std::forward<Args>(args)...));
+      }
+    });
   }
 
   [[nodiscard]] Net* operator->() const { return net_.get(); }

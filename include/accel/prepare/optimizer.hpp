@@ -75,10 +75,11 @@ class Optimizer {
   }
 
   void step() {
-    labelled(session_->topology.label(), [&] {
+    session_->at_rank([&] {
       if (waits()) return;
       check_before_step();
       optimizer_->step();
+      session_->note_step();
     });
   }
 
@@ -88,13 +89,15 @@ class Optimizer {
   /// often to call.
   template <class Closure>
   at::Tensor step(Closure&& closure) {
-    return labelled(session_->topology.label(), [&]() -> at::Tensor {
+    return session_->at_rank([&]() -> at::Tensor {
       if (waits()) return closure();
-      return optimizer_->step([&]() -> at::Tensor {
+      at::Tensor mean_loss = optimizer_->step([&]() -> at::Tensor {
         at::Tensor loss = closure();
         check_before_step();
         return session_->mean_loss(loss);
       });
+      session_->note_step();
+      return mean_loss;
     });
   }
 
@@ -116,7 +119,7 @@ class Optimizer {
 
   template <class Group>
   void add_param_group(const Group& group) {
-    labelled(session_->topology.label(), [&] {
+    session_->at_rank([&] {
       for (const auto& parameter : group.params())
         ACCEL_CHECK(
             session_->model_of(parameter) != nullptr, InvalidArgument, "add_param_group: ", tensor::spec(parameter),

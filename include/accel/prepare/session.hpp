@@ -1,6 +1,7 @@
 // Session: what an accelerator shares with the objects it has prepared.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -42,6 +43,26 @@ struct Session {
   ///
   /// Cost     one all_reduce of a number, which the host waits for.
   [[nodiscard]] virtual at::Tensor mean_loss(const at::Tensor& loss) = 0;
+
+  /// What the other ranks hear should this one fail.
+  virtual void note_step() noexcept = 0;
+  virtual void note_error(std::string_view text) = 0;
+
+  /// Runs a call of the user's: what leaves it carries the rank, and is what the others read if it ends
+  /// this one.
+  template <class Body>
+  decltype(auto) at_rank(Body&& body) {
+    try {
+      return std::forward<Body>(body)();
+    } catch (Error& error) {
+      error.add_label(topology.label());
+      note_error(first_line(error));
+      throw;
+    } catch (const std::exception& error) {
+      note_error(first_line(error));
+      throw;
+    }
+  }
 
   launch::Topology topology;
   c10::Device device;

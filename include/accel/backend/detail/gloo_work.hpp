@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -18,6 +19,8 @@
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
+#include <accel/launch/no_sigpipe.hpp>
+#include <accel/launch/within.hpp>
 
 namespace accel::inline v0_1::backend::detail {
 
@@ -35,7 +38,6 @@ struct GlooGroup {
 
   launch::ControlPlane control;  // knows whether the group was given up
   c10::intrusive_ptr<c10d::Backend> engine;
-  std::int64_t sequence = 0;   // collectives begun
   std::int64_t in_flight = 0;  // begun and not yet waited for
 };
 
@@ -45,7 +47,7 @@ class GlooWork {
   GlooWork(std::shared_ptr<GlooGroup> group, std::string_view operation, std::size_t bytes, Seconds timeout)
       : group_(std::move(group)),
         operation_(operation),
-        sequence_(++group_->sequence),
+        sequence_(group_->control.begin(operation)),
         bytes_{static_cast<std::int64_t>(bytes)},
         timeout_(timeout) {}
 
@@ -57,13 +59,19 @@ class GlooWork {
   void wait_until(Deadline deadline) {
     while (!parts_.empty()) {
       try {
-        ACCEL_CHECK(parts_.back()->wait(deadline.remaining()), CommError, "it was aborted");
+        if (reports_completion_)
+          wait_in_slices(*parts_.back(), deadline);
+        else
+          wait_aside(parts_.back(), deadline);
       } catch (const std::exception& error) {
-        const std::string native = first_line(error);
-        group_->control.give_up(message(operation_, " number ", sequence_, " failed: ", native));
-        throw CommError(message(operation_, " number ", sequence_, " of ", bytes_, " failed",
-                                deadline.passed() ? message(" after ", deadline.span_s(), " s without an answer") : "",
-                                "; a peer has ended, hangs, or does not call the same operation. Gloo says: ", native));
+        const bool interrupted = group_->control.failed();
+        group_->control.fail(
+            message(operation_, " number ", sequence_, " of ", bytes_, " failed",
+                    deadline.passed() ? message(" after ", deadline.span_s(), " s without an answer") : "",
+                    interrupted ? std::string()
+                                : message("; a peer has ended, hangs, or does not call the same operation. Gloo says: ",
+                                          first_line(error))),
+            sequence_);
       }
       parts_.pop_back();
       if (parts_.empty()) --group_->in_flight;
@@ -75,7 +83,7 @@ class GlooWork {
     tensors_.clear();
   }
 
-  /// Of a send or recv false until wait() has returned: LibTorch completes them only there.
+  /// Of a send or recv false until wait() has returned: see completes_in_wait().
   [[nodiscard]] bool done() const {
     return std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->isCompleted(); });
   }
@@ -87,12 +95,15 @@ class GlooWork {
     try {
       parts_.push_back(start(*group_->engine, tensors_));
     } catch (const std::exception& error) {
-      group_->control.give_up(message(operation_, " number ", sequence_, " could not start"));
-      throw CommError(message(operation_, " number ", sequence_, " of ", bytes_,
-                              " could not start. Gloo says: ", first_line(error)));
+      group_->control.fail(message(operation_, " number ", sequence_, " of ", bytes_,
+                                   " could not start. Gloo says: ", first_line(error)),
+                           sequence_);
     }
     if (parts_.size() == 1) ++group_->in_flight;
   }
+
+  /// Of a send or recv: LibTorch completes them only where they are waited for.
+  void completes_in_wait() { reports_completion_ = false; }
 
   /// When all has arrived, `part` is copied into `output`.
   void then_copy(at::Tensor part, at::Tensor output) {
@@ -101,11 +112,39 @@ class GlooWork {
   }
 
  private:
+  /// In between it hears whether the other ranks are well.
+  void wait_in_slices(c10d::Work& part, Deadline deadline) {
+    constexpr std::chrono::milliseconds slice{200};
+    for (;;) {
+      const bool over = part.isCompleted();  // then wait() throws what went wrong, not that it took too long
+      try {
+        ACCEL_CHECK(part.wait(std::min(deadline.remaining(), slice)), CommError, "it was aborted");
+        return;
+      } catch (const std::exception&) {
+        if (over || deadline.passed() || hopeless()) throw;
+      }
+    }
+  }
+
+  /// A wait that cannot be cut in slices: its end would tear Gloo's connections.
+  void wait_aside(c10::intrusive_ptr<c10d::Work> part, Deadline deadline) {
+    const launch::NoSigpipe guard;  // for the thread that waits
+    launch::within(
+        deadline,
+        [part = std::move(part), deadline] {
+          ACCEL_CHECK(part->wait(deadline.remaining()), CommError, "it was aborted");
+        },
+        [this] { return hopeless(); });
+  }
+
+  [[nodiscard]] bool hopeless() const { return group_->control.failed() || group_->control.missed_by(sequence_, 0); }
+
   std::shared_ptr<GlooGroup> group_;
   std::string_view operation_;  // a literal
   std::int64_t sequence_;
   Bytes bytes_;
   Seconds timeout_;
+  bool reports_completion_ = true;
   std::vector<c10::intrusive_ptr<c10d::Work>> parts_;
   std::vector<at::Tensor> tensors_;  // kept until the engine is done with them
   at::Tensor scattered_;             // reduce_scatter: this rank's part of the sum ...
