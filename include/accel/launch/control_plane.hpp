@@ -114,6 +114,7 @@ class ControlPlane {
     constexpr Seconds patience{0.5};
     std::string blame = heartbeat_ && !shared_->given_up ? heartbeat_->failure(patience) : std::string();
     if (blame.empty() && heartbeat_ && whole_) blame = heartbeat_->missed_by(collective, round);
+    if (blame.empty() && heartbeat_ && whole_ && collective > 0) blame = heartbeat_->suspect(collective);
     const std::string text = blame.empty() ? what : message(what, ": ", blame);
     give_up(text);
     throw CommError(text);

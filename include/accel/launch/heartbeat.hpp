@@ -151,8 +151,27 @@ class Heartbeat {
     return {};
   }
 
+  /// A sentence about the rank that is furthest behind, if it had not begun that collective when it was
+  /// last heard of, or has missed a beat since; or empty. For a wait that took too long.
+  [[nodiscard]] std::string suspect(std::int64_t collective) {
+    const std::lock_guard lock(mutex_);
+    const auto now = Clock::now();
+    const Standing last = rank_ == 0 ? hindmost(now) : now - links_[0].heard > 1.5 * interval_ ? of(0) : behind_;
+    if (last.rank == rank_ || (last.progress.collectives >= collective && now - last.heard <= 1.5 * interval_))
+      return {};
+    return message(peers_[static_cast<std::size_t>(last.rank)], " was furthest behind, ", tenths(now - last.heard),
+                   " s ago ", last.progress);
+  }
+
  private:
   using Clock = std::chrono::steady_clock;
+
+  /// How far a rank was when it was last heard of.
+  struct Standing {
+    int rank = 0;
+    Clock::time_point heard{};
+    Progress progress{};
+  };
 
   /// A connection. Rank 0 has one to every rank, the others have one to rank 0.
   struct Link {
@@ -259,6 +278,27 @@ class Heartbeat {
     changed_.notify_all();
   }
 
+  [[nodiscard]] Standing of(int rank) const {
+    const Link& link = links_[static_cast<std::size_t>(rank)];
+    return {rank, link.heard, link.progress};
+  }
+
+  /// On rank 0, which hears of all.
+  [[nodiscard]] Standing hindmost(Clock::time_point now) const {
+    Standing last{0, now, progress()};
+    for (std::size_t r = 1; r < links_.size(); ++r)
+      if (links_[r].expected && links_[r].progress.collectives < last.progress.collectives)
+        last = of(static_cast<int>(r));
+    return last;
+  }
+
+  void beat(Clock::time_point now) {
+    tell("beat " + line(progress()));
+    if (rank_ > 0) return;
+    const Standing last = hindmost(now);
+    tell(message("behind ", last.rank, ' ', Seconds(now - last.heard).count(), ' ', line(last.progress)));
+  }
+
   [[nodiscard]] bool sent() const {
     return std::none_of(links_.begin(), links_.end(), [](const Link& link) { return link.socket.has_output(); });
   }
@@ -285,7 +325,7 @@ class Heartbeat {
       if (interval_.count() > 0) {
         for (std::size_t r = 0; r < links_.size(); ++r) check_silence(r, now);
         if (now >= next_beat) {
-          tell("beat " + line(progress()));
+          beat(now);
           next_beat = now + span(interval_);
         }
       }
@@ -335,6 +375,12 @@ class Heartbeat {
     words >> kind;
     if (kind == "beat") {
       links_[r].progress = parse_progress(words);
+    } else if (kind == "behind") {
+      std::size_t who = 0;
+      double ago_s = 0;
+      words >> who >> ago_s;
+      if (who < peers_.size())
+        behind_ = {static_cast<int>(who), Clock::now() - span(Seconds(ago_s)), parse_progress(words)};
     } else if (kind == "left") {
       std::size_t who = 0;
       words >> who >> std::ws;
@@ -419,6 +465,7 @@ class Heartbeat {
   std::vector<Link> links_;                    // by rank
   std::vector<std::optional<Progress>> left_;  // by rank: what those had done that have left
   std::vector<Stranger> strangers_;
+  Standing behind_;  // as rank 0 tells the others
 
   std::thread thread_;
   detail::LastWords last_words_{[this](const std::string& text) { last_words(text); }};
