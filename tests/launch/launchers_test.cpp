@@ -113,6 +113,14 @@ TEST_CASE("three machines, each started by itself with ACCEL_ variables", "[laun
               "ACCEL_ variables", 3);
 }
 
+TEST_CASE("three machines meet by their IPv6 addresses", "[launch]") {
+  check_ranks(ACCEL_TEST_DIR
+                  "/launch/three_hosts.sh \"ACCEL_RANK=\\$HOST_INDEX ACCEL_WORLD_SIZE=3 "
+                  "ACCEL_MASTER_ADDR=fd00::100 ACCEL_MASTER_PORT=29500 " +
+                  a_rank() + "\"",
+              "ACCEL_ variables", 3);
+}
+
 TEST_CASE("three machines, each started by itself with torchrun", "[launch]") {
   check_ranks(ACCEL_TEST_DIR
                   "/launch/three_hosts.sh \"torchrun --nnodes 3 --node-rank \\$HOST_INDEX "

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs a command line on three "machines", each with its own network: three_hosts.sh '<command line>'
 #
-# The machines are network namespaces at 192.168.1.100, .101 and .102, joined by a bridge in a fourth.
+# The machines are network namespaces at 192.168.1.100, .101 and .102, and at fd00::100, ::101 and ::102,
+# joined by a bridge in a fourth.
 # The command line finds its machine's number, 0 to 2, in HOST_INDEX. Exit code 77 and a sentence where
 # this is not possible here; else 0 if all three succeeded.
 set -uo pipefail
@@ -35,6 +36,7 @@ plug_in() {
     && ip -n "$switch" link add "port$index" type veth peer name eth0 netns "$space" \
     && ip -n "$switch" link set "port$index" master bridge up \
     && ip -n "$space" address add "192.168.1.$((100 + index))/24" dev eth0 \
+    && ip -n "$space" address add "fd00::$((100 + index))/64" dev eth0 nodad \
     && ip -n "$space" link set eth0 up
 }
 

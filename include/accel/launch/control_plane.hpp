@@ -68,7 +68,7 @@ class ControlPlane {
     } catch (const Missing& missing) {
       std::ostringstream names;
       for (const std::size_t rank : missing.ranks) names << (names.tellp() > 0 ? ", " : "") << peers_[rank];
-      fail(message(purpose, " gave up after ", deadline.span_s(), " s: no word from ", names.str(),
+      lose(message(purpose, " gave up after ", deadline.span_s(), " s: no word from ", names.str(),
                    "; look at the output of these ranks, or raise timeout_s"));
     } catch (const LeftBehind&) {
       if (!deadline.passed()) fail(message(purpose, " gave up"), 0, number);
@@ -115,9 +115,7 @@ class ControlPlane {
     std::string blame = heartbeat_ && !shared_->given_up ? heartbeat_->failure(patience) : std::string();
     if (blame.empty() && heartbeat_ && whole_) blame = heartbeat_->missed_by(collective, round);
     if (blame.empty() && heartbeat_ && whole_ && collective > 0) blame = heartbeat_->suspect(collective);
-    const std::string text = blame.empty() ? what : message(what, ": ", blame);
-    give_up(text);
-    throw CommError(text);
+    lose(blame.empty() ? what : message(what, ": ", blame));
   }
 
   /// From now on every call throws, on every rank of the job. The first reason stays.
@@ -206,6 +204,11 @@ class ControlPlane {
       return values;
     }
   };
+
+  [[noreturn]] void lose(const std::string& text) {
+    give_up(text);
+    throw CommError(text);
+  }
 
   /// What copies share.
   struct Shared {

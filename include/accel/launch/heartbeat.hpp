@@ -205,7 +205,7 @@ class Heartbeat {
     int port = 0;
     place >> port >> token_;
     for (std::size_t r = 1; r < links_.size(); ++r) links_[r].expected = false;
-    links_[0].socket = detail::connect_to(host, port, deadline);
+    links_[0].socket = within(deadline, [host, port, deadline] { return detail::connect_to(host, port, deadline); });
     links_[0].socket.write(message("hello ", token_, ' ', rank_));
   }
 

@@ -1,9 +1,6 @@
 // Rendezvous: all processes of a job find each other in LibTorch's TCPStore.
 #pragma once
 
-#include <arpa/inet.h>
-#include <netdb.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,14 +9,13 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <sstream>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -29,6 +25,7 @@
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
+#include <accel/launch/detail/network.hpp>
 #include <accel/launch/environment.hpp>
 #include <accel/launch/heartbeat.hpp>
 #include <accel/launch/no_sigpipe.hpp>
@@ -58,41 +55,12 @@ struct Meeting {
 
 namespace detail {
 
-inline std::string host_name() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
-
-/// Boot and network namespace: two processes that agree in it reach each other by loopback. Names of
-/// hosts are no such proof: cloned machines share them, containers of one machine do not.
-inline std::string network_name() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  std::error_code unknown;
-  const std::string space = std::filesystem::read_symlink("/proc/self/ns/net", unknown).string();
-  return boot.empty() || space.empty() ? host_name() : boot + "/" + space;
-}
-
-/// The address from which this host reaches `endpoint`: the one the other hosts can reach, too. Empty
-/// if there is none, or only a loopback address, as where /etc/hosts gives a host's own name one.
-inline std::string address_towards(const Endpoint& endpoint) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_DGRAM;  // connecting a datagram socket sends nothing, it only picks a route
-  addrinfo* found = nullptr;
-  if (::getaddrinfo(endpoint.host.c_str(), std::to_string(endpoint.port).c_str(), &hints, &found) != 0) return {};
-  std::array<char, NI_MAXHOST> text{};
-  if (const int fd = ::socket(found->ai_family, SOCK_DGRAM, 0); fd >= 0) {
-    sockaddr_storage own{};
-    socklen_t size = sizeof own;
-    auto* const address = reinterpret_cast<sockaddr*>(&own);  // the socket interface asks for this cast
-    if (::connect(fd, found->ai_addr, found->ai_addrlen) == 0 && ::getsockname(fd, address, &size) == 0)
-      ::getnameinfo(address, size, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST);
-    ::close(fd);
-  }
-  ::freeaddrinfo(found);
-  const std::string address = text.data();
-  return address.starts_with("127.") || address == "::1" ? std::string() : address;
+inline c10::intrusive_ptr<c10d::TCPStore> connect_store(const std::string& host, const c10d::TCPStoreOptions& options,
+                                                        Deadline deadline) {
+  return within(deadline, [host, options] {
+    const NoSigpipe guard;  // for the thread that serves, where this rank does
+    return c10::make_intrusive<c10d::TCPStore>(host, options);
+  });
 }
 
 /// Connects to the store of the job; on rank 0 it also serves it, unless the launcher does.
@@ -103,6 +71,12 @@ inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline
   static std::mutex mutex;
   static auto& servers = *new std::map<int, c10::intrusive_ptr<c10d::TCPStore>>;  // outlives static destruction
   const Endpoint& master = *launch.master;
+  try {
+    within(deadline, [master, deadline] { wait_for_name(master.host, deadline); });
+  } catch (const LeftBehind&) {
+    throw CommError(message("rendezvous: looking up MASTER_ADDR = ", master.host, " did not end within ",
+                            deadline.span_s(), " s; is this host's name server out of reach?"));
+  }
   c10d::TCPStoreOptions options;
   options.port = static_cast<std::uint16_t>(master.port);
   options.waitWorkers = false;  // we count the ranks ourselves, and can name who is missing
@@ -110,14 +84,11 @@ inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline
   const bool serves = launch.topology.rank == 0 && !launch.agent_store;
   try {
     if (const std::lock_guard lock(mutex); serves && !servers.contains(master.port)) {
-      const NoSigpipe guard;  // for the thread that serves
       options.isServer = true;
-      servers[master.port] = c10::make_intrusive<c10d::TCPStore>(master.host, options);
+      servers[master.port] = connect_store(master.host, options, deadline);
     }
     options.isServer = false;
-    return within(deadline, [host = master.host, options]() -> c10::intrusive_ptr<c10d::Store> {
-      return c10::make_intrusive<c10d::TCPStore>(host, options);
-    });
+    return connect_store(master.host, options, deadline);
   } catch (const std::exception& error) {
     const std::string native = first_line(error);
     if (serves && native.find("EADDRINUSE") != std::string::npos)
@@ -266,7 +237,7 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
   const auto& own = meeting.peers[static_cast<std::size_t>(launch.topology.rank)];
   const bool one_host = std::all_of(meeting.peers.begin(), meeting.peers.end(),
                                     [&](const Peer& peer) { return peer.network == own.network; });
-  if (!one_host) meeting.local_address = detail::address_towards(*launch.master);
+  if (!one_host) meeting.local_address = detail::address_towards(launch.master->host, launch.master->port);
   return meeting;
 }
 

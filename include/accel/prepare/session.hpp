@@ -44,9 +44,9 @@ struct Session {
   /// Cost     one all_reduce of a number, which the host waits for.
   [[nodiscard]] virtual at::Tensor mean_loss(const at::Tensor& loss) = 0;
 
-  /// What the other ranks hear should this one fail.
-  virtual void note_step() noexcept = 0;
-  virtual void note_error(std::string_view text) = 0;
+  /// What the other ranks, where there are any, hear should this one fail.
+  virtual void note_step() noexcept {}
+  virtual void note_error(std::string_view) {}
 
   /// Runs a call of the user's: what leaves it carries the rank, and is what the others read if it ends
   /// this one.
