@@ -38,8 +38,10 @@
 #include <accel/tensor/tree.hpp>
 // Floor 3: the axes and the inputs
 #include <accel/backend/backend.hpp>
+#include <accel/backend/checked.hpp>
 #include <accel/backend/gloo.hpp>
 #include <accel/backend/single.hpp>
+#include <accel/backend/traced.hpp>
 #include <accel/data/batch_sampler.hpp>
 #include <accel/data/loader.hpp>
 #include <accel/data/sampler.hpp>
@@ -84,7 +86,8 @@ struct AcceleratorOptions {
 /// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
 /// through prepare(), call backward() in place of loss.backward().
 ///
-/// Template  Backend    how tensors cross the ranks: backend::Single, backend::Gloo
+/// Template  Backend    how tensors cross the ranks: backend::Single, backend::Gloo, one of them in
+///                      backend::Checked or backend::Traced, or your own
 ///           Precision  what forward computes in: precision::Fp32
 /// Order     every rank makes its accelerators in the same order and calls their methods in the same
 ///           order, but for those that only read.
@@ -110,6 +113,9 @@ class Accelerator {
   [[nodiscard]] bool is_main_process() const { return engine_->topology.is_main(); }
   [[nodiscard]] bool is_local_main_process() const { return engine_->topology.is_local_main(); }
   [[nodiscard]] c10::Device device() const { return engine_->device; }
+
+  /// For collectives of your own, and for what a backend offers beyond its contract, as Traced does.
+  [[nodiscard]] BackendType& backend() { return engine_->backend; }
 
   /// What was detected, from where, and every setting in force.
   [[nodiscard]] std::string describe() const { return description_; }
@@ -334,11 +340,10 @@ std::string Accelerator<BackendType, PrecisionType>::description(const Options& 
   const bool by_length = options.loss_normalization == gradient::LossNormalization::window_length;
   return message("accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch),
                  "\nlocal: rank ", own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
-                 "\nbackend: ", BackendType::name, ", ", engine_->backend.describe(),
-                 "\nprecision: ", PrecisionType::name, "\naccumulation_steps: ", options.accumulation_steps,
-                 ", a short window is divided by ", by_length ? "its length" : "accumulation_steps",
-                 "\ngradient: buckets of ", options.gradient.caps.bucket_cap, ", the last of ",
-                 options.gradient.caps.last_bucket_cap,
+                 "\nbackend: ", backend::description(engine_->backend), "\nprecision: ", PrecisionType::name,
+                 "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
+                 by_length ? "its length" : "accumulation_steps", "\ngradient: buckets of ",
+                 options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward",
                  "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nheartbeat: ", options.heartbeat_s,
                  " s\nintra-op threads: ", threads, "\nlog: ", Log::name(options.log), "\n");

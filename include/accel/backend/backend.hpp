@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -43,8 +44,8 @@ concept Work = std::movable<W> && requires(W& work, const W& self, Deadline dead
 /// A type B is a Backend if it is named, made from a launch::Meeting and its own Options, and
 /// offers the calls below. All of them are collective but send and recv: every rank calls them, in
 /// the same order, with tensors of equal shape and dtype that are dense, contiguous and on
-/// device(). They return at once; the result is there after wait() on the returned Work. After a
-/// CommError the group is unusable and says so on the next call.
+/// device(). They return at once, or overlap nothing; the result is there after wait() on the returned
+/// Work. What a rank calls wrong by itself is refused before anything is sent. After a CommError the group is unusable and says so on the next call.
 template <class B>
 concept Backend =
     Named<B> && std::movable<B> && std::constructible_from<B, const launch::Meeting&, const typename B::Options&> &&
@@ -68,6 +69,19 @@ concept Backend =
     };
 
 namespace backend {
+
+/// The Work that an operation of B returns.
+template <class B>
+using WorkOf = decltype(std::declval<B&>().all_reduce(std::declval<at::Tensor&>(), ReduceOp::sum));
+
+/// Its name, and what it says of its settings where it says something.
+template <class B>
+[[nodiscard]] std::string description(const B& backend) {
+  if constexpr (requires { backend.describe(); })
+    return message(B::name, ", ", backend.describe());
+  else
+    return std::string(B::name);
+}
 
 /// Checks that are common to every engine, before anything is sent.
 inline void check_tensor(std::string_view operation, const at::Tensor& tensor, c10::Device device) {

@@ -153,23 +153,7 @@ class Gloo {
   /// A group of `ranks` of this one, in that order; `name` must be new. Called by its members only.
   [[nodiscard]] Gloo split(std::span<const int> ranks, std::string_view part_name) {
     control().check_failure("split");
-    launch::Meeting part = meeting_;
-    part.whole = false;
-    part.peers.clear();
-    part.topology.world_size = static_cast<int>(ranks.size());
-    part.topology.rank = -1;
-    for (std::size_t i = 0; i < ranks.size(); ++i) {
-      check_peer("split", ranks[i], world_size());
-      if (ranks[i] == rank()) part.topology.rank = static_cast<int>(i);
-      part.peers.push_back(meeting_.peers[static_cast<std::size_t>(ranks[i])]);
-    }
-    ACCEL_CHECK(part.topology.rank >= 0, InvalidArgument, "split: rank ", rank(), " is not a member of group \"",
-                part_name, "\"; only its members call split");
-    if (ranks.size() == 1)
-      part.store = {};
-    else
-      part.store = c10::make_intrusive<c10d::PrefixStore>(message("split/", part_name), meeting_.store);
-    return Gloo(part, options_);
+    return Gloo(meeting_.part(ranks, part_name), options_);
   }
 
   [[nodiscard]] launch::ControlPlane& control() { return group_->control; }

@@ -208,8 +208,6 @@ class Reducer final : public Watch {
     ++next_;
   }
 
-  using WorkType = decltype(std::declval<B&>().all_reduce(std::declval<at::Tensor&>(), ReduceOp::sum));
-
   std::vector<tensor::NamedTensor> parameters_;
   B* backend_;
   ReducerOptions options_;
@@ -217,7 +215,7 @@ class Reducer final : public Watch {
   std::vector<std::uint8_t> arrivals_;  // in this backward, by parameter
   std::vector<Bucket> buckets_;
   std::vector<std::size_t> pending_;   // parameters still missing, by bucket
-  std::vector<WorkType> works_;        // by bucket, as far as started
+  std::vector<backend::WorkOf<B>> works_;        // by bucket, as far as started
   std::size_t next_ = 0;               // the bucket to start next
   std::vector<at::Tensor> standing_;   // means from an earlier reduction, scaled for this one ...
   std::vector<at::Tensor> untouched_;  // ... and as they were, should this backward pass them by

@@ -12,8 +12,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -50,6 +52,29 @@ struct Meeting {
   [[nodiscard]] ControlPlane control_plane() const {
     if (!store) return {};
     return {c10::make_intrusive<c10d::PrefixStore>("control/", store), topology.rank, peers, server, heartbeat, whole};
+  }
+
+  /// The meeting of `ranks` only, in that order, as Backend::split needs it; `name` must be new.
+  /// Throws   InvalidArgument if a rank does not exist, or this one is no member.
+  [[nodiscard]] Meeting part(std::span<const int> ranks, std::string_view name) const {
+    Meeting part = *this;
+    part.whole = false;
+    part.peers.clear();
+    part.topology.world_size = static_cast<int>(ranks.size());
+    part.topology.rank = -1;
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
+      ACCEL_CHECK(ranks[i] >= 0 && ranks[i] < topology.world_size, InvalidArgument, "split: rank ", ranks[i],
+                  " is not in [0, ", topology.world_size, ")");
+      if (ranks[i] == topology.rank) part.topology.rank = static_cast<int>(i);
+      part.peers.push_back(peers[static_cast<std::size_t>(ranks[i])]);
+    }
+    ACCEL_CHECK(part.topology.rank >= 0, InvalidArgument, "split: rank ", topology.rank, " is not a member of group \"",
+                name, "\"; only its members call split");
+    if (ranks.size() == 1)
+      part.store = {};
+    else
+      part.store = c10::make_intrusive<c10d::PrefixStore>(message("split/", name), store);
+    return part;
   }
 };
 

@@ -1,0 +1,144 @@
+// Checked: what ranks call differently is named on every rank, and what they call alike is undisturbed.
+#include <torch/torch.h>
+
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <accel/accelerator.hpp>
+
+#include "conformance/backend_suite.hpp"
+#include "support/group.hpp"
+#include "support/models.hpp"
+#include "support/ranks.hpp"
+
+using accel::CommError;
+using accel::ReduceOp;
+using accel::backend::Checked;
+using accel::backend::Gloo;
+using accel::backend::Single;
+using accel::backend::Traced;
+using accel::testing::bits;
+using accel::testing::Group;
+using accel::testing::on_ranks;
+using accel::testing::patience;
+using accel::testing::Rank;
+using accel::testing::Stopwatch;
+using accel::testing::thrown_by;
+using Catch::Matchers::ContainsSubstring;
+
+ACCEL_BLOCKING_BACKEND_SUITE(accel::backend::Checked<accel::backend::Gloo>, {1, 2, 3})
+
+static_assert(accel::Backend<Checked<Single>>);
+static_assert(accel::Backend<Checked<Traced<Gloo>>>);
+
+namespace {
+
+/// A collective and how it is told.
+struct Call {
+  std::string text;
+  std::function<void(Checked<Gloo>&)> run;
+};
+
+Call all_reduce(std::vector<std::int64_t> shape, at::ScalarType dtype = at::kFloat, ReduceOp op = ReduceOp::sum) {
+  const auto tensor = at::ones(shape, dtype);
+  return {accel::message("all_reduce ", op == ReduceOp::sum ? "sum" : "max", " of ", accel::tensor::spec(tensor)),
+          [tensor, op](Checked<Gloo>& group) {
+            at::Tensor copy = tensor.clone();
+            auto work = group.all_reduce(copy, op);
+            work.wait();
+          }};
+}
+
+Call grouped(std::size_t count) {
+  const auto tensor = at::ones({3});
+  std::string text = "all_reduce sum of";
+  for (std::size_t i = 0; i < count; ++i) text += std::string(i == 0 ? " " : ", ") + accel::tensor::spec(tensor);
+  return {text, [tensor, count](Checked<Gloo>& group) {
+            std::vector<at::Tensor> tensors;
+            for (std::size_t i = 0; i < count; ++i) tensors.push_back(tensor.clone());
+            auto work = group.all_reduce(std::span(tensors), ReduceOp::sum);
+            work.wait();
+          }};
+}
+
+Call broadcast(int root) {
+  return {accel::message("broadcast from ", root, " of f32[8]"), [root](Checked<Gloo>& group) {
+            at::Tensor tensor = at::ones({8});
+            auto work = group.broadcast(tensor, root);
+            work.wait();
+          }};
+}
+
+Call all_gather(std::int64_t rows) {
+  return {accel::message("all_gather of f32[", rows, "]"), [rows](Checked<Gloo>& group) {
+            at::Tensor input = at::ones({rows});
+            at::Tensor output = at::empty({rows * group.world_size()});
+            auto work = group.all_gather(output, input);
+            work.wait();
+          }};
+}
+
+}  // namespace
+
+TEST_CASE("ranks that call different collectives are all told who calls what", "[backend]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    const std::vector<std::pair<Call, Call>> differences = {
+        {all_reduce({8}), broadcast(0)},
+        {all_reduce({8}), all_reduce({4})},
+        {all_reduce({2, 4}), all_reduce({8})},
+        {all_reduce({8}), all_reduce({8}, at::kDouble)},
+        {all_reduce({8}), all_reduce({8}, at::kFloat, ReduceOp::max)},
+        {broadcast(0), broadcast(1)},
+        {grouped(2), grouped(3)},
+        {all_gather(3), all_gather(4)},
+        {all_gather(3), all_reduce({3})},
+    };
+    for (const auto& [common, odd] : differences) {
+      Group<Checked<Gloo>> group;
+      all_reduce({5}).run(*group);  // as long as all call the same, nothing is said
+      const int other = rank.world_size - 1;
+      const Stopwatch watch;
+      const auto error = thrown_by<CommError>([&] { (rank.rank == other ? odd : common).run(*group); });
+      CHECK(watch.seconds() < 2 * patience);
+      CHECK_THAT(error, ContainsSubstring("number 2: the ranks do not call the same") &&
+                            ContainsSubstring("rank 0 calls " + common.text) &&
+                            ContainsSubstring(accel::message("rank ", other, " calls ", odd.text)));
+      if (rank.rank == 0) std::cout << error << "\n";
+      CHECK_THAT(thrown_by<CommError>([&] { all_reduce({5}).run(*group); }), ContainsSubstring("given up"));
+    }
+  });
+}
+
+TEST_CASE("a training with Checked, and with Traced, is that without, bit for bit", "[backend]") {
+  using accel::testing::cross_entropy;
+  using accel::testing::Mlp;
+  using accel::testing::Noise;
+  const auto train = []<class B>(std::type_identity<B>) {
+    torch::manual_seed(3);
+    typename accel::Accelerator<B, accel::precision::Fp32>::Options options;
+    options.gradient.caps = {.bucket_cap = accel::Bytes{64}, .last_bucket_cap = accel::Bytes{32}};
+    accel::Accelerator<B, accel::precision::Fp32> accelerator(options);
+    auto net = std::make_shared<Mlp>();
+    torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-2));
+    auto [model, optimizer, loader] =
+        accelerator.prepare(net, adamw, accel::data::DataLoader{Noise(61), {.batch_size = 4, .shuffle = true}});
+    for (auto& batch : loader) {
+      optimizer.zero_grad();
+      accelerator.backward(cross_entropy(model(batch.data), batch.target));
+      accelerator.clip_grad_norm_(model, 1.0);
+      optimizer.step();
+    }
+    accelerator.wait_for_everyone();
+    return bits(net->parameters());
+  };
+  on_ranks({1, 2, 3}, [&](Rank) {
+    const auto plain = train(std::type_identity<Gloo>{});
+    CHECK(train(std::type_identity<Checked<Gloo>>{}) == plain);
+    CHECK(train(std::type_identity<Traced<Gloo>>{}) == plain);
+    CHECK(train(std::type_identity<Checked<Traced<Gloo>>>{}) == plain);
+  });
+}
