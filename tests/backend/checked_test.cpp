@@ -30,7 +30,7 @@ using accel::testing::Stopwatch;
 using accel::testing::thrown_by;
 using Catch::Matchers::ContainsSubstring;
 
-ACCEL_BLOCKING_BACKEND_SUITE(accel::backend::Checked<accel::backend::Gloo>, {1, 2, 3})
+ACCEL_BACKEND_SUITE(accel::backend::Checked<accel::backend::Gloo>, {1, 2, 3})
 
 static_assert(accel::Backend<Checked<Single>>);
 static_assert(accel::Backend<Checked<Traced<Gloo>>>);
