@@ -10,7 +10,7 @@
 #
 # Sets LibTorch_FOUND, LibTorch_VERSION, LibTorch_PREFIX, and LibTorch_PYTHON if Python named it.
 
-set(_libtorch_tested 2.11)
+set(_libtorch_tested 2.15)  # the newest that the tests have run with
 set(_libtorch_header include/torch/csrc/api/include/torch/torch.h)
 set(_libtorch_looked_for "${_libtorch_header} and lib/libtorch_cpu.so")
 
@@ -170,7 +170,7 @@ if(LibTorch_FOUND)
     message(STATUS "Found LibTorch ${LibTorch_VERSION}: ${LibTorch_PREFIX}")
     string(REGEX MATCH "^[0-9]+\\.[0-9]+" _libtorch_series "${LibTorch_VERSION}")
     if(_libtorch_series VERSION_GREATER _libtorch_tested)
-      message(STATUS "Note: accel is tested with LibTorch ${_libtorch_tested}; "
+      message(STATUS "Note: accel is tested up to LibTorch ${_libtorch_tested}; "
         "${LibTorch_VERSION} is newer and should work.")
     endif()
   endif()

@@ -2,7 +2,7 @@
 # The one set-up behind accel's commands: finds what they need and installs what is missing.
 #
 #   source cmake/setup.sh
-#   accel_setup quickstart        or: accel_setup tests
+#   accel_setup quickstart        or: accel_setup tests, accel_setup matrix
 #
 # Afterwards accel_cmake_arguments holds what cmake is to be called with, accel_jobs how many
 # compilers fit into this machine, and accel_build_dir where everything private goes.
@@ -19,9 +19,11 @@ readonly accel_setup_dir="$accel_build_dir/setup"
 readonly accel_debs_dir="$accel_build_dir/debs"     # unpacked packages, as if it were /
 readonly accel_light_dir="$accel_build_dir/libtorch"  # torch alone: builds and runs programs
 readonly accel_full_dir="$accel_build_dir/venv"       # torch with all it needs: torchrun works
+readonly accel_newest_dir="$accel_build_dir/newest"   # the newest torch, alone; remove it for a newer one
 
 readonly minimum_cmake=3.25
 readonly minimum_gcc=12
+readonly second_clang=19  # the other compiler that the tests are run with
 
 # The oldest LibTorch we support, and the two CUDA packages that libtorch_cpu.so itself loads.
 readonly light_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
@@ -168,6 +170,18 @@ ensure_launchers() {
     || say "    they are missing, and the tests that start ranks with them are skipped"
 }
 
+# Sets CXX to the second compiler; g++ stays, its standard library is the one used.
+ensure_clang() {
+  local packages=() tool
+  for tool in clang clang-tidy; do
+    have "$tool-$second_clang" || packages+=("$tool-$second_clang")
+  done
+  if ((${#packages[@]} > 0)); then
+    stage "installing ${packages[*]}" install_packages "${packages[@]}"
+  fi
+  export CXX="clang++-$second_clang"
+}
+
 ensure_tools() {
   local packages
   packages="$(missing_tools)"
@@ -280,26 +294,55 @@ ensure_catch2() {
 # torch_folder <environment>
 torch_folder() { compgen -G "$1/lib/python*/site-packages/torch" | head -n 1; }
 
-# install_wheels <environment> <GB> <pip arguments...>; it counts once the file `complete` is there.
-install_wheels() {
+# new_environment <environment> <GB>; it counts once the file `complete` is in it.
+new_environment() {
   local environment="$1" size="$2"
-  shift 2
   rm -rf "$environment"
-  mkdir -p "$accel_setup_dir/tmp"
   (($(free_gb "$accel_build_dir") > 2 * size)) || fail "there is too little disk space in" \
     "$accel_build_dir for a private LibTorch: $((2 * size)) GB are needed, $size GB stay in use." \
     "Set LIBTORCH to one that you have, or move the repository"
   logged venv "python3 could not make a virtual environment in $environment" \
     "Check that 'python3 -m venv' works" python3 -m venv "$environment"
+}
+
+# add_wheels <environment> <pip arguments...>
+add_wheels() {
+  local environment="$1"
+  shift
+  mkdir -p "$accel_setup_dir/tmp"
   TMPDIR="$accel_setup_dir/tmp" logged pip "PyTorch could not be downloaded or installed" \
     "Check the network and pip's settings, or set LIBTORCH to a LibTorch >= 2.11 that you have" \
     "$environment/bin/python3" -m pip install --no-cache-dir --no-compile --progress-bar off "$@"
   rm -rf "$accel_setup_dir/tmp"
-  touch "$environment/complete"
 }
 
-install_light() { install_wheels "$accel_light_dir" 2 --no-deps "${light_wheels[@]}"; }
-install_full() { install_wheels "$accel_full_dir" 5 "${full_wheels[@]}"; }
+install_light() {
+  new_environment "$accel_light_dir" 2
+  add_wheels "$accel_light_dir" --no-deps "${light_wheels[@]}"
+  touch "$accel_light_dir/complete"
+}
+
+install_full() {
+  new_environment "$accel_full_dir" 5
+  add_wheels "$accel_full_dir" "${full_wheels[@]}"
+  touch "$accel_full_dir/complete"
+}
+
+# The CUDA packages that libtorch_cpu.so itself loads, in the version that the torch there asks for.
+cuda_wheels_of() {
+  "$1/bin/python3" -c 'import importlib.metadata, re
+for line in importlib.metadata.requires("torch"):
+    if match := re.match(r"cuda-toolkit\[[^]]*\](==[0-9.]+)", line):
+        print("cuda-toolkit[cudart,cupti]" + match[1])'
+}
+
+install_newest() {
+  new_environment "$accel_newest_dir" 2
+  add_wheels "$accel_newest_dir" --no-deps torch
+  # shellcheck disable=SC2046  # a list of words
+  add_wheels "$accel_newest_dir" $(cuda_wheels_of "$accel_newest_dir")
+  touch "$accel_newest_dir/complete"
+}
 
 # A setting that leads nowhere is the user's to mend; an old torch of python3 is passed over.
 report_unusable_libtorch() {
@@ -356,6 +399,14 @@ libtorch_for_tests() {
   use_libtorch "$(torch_folder "$accel_full_dir")"
 }
 
+libtorch_for_matrix() {
+  if [[ ! -e "$accel_newest_dir/complete" ]]; then
+    ensure_python
+    stage "installing the newest LibTorch below build/ (1.5 GB)" install_newest
+  fi
+  use_libtorch "$(torch_folder "$accel_newest_dir")"
+}
+
 # ---- all of it ----------------------------------------------------------------------------------
 
 accel_setup() { stage "set-up: looking for what is needed" set_up_for "$1"; }
@@ -363,16 +414,22 @@ accel_setup() { stage "set-up: looking for what is needed" set_up_for "$1"; }
 set_up_for() {
   mkdir -p "$accel_setup_dir"
   ensure_tools
+  if [[ "$1" == matrix ]]; then ensure_clang; fi
   probe
   accel_cmake_arguments=(-G Ninja -DCMAKE_CXX_COMPILER="$CXX"
     -DCMAKE_PREFIX_PATH="$accel_debs_dir/usr")
-  if [[ "$1" == tests ]]; then
-    libtorch_for_tests
-    ensure_catch2
-    ensure_launchers
-  else
-    libtorch_for_programs
-  fi
+  case "$1" in
+    tests)
+      libtorch_for_tests
+      ensure_catch2
+      ensure_launchers
+      ;;
+    matrix)
+      libtorch_for_matrix
+      ensure_catch2
+      ;;
+    *) libtorch_for_programs ;;
+  esac
   ensure_nlohmann_json
   choose_jobs
   say "    compiler  $("$CXX" --version | head -n 1)"

@@ -59,9 +59,9 @@ expect(error "LIBTORCH is ${WORK_DIR}/nowhere, but there is no LibTorch in it."
 expect(error
   "${WORK_DIR}/old is version 2.4.0, which is too old: accel needs 2.11 or newer."
   "-DLIBTORCH=${WORK_DIR}/old")
-expect(ok "accel is tested with LibTorch 2.11; 3.0.0 is newer" "-DLibTorch_ROOT=${WORK_DIR}/new")
+expect(ok "accel is tested up to LibTorch 2.15; 3.0.0 is newer" "-DLibTorch_ROOT=${WORK_DIR}/new")
 expect(ok "Found LibTorch 2.11.0" "-DLIBTORCH=${WORK_DIR}/tested")
-expect(ok "Found LibTorch 2.11.0: ${LIBTORCH_PREFIX}" "-DLIBTORCH=${LIBTORCH_PREFIX}")
+expect(ok "Found LibTorch ${LIBTORCH_VERSION}: ${LIBTORCH_PREFIX}" "-DLIBTORCH=${LIBTORCH_PREFIX}")
 
 fake_python("${WORK_DIR}/tested")
 expect(ok "in ${WORK_DIR}/tested")

@@ -3,6 +3,7 @@
 #
 #   bash tests/run.sh           up to 20 minutes on two cores from an empty machine
 #   bash tests/run.sh --full    and the quickstart, and the tests with ranks under AddressSanitizer and UBSan
+#   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
 #
 # Everything it makes lies below build/.
 
@@ -11,13 +12,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
 readonly build="$accel_build_dir/tests"
 readonly sanitized="$accel_build_dir/sanitize"
+readonly matrix="$accel_build_dir/matrix"
 
-full=no
-case "${1:-}" in
-  "") ;;
-  --full) full=yes ;;
+what="${1:-}"
+case "$what" in
+  "" | --full | --matrix) ;;
   *)
-    echo "usage: bash tests/run.sh [--full]" >&2
+    echo "usage: bash tests/run.sh [--full | --matrix]" >&2
     exit 2
     ;;
 esac
@@ -61,15 +62,20 @@ run_tests() {
   reasons+="$(skip_reasons "$1/Testing/Temporary/LastTest.log")"$'\n'
 }
 
-# It trains, compares, and fails itself below 95 %.
-run_quickstart() {
-  if bash "$accel_root/examples/quickstart.sh"; then
+# judge <name> <command...>: a command that is a test by itself
+judge() {
+  local name="$1"
+  shift
+  if "$@"; then
     passed=$((passed + 1))
   else
-    failed+=("the quickstart")
+    failed+=("$name")
     failed_tests=$((failed_tests + 1))
   fi
 }
+
+# It trains, compares, and fails itself below 95 %.
+run_quickstart() { judge "the quickstart" bash "$accel_root/examples/quickstart.sh"; }
 
 # count <variable> <pattern> <ctest's log>: adds the tests that ended so
 count() {
@@ -100,14 +106,37 @@ build_sanitized() {
   compile "$sanitized"
 }
 
+# The contract of backends, the laws and the messages for wrong use: what a compiler or a LibTorch could break.
+build_matrix() {
+  configure "$matrix" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_STANDARD=23 \
+    -DACCEL_TEST_FOLDERS="backend;parity;compile_fail"
+  compile "$matrix"
+}
+
+# Over one unit that includes every header; what comes from a precompiled header would not be looked at.
+run_clang_tidy() {
+  local folder="$accel_build_dir/tidy"
+  configure "$folder" -DACCEL_BUILD_EXAMPLES=OFF -DCMAKE_CXX_STANDARD=23 \
+    -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+  judge "clang-tidy" "clang-tidy-$second_clang" --quiet --warnings-as-errors='*' -p "$folder" \
+    "$accel_root/tests/odr.cpp"
+}
+
 failed=()  # folders
 passed=0 skipped=0 failed_tests=0
 reasons=""
-timed "set-up" set_up_for tests
-timed "compiling the tests" build_tests
-timed "compiling every header alone" compile "$build" --target accel_verify_interface_header_sets
-timed "running the tests" run_tests "$build"
-if [[ "$full" == yes ]]; then
+if [[ "$what" == --matrix ]]; then
+  timed "set-up" set_up_for matrix
+  timed "compiling the tests with the other compiler and LibTorch" build_matrix
+  timed "running them" run_tests "$matrix"
+  timed "clang-tidy" run_clang_tidy
+else
+  timed "set-up" set_up_for tests
+  timed "compiling the tests" build_tests
+  timed "compiling every header alone" compile "$build" --target accel_verify_interface_header_sets
+  timed "running the tests" run_tests "$build"
+fi
+if [[ "$what" == --full ]]; then
   timed "the quickstart" run_quickstart
   timed "compiling the tests of ranks with sanitizers" build_sanitized
   timed "running the tests of ranks with sanitizers" run_tests "$sanitized"

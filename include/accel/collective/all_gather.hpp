@@ -44,7 +44,7 @@ template <Backend B>
   auto shape = input.sizes().vec();
   shape[0] = most;
   if (input.size(0) < most) {
-    at::Tensor padded = at::empty(shape, input.options());
+    const at::Tensor padded = at::empty(shape, input.options());
     padded.narrow(0, 0, input.size(0)).copy_(input);
     padded.narrow(0, input.size(0), most - input.size(0)).zero_();
     input = padded;

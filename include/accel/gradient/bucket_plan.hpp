@@ -93,8 +93,8 @@ struct PlannedBucket {
     add(i, *bucket);
   }
   std::move(open.begin(), open.end(), std::back_inserter(full));
-  // A bucket is full when its earliest-registered parameter arrives.
-  std::stable_sort(full.begin(), full.end(), [](const PlannedBucket& a, const PlannedBucket& b) {
+  // A bucket is full when its earliest-registered parameter arrives. No two share one: no sort has to be stable.
+  std::sort(full.begin(), full.end(), [](const PlannedBucket& a, const PlannedBucket& b) {
     return a.parameters.back() > b.parameters.back();
   });
   return full;

@@ -26,6 +26,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
+#include <accel/core/version.hpp>
 #include <accel/launch/control_plane.hpp>
 #include <accel/launch/detail/network.hpp>
 #include <accel/launch/environment.hpp>
@@ -110,6 +111,7 @@ inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline
   try {
     if (const std::lock_guard lock(mutex); serves && !servers.contains(master.port)) {
       options.isServer = true;
+      options.multiTenant = true;  // a second version of accel in this process finds the first one's server
       servers[master.port] = connect_store(master.host, options, deadline);
     }
     options.isServer = false;
@@ -240,8 +242,9 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
   if (launch.topology.world_size == 1) return meeting;
   const Deadline deadline = Deadline::in(timeout);
   auto store = detail::open_store(launch, deadline);
-  meeting.store =
-      c10::make_intrusive<c10d::PrefixStore>(message("accel/", launch.run_id, "/", creation), std::move(store));
+  // The version in the name: two versions in one program count their accelerators by themselves.
+  meeting.store = c10::make_intrusive<c10d::PrefixStore>(
+      message("accel/", ACCEL_VERSION, "/", launch.run_id, "/", creation), std::move(store));
   try {
     // A second more, to tell each other who is missing.
     meeting.peers = within(Deadline::in(timeout + Seconds(1)), [store = meeting.store, launch, deadline] {

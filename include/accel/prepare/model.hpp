@@ -58,7 +58,7 @@ template <class T>
   } else if constexpr (std::is_lvalue_reference_v<T>) {
     return std::shared_ptr<M>(std::addressof(model), [](M*) {});
   } else {
-    return std::make_shared<M>(std::move(model));
+    return std::make_shared<M>(std::forward<T>(model));
   }
 }
 

@@ -35,7 +35,7 @@ template <class T>
   if constexpr (std::is_lvalue_reference_v<T>) {
     return std::shared_ptr<Value>(std::addressof(object), [](Value*) {});
   } else {
-    return std::make_shared<Value>(std::move(object));
+    return std::make_shared<Value>(std::forward<T>(object));
   }
 }
 

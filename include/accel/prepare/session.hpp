@@ -34,7 +34,7 @@ struct PreparedModel {
 /// One per accelerator; every wrapper shares it, so that the order of destruction does not matter.
 struct Session {
   Session(launch::Topology own, c10::Device where, Log logger, gradient::Accumulation windows)
-      : topology(own), device(where), log(std::move(logger)), accumulation(std::move(windows)) {}
+      : topology(own), device(where), log(std::move(logger)), accumulation(windows) {}
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
   virtual ~Session() = default;
