@@ -46,10 +46,10 @@ System make(const std::string& name, double heartbeat_s) {
   state->sgd = std::make_unique<torch::optim::SGD>(state->net->parameters(), 1e-3);
   auto [model, optimizer] = state->accelerator.prepare(state->net, *state->sgd);
   const auto x = torch::randn({16, 512});
-  auto step = [state, model = model, optimizer = optimizer, x]() mutable {
-    optimizer.zero_grad();
-    state->accelerator.backward(model(x).square().mean());
-    optimizer.step();
+  auto step = [state, prepared = model, stepper = optimizer, x]() mutable {
+    stepper.zero_grad();
+    state->accelerator.backward(prepared(x).square().mean());
+    stepper.step();
   };
   return {name, std::move(step), {}};
 }
