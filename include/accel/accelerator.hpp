@@ -175,7 +175,8 @@ class Accelerator {
   template <class... Trees>
   [[nodiscard]] auto gather_for_metrics(Trees... trees) {
     const auto gather_one = [&](auto&& tree) {
-      return metrics::gather_for_metrics(engine_->backend, engine_->in_flight.innermost(), std::move(tree));
+      return metrics::gather_for_metrics(engine_->backend, engine_->in_flight.innermost(),
+                                         std::forward<decltype(tree)>(tree));
     };
     return at_rank([&] {
       if constexpr (sizeof...(Trees) == 1)

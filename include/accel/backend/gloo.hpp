@@ -174,7 +174,7 @@ class Gloo {
     }
   };
 
-  Endpoint choose_endpoint(const Options& options) const {
+  [[nodiscard]] Endpoint choose_endpoint(const Options& options) const {
     if (!options.interface.empty()) return {true, options.interface};
     if (!options.hostname.empty()) return {false, options.hostname};
     const char* const variable = std::getenv("GLOO_SOCKET_IFNAME");

@@ -1,6 +1,7 @@
 // Environment: asks each launcher's variables in turn who this process is.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -43,7 +44,7 @@ struct Family {
 
 /// All launchers, in the order in which they are asked. What a user sets by hand goes first, then the
 /// launcher nearest to the process: torchrun and mpirun may themselves run inside a SLURM step.
-inline constexpr Family families[] = {
+inline constexpr auto families = std::to_array<Family>({
     {"ACCEL_ variables", "ACCEL_RANK", from_accel_vars},
     {"torchrun", "TORCHELASTIC_RUN_ID", from_torchrun, "RANK"},
     {"environment variables", "RANK", from_env_vars},
@@ -52,7 +53,7 @@ inline constexpr Family families[] = {
     {"PMI", "PMI_RANK", from_pmi},
     {"SLURM", "SLURM_STEP_ID", from_slurm, "PMIX_RANK PMI_RANK"},
     {"PMIx", "PMIX_RANK", from_pmix},
-};
+});
 
 /// Who this process is. The first launcher that recognises its variables decides; what others have left
 /// in the environment is noted, and contradicts nothing.

@@ -115,7 +115,7 @@ namespace accel::inline v0_1::launch {
   if (!variables(marker)) return std::nullopt;
   Reader reader(variables, "srun sets these for what it starts: use `srun ./trainer`, or unset SLURM_STEP_ID");
   const auto step = *reader.text(marker);
-  const auto required = [&](auto value, const char* name) { return reader.required(value, name, marker); };
+  const auto required = [&](auto value, const char* name) { return reader.required(std::move(value), name, marker); };
   const VariableNames names{"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE",
                             "SLURM_NODEID"};
   Launch launch;

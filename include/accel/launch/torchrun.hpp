@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 #include <accel/launch/launch.hpp>
 #include <accel/launch/topology.hpp>
@@ -21,7 +22,7 @@ namespace accel::inline v0_1::launch {
                 "torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR and "
                 "MASTER_PORT: start through `torchrun --no-python`, or unset TORCHELASTIC_RUN_ID");
   const auto run_id = *reader.text(marker);
-  const auto required = [&](auto value, const char* name) { return reader.required(value, name, marker); };
+  const auto required = [&](auto value, const char* name) { return reader.required(std::move(value), name, marker); };
 
   Launch launch;
   launch.family = "torchrun";

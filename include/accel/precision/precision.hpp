@@ -30,7 +30,8 @@ struct Passthrough {
   static constexpr bool scales_loss = false;
 
   struct NoGuard {
-    ~NoGuard() {}  // not trivial: a guard that is not used again is no unused variable
+    // Not trivial: a guard that is not used again is no unused variable.
+    ~NoGuard() {}  // NOLINT(modernize-use-equals-default)
   };
   [[nodiscard]] NoGuard autocast(c10::Device) const { return {}; }
 
