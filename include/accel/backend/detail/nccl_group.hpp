@@ -10,6 +10,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <ostream>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -78,7 +79,7 @@ class NcclGroup {
   void connect(Deadline deadline, Init&& init) {
     {
       const std::lock_guard lock(mutex_);
-      settle("NCCL: connecting", 0, init(comm_), deadline);
+      settle({"NCCL: connecting"}, init(comm_), deadline);
     }
     watchdog_ = std::thread([this] { watch(); });
   }
@@ -93,11 +94,11 @@ class NcclGroup {
     const std::lock_guard lock(mutex_);
     if (comm_ == nullptr) control.check_failure(operation);
     trim();
-    const std::string what = message(operation, " number ", number, " of ", bytes);
+    const Called what{operation, number, bytes};
     const auto ready = take_flight();
     driver.record_current(ready->event);
     driver.engine_waits(ready->event);
-    settle(what, number, call(comm_), deadline);
+    settle(what, call(comm_), deadline);
     auto flight = take_flight();
     driver.record_engine(flight->event);
     pending_.push_back({what, std::move(tensors), flight, deadline});
@@ -109,7 +110,7 @@ class NcclGroup {
     const std::lock_guard lock(mutex_);
     if (comm_ == nullptr) control.check_failure("allocate");
     typename Driver::Window handle{};
-    settle("allocate", 0, driver.open_window(comm_, memory, handle), deadline);
+    settle({"allocate"}, driver.open_window(comm_, memory, handle), deadline);
     windows_.push_back({std::move(memory), handle});
   }
 
@@ -125,8 +126,20 @@ class NcclGroup {
  private:
   using State = NcclAnswer::State;
 
+  /// A call, as errors name it: put into words only then.
+  struct Called {
+    std::string_view operation;  // a literal
+    std::int64_t number = 0;     // 0: no collective
+    Bytes bytes{};
+
+    friend std::ostream& operator<<(std::ostream& out, const Called& call) {
+      out << call.operation;
+      if (call.number > 0) out << " number " << call.number << " of " << call.bytes;
+      return out;
+    }
+  };
   struct Pending {
-    std::string what;
+    Called what;
     std::vector<at::Tensor> tensors;
     std::shared_ptr<Flight> flight;
     Deadline deadline;
@@ -159,7 +172,7 @@ class NcclGroup {
   // The rest is called with the mutex held.
 
   /// A non-blocking call is not over when it returns: nothing else may be called until it is.
-  void settle(std::string_view what, std::int64_t number, NcclAnswer answer, Deadline deadline) {
+  void settle(const Called& what, NcclAnswer answer, Deadline deadline) {
     while (answer.state == State::in_progress && !deadline.passed() && !control.failed()) {
       std::this_thread::sleep_for(std::chrono::microseconds(20));
       answer = driver.state(comm_);
@@ -169,7 +182,7 @@ class NcclGroup {
     control.fail(
         message(what, " could not start", deadline.passed() ? message(" within ", deadline.span_s(), " s") : "",
                 answer.text.empty() ? "" : ". NCCL says: ", answer.text),
-        number);
+        what.number);
   }
 
   void drop() noexcept {
