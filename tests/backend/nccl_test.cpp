@@ -181,7 +181,7 @@ TEST_CASE("tensors live until their collective is over, and results under way ge
     {
       Group<RecordedNccl> group;
       at::Tensor alone = at::ones({3});
-      const c10::weak_intrusive_ptr<c10::StorageImpl> storage(alone.storage().getIntrusivePtr());
+      const auto storage = alone.storage().getWeakStorageImpl();
       if (rank.rank == 1) stay_for(0.2);
       auto work = group->all_reduce(alone, ReduceOp::sum);
       alone.reset();

@@ -25,6 +25,15 @@
 
 namespace accel::testing {
 
+/// What a test tells all drivers of this process.
+struct RecordingFaults {
+  std::atomic<int> devices{8};
+  std::atomic<bool> devices_can_be_shared{false};
+  std::atomic<int> polls_of_init{0};        // how often it is still in progress; < 0: for ever
+  std::atomic<bool> error{false};           // NCCL reports one
+  std::atomic<bool> never_finishes{false};  // collectives begun from now on
+};
+
 /// The engine is a thread that works through a queue, as a stream does; the current stream is the
 /// caller itself. One folder per communicator; a file appears whole, under its name, or not at all.
 class RecordingDriver {
@@ -32,15 +41,7 @@ class RecordingDriver {
   using Answer = backend::NcclAnswer;
   using State = Answer::State;
 
-  /// What a test tells all drivers of this process.
-  struct Faults {
-    std::atomic<int> devices{8};
-    std::atomic<bool> devices_can_be_shared{false};
-    std::atomic<int> polls_of_init{0};        // how often it is still in progress; < 0: for ever
-    std::atomic<bool> error{false};           // NCCL reports one
-    std::atomic<bool> never_finishes{false};  // collectives begun from now on
-  };
-  static inline Faults faults;
+  static inline RecordingFaults faults;
 
   /// What was called, in order, since the last time.
   static std::vector<std::string> take_calls() {
