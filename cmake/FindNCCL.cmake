@@ -41,8 +41,8 @@ find_package_handle_standard_args(NCCL
   REQUIRED_VARS NCCL_LIBRARY NCCL_INCLUDE_DIR NCCL_CUDA_INCLUDE_DIR NCCL_CUDART_LIBRARY
                 NCCL_C10_CUDA_LIBRARY NCCL_TORCH_CUDA_LIBRARY
   VERSION_VAR NCCL_VERSION
-  REASON_FAILURE_MESSAGE "it needs a LibTorch for CUDA, nccl.h and libnccl.so.2 (in PyTorch's wheels; or \
-set NCCL_ROOT), and the headers of the CUDA runtime (in its wheels; or set CUDA_HOME)")
+  REASON_FAILURE_MESSAGE
+    "it needs a LibTorch for CUDA, NCCL and the headers of the CUDA runtime (set NCCL_ROOT and CUDA_HOME)")
 
 if(NCCL_FOUND AND NOT TARGET NCCL::NCCL)
   add_library(NCCL::NCCL SHARED IMPORTED)
