@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <ATen/ops/ones.h>
+#include <ATen/ATen.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <accel/backend/nccl.hpp>
 
@@ -29,7 +29,7 @@ namespace {
 /// Ends the test case as skipped. Inside a rank it has begun, so there are enough.
 void needs_devices(int count) {
   const int found = c10::cuda::device_count();
-  if (found < count) SKIP("needs " << count << " CUDA devices, this machine has " << found);
+  if (found < count) SKIP("CUDA devices needed: " << count << ", found: " << found);
 }
 
 void obeys_the_laws(Rank rank) {
