@@ -26,7 +26,11 @@ set(restricted_headers
   "torch/nn/module.h"
   "torch/csrc/distributed/c10d/ProcessGroupGloo.hpp backend/gloo.hpp"
   "ATen/autocast_mode.h precision/autocast.hpp"
-  "nccl.h backend/nccl.hpp")
+  "nccl.h backend/nccl.hpp"
+  "cuda_runtime_api.h backend/nccl.hpp"
+  "c10/cuda/CUDAFunctions.h backend/nccl.hpp"
+  "c10/cuda/CUDAGuard.h backend/nccl.hpp"
+  "c10/cuda/CUDAStream.h backend/nccl.hpp")
 
 # The topmost part of a path below include/accel: a folder, or a file that is a floor's own entry.
 function(entry_of path result)

@@ -13,8 +13,11 @@ write_basic_package_version_file(accelConfigVersion.cmake
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(TARGETS accel EXPORT accelTargets FILE_SET HEADERS)
 install(EXPORT accelTargets NAMESPACE accel:: DESTINATION "${accel_package_dir}")
+install(TARGETS accel_nccl EXPORT accelNcclTargets)
+install(EXPORT accelNcclTargets NAMESPACE accel:: DESTINATION "${accel_package_dir}")
 install(
   FILES cmake/FindLibTorch.cmake
+        cmake/FindNCCL.cmake
         "${CMAKE_CURRENT_BINARY_DIR}/accelConfig.cmake"
         "${CMAKE_CURRENT_BINARY_DIR}/accelConfigVersion.cmake"
   DESTINATION "${accel_package_dir}")

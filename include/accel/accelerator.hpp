@@ -40,6 +40,9 @@
 #include <accel/backend/backend.hpp>
 #include <accel/backend/checked.hpp>
 #include <accel/backend/gloo.hpp>
+#if defined(ACCEL_WITH_NCCL) && ACCEL_WITH_NCCL
+#include <accel/backend/nccl.hpp>
+#endif
 #include <accel/backend/single.hpp>
 #include <accel/backend/traced.hpp>
 #include <accel/data/batch_sampler.hpp>

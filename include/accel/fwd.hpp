@@ -6,6 +6,7 @@ namespace accel::inline v0_1 {
 namespace backend {
 class Single;
 class Gloo;
+class Nccl;  // where target accel::nccl is linked
 }  // namespace backend
 
 namespace precision {

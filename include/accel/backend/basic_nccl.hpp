@@ -1,0 +1,289 @@
+// BasicNccl: the calls of a Backend over NCCL's, for any driver that holds NCCL, streams and events.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <accel/backend/backend.hpp>
+#include <accel/backend/detail/nccl_group.hpp>
+
+namespace accel::inline v0_1::backend {
+
+struct NcclOptions {
+  double timeout_s = 600;          // of a collective; PyTorch's default for NCCL, 10 minutes
+  int max_ctas = 0;                // multiprocessors that NCCL may take; 0: as many as it likes
+  bool symmetric_windows = false;  // allocate() registers its memory, for NVLink's faster kernels
+};
+
+/// NCCL's calls, and the stream and event calls, of one device.
+///
+/// A type D drives NCCL if it is made for the device of an index and offers the calls below.
+/// 1. Collectives go to the driver's own stream, the engine, and return at once. A call that answers
+///    in_progress is over when state() no longer says so; nothing else is called until then.
+/// 2. Between group_start() and group_end() calls are only collected.
+/// 3. abort() and destroy() free the communicator, and wait for no peer beyond the deadline, abort() at
+///    most a few seconds. After abort() the engine's work ends and its events pass.
+/// 4. passed(), state() and abort() may be called by another thread than the rest.
+template <class D>
+concept DrivesNccl = std::movable<D> && std::constructible_from<D, int> && std::movable<typename D::Event> &&
+                     std::default_initializable<typename D::Window> &&
+                     requires(D& driver, typename D::Comm& comm, typename D::Event& event, typename D::Window& window,
+                              const at::Tensor& tensor, const NcclOptions& options, const std::string& id, ReduceOp op,
+                              int number, Deadline deadline) {
+                       { D::device_count() } -> std::same_as<int>;
+                       { D::ranks_share_devices() } -> std::same_as<bool>;  // whether two ranks may have one
+                       { D::has_windows() } -> std::same_as<bool>;          // whether open_window() can work
+                       { D::version() } -> std::same_as<std::string>;
+                       { driver.device() } -> std::same_as<c10::Device>;
+                       { driver.unique_id() } -> std::same_as<std::string>;  // bytes
+                       {
+                         driver.init(comm, number, id, number, options)
+                       } -> std::same_as<NcclAnswer>;  // world size, id, rank
+                       { driver.state(comm) } -> std::same_as<NcclAnswer>;
+                       { driver.destroy(comm, deadline) } noexcept;
+                       { driver.abort(comm) } noexcept;
+                       { driver.group_start() } -> std::same_as<NcclAnswer>;
+                       { driver.group_end() } -> std::same_as<NcclAnswer>;
+                       { driver.all_reduce(comm, tensor, op) } -> std::same_as<NcclAnswer>;
+                       { driver.broadcast(comm, tensor, number) } -> std::same_as<NcclAnswer>;
+                       { driver.all_gather(comm, tensor, tensor) } -> std::same_as<NcclAnswer>;  // output, input
+                       {
+                         driver.reduce_scatter(comm, tensor, tensor, op)
+                       } -> std::same_as<NcclAnswer>;  // output, input
+                       { driver.send(comm, tensor, number) } -> std::same_as<NcclAnswer>;
+                       { driver.recv(comm, tensor, number) } -> std::same_as<NcclAnswer>;
+                       {
+                         driver.allocate(Bytes{})
+                       } -> std::same_as<at::Tensor>;  // u8; undefined where NCCL has no memory
+                       { driver.open_window(comm, tensor, window) } -> std::same_as<NcclAnswer>;
+                       { driver.close_window(comm, window) } noexcept;
+                       { driver.make_event() } -> std::same_as<typename D::Event>;
+                       driver.record_current(event);  // what the caller's current stream holds
+                       driver.record_engine(event);   // what the engine holds
+                       driver.engine_waits(event);
+                       driver.current_waits(event);
+                       { driver.passed(event) } noexcept -> std::same_as<bool>;
+                     };
+
+/// Processes with one device each. Collectives run on a stream of their own, after what the current
+/// stream held when they were called; wait() makes the current stream wait for them.
+///
+/// A thread looks at the communicator ten times a second. NCCL's own errors, the failure of a rank,
+/// and a collective that takes longer than timeout_s end in an abort, so that no stream hangs.
+///
+/// Order    of send and recv that of the calls, like all others: a message waits for those before it.
+/// Memory   tensors are kept until their collective is over.
+/// Throws   ConfigError on every rank if one of them has no device for itself; CommError if the ranks
+///          do not reach each other.
+/// Differs  from c10d: one communicator, made at once; the reason for an abort is told on every rank.
+template <DrivesNccl Driver>
+class BasicNccl {
+ public:
+  static constexpr std::string_view name = "nccl";
+
+  using Options = NcclOptions;
+  using Work = detail::NcclWork<Driver>;
+
+  BasicNccl(const launch::Meeting& meeting, const Options& options) : meeting_(meeting), options_(options) {
+    ACCEL_CHECK(options.timeout_s > 0, ConfigError, "NCCL: timeout_s = ", options.timeout_s, " must be above 0");
+    ACCEL_CHECK(options.max_ctas >= 0, ConfigError, "NCCL: max_ctas = ", options.max_ctas, " must not be below 0");
+    auto plane = meeting.control_plane();
+    const Deadline deadline = Deadline::in(meeting.timeout);
+    agree_on_devices(plane, deadline);
+    // A part of a job may have fewer ranks than the host: their local rank is still their device.
+    Driver driver(meeting.topology.local_rank % Driver::device_count());
+    const std::string id = make_id(driver, plane, deadline);
+    group_ = std::make_shared<detail::NcclGroup<Driver>>(std::move(driver), std::move(plane));
+    group_->connect(deadline,
+                    [&](auto& comm) { return group_->driver.init(comm, world_size(), id, rank(), options_); });
+  }
+
+  [[nodiscard]] int rank() const { return meeting_.topology.rank; }
+  [[nodiscard]] int world_size() const { return meeting_.topology.world_size; }
+  [[nodiscard]] c10::Device device() const { return group_->driver.device(); }
+  [[nodiscard]] Seconds timeout() const { return Seconds(options_.timeout_s); }
+  [[nodiscard]] std::string describe() const {
+    return message("NCCL ", Driver::version(), " on ", device().str(), ", timeout_s = ", options_.timeout_s,
+                   windows_ ? ", symmetric windows" : "");
+  }
+
+  [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp op) {
+    check("all_reduce", tensor);
+    check_reducible("all_reduce", tensor, op);
+    return run("all_reduce", tensor.nbytes(), {tensor},
+               [&](auto& comm) { return group_->driver.all_reduce(comm, tensor, op); });
+  }
+
+  /// One group: few launches for all of them.
+  [[nodiscard]] Work all_reduce(std::span<at::Tensor> tensors, ReduceOp op) {
+    control().check_failure("all_reduce");
+    std::size_t bytes = 0;
+    std::vector<at::Tensor> sent;
+    for (const auto& tensor : tensors) {
+      check("all_reduce", tensor);
+      check_reducible("all_reduce", tensor, op);
+      bytes += tensor.nbytes();
+      if (tensor.numel() > 0) sent.push_back(tensor);
+    }
+    return run("all_reduce", bytes, sent, [&](auto& comm) {
+      auto& driver = group_->driver;
+      NcclAnswer answer = driver.group_start();
+      if (answer.failed()) return answer;
+      for (const auto& tensor : sent)
+        if (!answer.failed()) answer = driver.all_reduce(comm, tensor, op);
+      NcclAnswer end = driver.group_end();  // a group once started is always ended
+      return answer.failed() ? answer : end;
+    });
+  }
+
+  [[nodiscard]] Work broadcast(const at::Tensor& tensor, int root) {
+    check("broadcast", tensor);
+    check_peer("broadcast", root, world_size());
+    return run("broadcast", tensor.nbytes(), {tensor},
+               [&](auto& comm) { return group_->driver.broadcast(comm, tensor, root); });
+  }
+
+  [[nodiscard]] Work all_gather(at::Tensor& output, const at::Tensor& input) {
+    check("all_gather", output);
+    check("all_gather", input);
+    check_parts("all_gather", output, input, world_size());
+    return run("all_gather", output.nbytes(), {output, input},
+               [&](auto& comm) { return group_->driver.all_gather(comm, output, input); });
+  }
+
+  [[nodiscard]] Work reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp op) {
+    check("reduce_scatter", output);
+    check("reduce_scatter", input);
+    check_parts("reduce_scatter", input, output, world_size());
+    check_reducible("reduce_scatter", input, op);
+    return run("reduce_scatter", input.nbytes(), {output, input},
+               [&](auto& comm) { return group_->driver.reduce_scatter(comm, output, input, op); });
+  }
+
+  [[nodiscard]] Work send(const at::Tensor& tensor, int peer) {
+    check_other("send", tensor, peer);
+    return run("send", tensor.nbytes(), {tensor}, [&](auto& comm) { return group_->driver.send(comm, tensor, peer); });
+  }
+
+  [[nodiscard]] Work recv(at::Tensor& tensor, int peer) {
+    check_other("recv", tensor, peer);
+    return run("recv", tensor.nbytes(), {tensor}, [&](auto& comm) { return group_->driver.recv(comm, tensor, peer); });
+  }
+
+  /// Memory that NCCL can map for its peers; LibTorch's where it has none.
+  [[nodiscard]] at::Tensor allocate(Bytes bytes) {
+    at::Tensor memory;
+    if (bytes.count > 0) memory = group_->driver.allocate(bytes);
+    if (windows_ && bytes.count > 0) {
+      // One rank without a window would leave the others waiting for it.
+      const Deadline deadline = Deadline::in(timeout());
+      const auto have = control().all_gather("allocate", memory.defined() ? "1" : "0", deadline);
+      if (std::count(have.begin(), have.end(), "1") == world_size()) group_->open_window(memory, deadline);
+    }
+    if (memory.defined()) return memory;
+    return at::empty({bytes.count}, at::TensorOptions().dtype(at::kByte).device(device()));
+  }
+
+  /// A group of `ranks` of this one, in that order; `name` must be new. Called by its members only,
+  /// so they connect anew: ncclCommSplit wants every rank.
+  [[nodiscard]] BasicNccl split(std::span<const int> ranks, std::string_view part_name) {
+    return BasicNccl(part_of(ranks, part_name), options_);
+  }
+
+  [[nodiscard]] launch::ControlPlane& control() { return group_->control; }
+
+  void abort(std::string_view reason) noexcept {
+    group_->control.give_up(reason);
+    group_->stop();
+  }
+
+ protected:
+  [[nodiscard]] launch::Meeting part_of(std::span<const int> ranks, std::string_view part_name) const {
+    group_->control.check_failure("split");
+    return meeting_.part(ranks, part_name);
+  }
+  [[nodiscard]] const Options& options() const { return options_; }
+
+ private:
+  /// Every rank hears of one that has no device, before anybody connects.
+  void agree_on_devices(launch::ControlPlane& plane, Deadline deadline) {
+    const int devices = Driver::device_count();
+    const int local_ranks = meeting_.topology.local_world_size;
+    std::string problem;
+    if (devices == 0)
+      problem = "there is no CUDA device; use backend::Gloo or start on a machine with a GPU";
+    else if (local_ranks > devices && !Driver::ranks_share_devices())
+      problem = message("its host has ", local_ranks, " ranks but ", devices, devices == 1 ? " device" : " devices",
+                        " that they see, and NCCL refuses two ranks on one; start one process per device");
+    windows_ = options_.symmetric_windows && Driver::has_windows();
+    const auto answers = plane.all_gather("NCCL: choosing a device", (windows_ ? "1" : "0") + problem, deadline);
+    for (std::size_t r = 0; r < answers.size(); ++r) {
+      ACCEL_CHECK(answers[r].size() == 1, ConfigError, "NCCL: ", meeting_.peers[r], ": ", answers[r].substr(1));
+      windows_ = windows_ && answers[r].front() == '1';
+    }
+  }
+
+  /// Rank 0's; where it cannot make one, all hear why.
+  [[nodiscard]] std::string make_id(Driver& driver, launch::ControlPlane& plane, Deadline deadline) const {
+    std::string id;
+    if (rank() == 0) {
+      try {
+        id = "1" + driver.unique_id();
+      } catch (const std::exception& error) {
+        id = "0" + first_line(error);
+      }
+    }
+    id = plane.broadcast("NCCL: connecting", id, 0, deadline);
+    ACCEL_CHECK(id.front() == '1', CommError, "NCCL: rank 0 could not begin to connect: ", id.substr(1));
+    return id.substr(1);
+  }
+
+  template <class Call>
+  [[nodiscard]] Work run(std::string_view operation, std::size_t size, std::vector<at::Tensor> tensors, Call&& call) {
+    const Bytes bytes{static_cast<std::int64_t>(size)};
+    const auto number = control().begin(operation);
+    if (size == 0) return {group_, operation, number, bytes, nullptr};
+    return {group_, operation, number, bytes,
+            group_->run(operation, number, bytes, std::move(tensors), Deadline::in(timeout()), call)};
+  }
+
+  void check(std::string_view operation, const at::Tensor& tensor) const {
+    group_->control.check_failure(operation);
+    check_tensor(operation, tensor, device());
+  }
+
+  void check_other(std::string_view operation, const at::Tensor& tensor, int peer) const {
+    check(operation, tensor);
+    check_peer(operation, peer, world_size());
+    ACCEL_CHECK(peer != rank(), InvalidArgument, operation, ": rank ", peer, " is this rank itself");
+  }
+
+  /// The dtypes that NCCL reduces. A sum of flags would not be a flag.
+  static void check_reducible(std::string_view operation, const at::Tensor& tensor, ReduceOp op) {
+    using enum c10::ScalarType;
+    const auto dtype = tensor.scalar_type();
+    bool known = dtype == Bool && op != ReduceOp::sum;
+    for (const auto one : {Float, Double, Half, BFloat16, Long, Int, Char, Byte}) known = known || dtype == one;
+    ACCEL_CHECK(known, InvalidArgument, operation, ": NCCL cannot reduce ", tensor::spec(tensor),
+                op == ReduceOp::sum ? " to its sum" : "",
+                "; convert it to f32, f64, f16, bf16, i64, i32, i8 or u8 first");
+  }
+
+  launch::Meeting meeting_;
+  Options options_;
+  bool windows_ = false;  // all ranks ask for them and can
+  std::shared_ptr<detail::NcclGroup<Driver>> group_;
+};
+
+}  // namespace accel::inline v0_1::backend

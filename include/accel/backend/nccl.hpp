@@ -1,0 +1,319 @@
+// Nccl: one GPU per process, through NCCL itself. The only header that sees NCCL and CUDA.
+#pragma once
+
+// Empty without: target accel::nccl defines it.
+#if defined(ACCEL_WITH_NCCL) && ACCEL_WITH_NCCL
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <accel/backend/basic_nccl.hpp>
+#include <accel/launch/within.hpp>
+
+#if NCCL_VERSION_CODE < 22809
+#error "accel needs the headers of NCCL 2.28.9 or newer: pip install 'nvidia-nccl-cu13>=2.28.9', or set NCCL_ROOT"
+#endif
+
+namespace accel::inline v0_1::backend {
+
+/// NCCL, and a stream of its own, on one CUDA device.
+///
+/// Source   NCCL's user guide: non-blocking communicators, fault tolerance, window registration.
+class NcclDriver {
+ public:
+  using Comm = ncclComm_t;
+  using Window = ncclWindow_t;
+
+  /// Owns a CUDA event that measures no time.
+  class Event {
+   public:
+    Event() { check_cuda(::cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+    Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+    Event& operator=(Event&& other) noexcept {
+      std::swap(event_, other.event_);
+      return *this;
+    }
+    ~Event() {
+      if (event_ != nullptr) (void)::cudaEventDestroy(event_);
+    }
+
+    [[nodiscard]] cudaEvent_t native() const { return event_; }
+
+   private:
+    cudaEvent_t event_ = nullptr;
+  };
+
+  // Of high priority: communication that is ready should not queue behind a backward.
+  explicit NcclDriver(int index)
+      : index_(static_cast<c10::DeviceIndex>(index)), engine_(c10::cuda::getStreamFromPool(true, index_)) {
+    const c10::cuda::CUDAGuard guard(index_);
+    check_cuda(::cudaFree(nullptr));  // NCCL wants the device's context
+  }
+
+  static int device_count() { return c10::cuda::device_count(); }
+
+  /// From 2.30.3 on and if asked for: an experiment of NCCL's, good for tests alone.
+  static bool ranks_share_devices() {
+    const char* const variable = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+    return variable != nullptr && std::string_view(variable) == "1" && version_code() >= 23003;
+  }
+
+  static bool has_windows() { return version_code() >= 22703; }
+
+  static std::string version() {
+    const int code = version_code();
+    return message(code / 10000, ".", code / 100 % 100, ".", code % 100);
+  }
+
+  [[nodiscard]] c10::Device device() const { return {c10::DeviceType::CUDA, index_}; }
+
+  [[nodiscard]] std::string unique_id() const {
+    const c10::cuda::CUDAGuard guard(index_);
+    ncclUniqueId id{};
+    const ncclResult_t result = ::ncclGetUniqueId(&id);
+    ACCEL_CHECK(result == ncclSuccess, CommError, "ncclGetUniqueId: ", text(result, nullptr));
+    return {id.internal, sizeof(id.internal)};
+  }
+
+  NcclAnswer init(Comm& comm, int world_size, const std::string& bytes, int rank, const NcclOptions& options) {
+    const c10::cuda::CUDAGuard guard(index_);
+    ncclUniqueId id{};
+    std::memcpy(id.internal, bytes.data(), std::min(bytes.size(), sizeof(id.internal)));
+    ncclConfig_t config = initial_config();
+    config.blocking = 0;  // what hangs can be aborted
+    if (options.max_ctas > 0) config.maxCTAs = options.max_ctas;
+    return answer(::ncclCommInitRankConfig(&comm, world_size, id, rank, &config), comm);
+  }
+
+  NcclAnswer state(Comm& comm) {
+    ncclResult_t result = ncclSuccess;
+    const ncclResult_t asked = ::ncclCommGetAsyncError(comm, &result);
+    return answer(asked == ncclSuccess ? result : asked, comm);
+  }
+
+  /// Finalizing tells the peers; one that has ended does not answer, and then nothing is waited for.
+  void destroy(Comm& comm, Deadline deadline) noexcept {
+    const c10::cuda::CUDAGuard guard(index_);
+    ncclResult_t result = ::ncclCommFinalize(comm);
+    while (result == ncclInProgress && !deadline.passed()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (::ncclCommGetAsyncError(comm, &result) != ncclSuccess) break;
+    }
+    if (result == ncclSuccess)
+      (void)::ncclCommDestroy(comm);
+    else
+      abort(comm);
+    comm = nullptr;
+  }
+
+  /// On a thread of its own: NCCL promises no bound on the time.
+  void abort(Comm& comm) noexcept {
+    try {
+      launch::within(Deadline::in(Seconds(5)), [doomed = comm, index = index_] {
+        const c10::cuda::CUDAGuard guard(index);
+        (void)::ncclCommAbort(doomed);
+      });
+    } catch (const std::exception&) {
+      // It is left behind, and ends with the process.
+    }
+    comm = nullptr;
+  }
+
+  NcclAnswer group_start() { return answer(::ncclGroupStart(), nullptr); }
+  NcclAnswer group_end() { return answer(::ncclGroupEnd(), nullptr); }
+
+  NcclAnswer all_reduce(Comm& comm, const at::Tensor& tensor, ReduceOp op) {
+    return on_device(comm, [&] {
+      return ::ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), count(tensor), dtype(tensor), native(op), comm,
+                             engine_.stream());
+    });
+  }
+
+  NcclAnswer broadcast(Comm& comm, const at::Tensor& tensor, int root) {
+    return on_device(comm, [&] {
+      return ::ncclBroadcast(tensor.data_ptr(), tensor.data_ptr(), tensor.nbytes(), ncclUint8, root, comm,
+                             engine_.stream());
+    });
+  }
+
+  NcclAnswer all_gather(Comm& comm, const at::Tensor& output, const at::Tensor& input) {
+    return on_device(comm, [&] {
+      return ::ncclAllGather(input.data_ptr(), output.data_ptr(), input.nbytes(), ncclUint8, comm, engine_.stream());
+    });
+  }
+
+  NcclAnswer reduce_scatter(Comm& comm, const at::Tensor& output, const at::Tensor& input, ReduceOp op) {
+    return on_device(comm, [&] {
+      return ::ncclReduceScatter(input.data_ptr(), output.data_ptr(), count(output), dtype(output), native(op), comm,
+                                 engine_.stream());
+    });
+  }
+
+  NcclAnswer send(Comm& comm, const at::Tensor& tensor, int peer) {
+    return on_device(
+        comm, [&] { return ::ncclSend(tensor.data_ptr(), tensor.nbytes(), ncclUint8, peer, comm, engine_.stream()); });
+  }
+
+  NcclAnswer recv(Comm& comm, const at::Tensor& tensor, int peer) {
+    return on_device(
+        comm, [&] { return ::ncclRecv(tensor.data_ptr(), tensor.nbytes(), ncclUint8, peer, comm, engine_.stream()); });
+  }
+
+  /// Memory that NCCL's peers can map; undefined where the device or driver cannot.
+  at::Tensor allocate(Bytes bytes) {
+    const c10::cuda::CUDAGuard guard(index_);
+    void* memory = nullptr;
+    if (::ncclMemAlloc(&memory, static_cast<std::size_t>(bytes.count)) != ncclSuccess) {
+      (void)::cudaGetLastError();  // LibTorch's next check would find it
+      return {};
+    }
+    const auto release = [index = index_](void* own) {
+      // LibTorch's allocator would know when the streams are done with it; NCCL's does not.
+      const c10::cuda::CUDAGuard on(index);
+      (void)::cudaDeviceSynchronize();
+      (void)::ncclMemFree(own);
+    };
+    return at::from_blob(memory, {bytes.count}, release, at::TensorOptions().dtype(at::kByte).device(device()),
+                         device());
+  }
+
+  NcclAnswer open_window(Comm& comm, const at::Tensor& memory, Window& window) {
+    return on_device(comm, [&] {
+      return ::ncclCommWindowRegister(comm, memory.data_ptr(), memory.nbytes(), &window, NCCL_WIN_COLL_SYMMETRIC);
+    });
+  }
+
+  void close_window(Comm& comm, Window& window) noexcept {
+    if (window != nullptr) (void)::ncclCommWindowDeregister(comm, window);
+    window = nullptr;
+  }
+
+  Event make_event() {
+    const c10::cuda::CUDAGuard guard(index_);
+    return {};
+  }
+
+  void record_current(Event& event) { record(event, c10::cuda::getCurrentCUDAStream(index_)); }
+  void record_engine(Event& event) { record(event, engine_); }
+  void engine_waits(Event& event) { wait(engine_, event); }
+  void current_waits(Event& event) { wait(c10::cuda::getCurrentCUDAStream(index_), event); }
+
+  /// Allowed while another thread captures a graph. An error is no end: state() and the deadline tell.
+  [[nodiscard]] bool passed(const Event& event) const noexcept {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    (void)::cudaThreadExchangeStreamCaptureMode(&mode);
+    const cudaError_t result = ::cudaEventQuery(event.native());
+    (void)::cudaThreadExchangeStreamCaptureMode(&mode);
+    if (result == cudaErrorNotReady) (void)::cudaGetLastError();  // clears it: LibTorch would report it
+    return result == cudaSuccess;
+  }
+
+ private:
+  static void check_cuda(cudaError_t result) {
+    ACCEL_CHECK(result == cudaSuccess, CommError, "NCCL: CUDA says: ", ::cudaGetErrorString(result));
+  }
+
+  // NCCL's macro is a C initializer of this very struct.
+  static ncclConfig_t initial_config() {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    return config;
+  }
+
+  static int version_code() {
+    int code = 0;
+    (void)::ncclGetVersion(&code);
+    return code;
+  }
+
+  static std::string text(ncclResult_t result, ncclComm_t comm) {
+    const char* const detail = ::ncclGetLastError(comm);
+    const std::string_view more = detail == nullptr ? "" : detail;
+    return message(::ncclGetErrorString(result), more.empty() ? "" : ": ", more.substr(0, more.find('\n')));
+  }
+
+  static NcclAnswer answer(ncclResult_t result, ncclComm_t comm) {
+    if (result == ncclSuccess) return {};
+    if (result == ncclInProgress) return {NcclAnswer::State::in_progress};
+    return {NcclAnswer::State::failed, text(result, comm)};
+  }
+
+  template <class Call>
+  [[nodiscard]] NcclAnswer on_device(Comm& comm, Call&& call) const {
+    const c10::cuda::CUDAGuard guard(index_);
+    return answer(call(), comm);
+  }
+
+  void record(Event& event, c10::cuda::CUDAStream stream) const {
+    const c10::cuda::CUDAGuard guard(index_);
+    check_cuda(::cudaEventRecord(event.native(), stream.stream()));
+  }
+  void wait(c10::cuda::CUDAStream stream, const Event& event) const {
+    const c10::cuda::CUDAGuard guard(index_);
+    check_cuda(::cudaStreamWaitEvent(stream.stream(), event.native(), 0));
+  }
+
+  static std::size_t count(const at::Tensor& tensor) { return static_cast<std::size_t>(tensor.numel()); }
+
+  static ncclDataType_t dtype(const at::Tensor& tensor) {
+    using enum c10::ScalarType;
+    const auto type = tensor.scalar_type();
+    if (type == Float) return ncclFloat32;
+    if (type == Double) return ncclFloat64;
+    if (type == Half) return ncclFloat16;
+    if (type == BFloat16) return ncclBfloat16;
+    if (type == Long) return ncclInt64;
+    if (type == Int) return ncclInt32;
+    if (type == Char) return ncclInt8;
+    return ncclUint8;  // and flags, which are 0 or 1
+  }
+
+  // No mean: it would cost NVLink's own sums.
+  static ncclRedOp_t native(ReduceOp op) {
+    if (op == ReduceOp::max) return ncclMax;
+    if (op == ReduceOp::min) return ncclMin;
+    return ncclSum;
+  }
+
+  c10::DeviceIndex index_;
+  c10::cuda::CUDAStream engine_;
+};
+
+/// One GPU per process, on one host or on several, by the NCCL that LibTorch loads. The device is the
+/// one of this process's local rank.
+///
+/// Throws   ConfigError on every rank if one of them has no GPU for itself; CommError if the ranks do
+///          not reach each other. See BasicNccl.
+class Nccl : public BasicNccl<NcclDriver> {
+ public:
+  using BasicNccl::BasicNccl;
+
+  [[nodiscard]] Nccl split(std::span<const int> ranks, std::string_view part_name) {
+    return {part_of(ranks, part_name), options()};
+  }
+};
+
+}  // namespace accel::inline v0_1::backend
+
+static_assert(accel::backend::DrivesNccl<accel::backend::NcclDriver>);
+static_assert(accel::Backend<accel::backend::Nccl>);
+
+#endif  // ACCEL_WITH_NCCL
