@@ -5,7 +5,8 @@
 //   torchrun --nproc-per-node 2 --no-python build/quickstart/examples/own_backend
 #include <torch/torch.h>
 
-#include <cstring>
+#include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -130,9 +131,8 @@ class Postal {
   }
 
   void post(const std::string& key, const at::Tensor& tensor) {
-    std::vector<std::uint8_t> bytes(tensor.nbytes());
-    std::memcpy(bytes.data(), tensor.const_data_ptr(), bytes.size());
-    meeting_.store->set(key, bytes);
+    const auto* bytes = static_cast<const std::uint8_t*>(tensor.const_data_ptr());
+    meeting_.store->set(key, {bytes, bytes + tensor.nbytes()});
   }
 
   at::Tensor fetch(std::string_view operation, std::int64_t number, const std::string& key, const at::Tensor& like,
@@ -149,7 +149,7 @@ class Postal {
       at::Tensor tensor = at::empty_like(like);
       ACCEL_CHECK(bytes.size() == tensor.nbytes(), accel::CommError, "expected ", tensor.nbytes(), " bytes, found ",
                   bytes.size());
-      std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
+      std::copy(bytes.begin(), bytes.end(), static_cast<std::uint8_t*>(tensor.mutable_data_ptr()));
       return tensor;
     } catch (const std::exception& error) {
       control_.fail(accel::message(operation, " number ", number, " of ", like.nbytes(), " B failed",

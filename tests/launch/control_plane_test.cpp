@@ -123,7 +123,8 @@ TEST_CASE("a rank that stays away is named with its host and process", "[launch]
     CHECK_THAT(error, ContainsSubstring("saving the weights gave up after 0.5 s") &&
                           ContainsSubstring("rank " + std::to_string(absent) + " (host " + peer.host + ", process " +
                                             std::to_string(peer.pid) + ")"));
-    if (rank.world_size == 3) CHECK_THAT(error, !ContainsSubstring("rank " + std::to_string(1 - rank.rank) + " (host"));
+    // The one of the two that gives up later may pass on the words of the first; neither calls the other absent.
+    CHECK_THAT(error, !ContainsSubstring("no word from rank " + std::to_string(1 - rank.rank)));
     std::cout << error << "\n";
     if (rank.rank == 0) stay_for(0.3);  // its store is asked for names
   });

@@ -94,9 +94,8 @@ struct PlannedBucket {
   }
   std::move(open.begin(), open.end(), std::back_inserter(full));
   // A bucket is full when its earliest-registered parameter arrives. No two share one: no sort has to be stable.
-  std::sort(full.begin(), full.end(), [](const PlannedBucket& a, const PlannedBucket& b) {
-    return a.parameters.back() > b.parameters.back();
-  });
+  std::sort(full.begin(), full.end(),
+            [](const PlannedBucket& a, const PlannedBucket& b) { return a.parameters.back() > b.parameters.back(); });
   return full;
 }
 

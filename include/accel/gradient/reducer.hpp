@@ -214,11 +214,11 @@ class Reducer final : public Watch {
   std::vector<std::size_t> bucket_of_;  // by parameter
   std::vector<std::uint8_t> arrivals_;  // in this backward, by parameter
   std::vector<Bucket> buckets_;
-  std::vector<std::size_t> pending_;   // parameters still missing, by bucket
-  std::vector<backend::WorkOf<B>> works_;        // by bucket, as far as started
-  std::size_t next_ = 0;               // the bucket to start next
-  std::vector<at::Tensor> standing_;   // means from an earlier reduction, scaled for this one ...
-  std::vector<at::Tensor> untouched_;  // ... and as they were, should this backward pass them by
+  std::vector<std::size_t> pending_;       // parameters still missing, by bucket
+  std::vector<backend::WorkOf<B>> works_;  // by bucket, as far as started
+  std::size_t next_ = 0;                   // the bucket to start next
+  std::vector<at::Tensor> standing_;       // means from an earlier reduction, scaled for this one ...
+  std::vector<at::Tensor> untouched_;      // ... and as they were, should this backward pass them by
   Mode mode_ = Mode::idle;
   bool only_ = true;
   bool touched_ = false;    // a gradient arrived in this backward
