@@ -132,7 +132,7 @@ class Postal {
 
   void post(const std::string& key, const at::Tensor& tensor) {
     const auto* bytes = static_cast<const std::uint8_t*>(tensor.const_data_ptr());
-    meeting_.store->set(key, {bytes, bytes + tensor.nbytes()});
+    meeting_.store->set(key, std::vector<std::uint8_t>(bytes, bytes + tensor.nbytes()));
   }
 
   at::Tensor fetch(std::string_view operation, std::int64_t number, const std::string& key, const at::Tensor& like,

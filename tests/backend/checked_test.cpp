@@ -12,8 +12,8 @@
 
 #include "conformance/backend_suite.hpp"
 #include "support/group.hpp"
-#include "support/models.hpp"
 #include "support/ranks.hpp"
+#include "support/training.hpp"
 
 using accel::CommError;
 using accel::ReduceOp;
@@ -21,13 +21,13 @@ using accel::backend::Checked;
 using accel::backend::Gloo;
 using accel::backend::Single;
 using accel::backend::Traced;
-using accel::testing::bits;
 using accel::testing::Group;
 using accel::testing::on_ranks;
 using accel::testing::patience;
 using accel::testing::Rank;
 using accel::testing::Stopwatch;
 using accel::testing::thrown_by;
+using accel::testing::trained;
 using Catch::Matchers::ContainsSubstring;
 
 ACCEL_BACKEND_SUITE(accel::backend::Checked<accel::backend::Gloo>, {1, 2, 3})
@@ -114,31 +114,10 @@ TEST_CASE("ranks that call different collectives are all told who calls what", "
 }
 
 TEST_CASE("a training with Checked, and with Traced, is that without, bit for bit", "[backend]") {
-  using accel::testing::cross_entropy;
-  using accel::testing::Mlp;
-  using accel::testing::Noise;
-  const auto train = []<class B>(std::type_identity<B>) {
-    torch::manual_seed(3);
-    typename accel::Accelerator<B, accel::precision::Fp32>::Options options;
-    options.gradient.caps = {.bucket_cap = accel::Bytes{64}, .last_bucket_cap = accel::Bytes{32}};
-    accel::Accelerator<B, accel::precision::Fp32> accelerator(options);
-    auto net = std::make_shared<Mlp>();
-    torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-2));
-    auto [model, optimizer, loader] =
-        accelerator.prepare(net, adamw, accel::data::DataLoader{Noise(61), {.batch_size = 4, .shuffle = true}});
-    for (auto& batch : loader) {
-      optimizer.zero_grad();
-      accelerator.backward(cross_entropy(model(batch.data), batch.target));
-      accelerator.clip_grad_norm_(model, 1.0);
-      optimizer.step();
-    }
-    accelerator.wait_for_everyone();
-    return bits(net->parameters());
-  };
-  on_ranks({1, 2, 3}, [&](Rank) {
-    const auto plain = train(std::type_identity<Gloo>{});
-    CHECK(train(std::type_identity<Checked<Gloo>>{}) == plain);
-    CHECK(train(std::type_identity<Traced<Gloo>>{}) == plain);
-    CHECK(train(std::type_identity<Checked<Traced<Gloo>>>{}) == plain);
+  on_ranks({1, 2, 3}, [](Rank) {
+    const auto plain = trained<Gloo>();
+    CHECK(trained<Checked<Gloo>>() == plain);
+    CHECK(trained<Traced<Gloo>>() == plain);
+    CHECK(trained<Checked<Traced<Gloo>>>() == plain);
   });
 }

@@ -9,6 +9,7 @@
 
 #include "conformance/backend_suite.hpp"
 #include "support/recording_driver.hpp"
+#include "support/training.hpp"
 
 using accel::CommError;
 using accel::ConfigError;
@@ -46,6 +47,13 @@ bool called(const std::string& call) {
 }
 
 }  // namespace
+
+// Two summands have one sum, whoever adds them.
+TEST_CASE("a training over NCCL's calls is that over Gloo, bit for bit", "[backend][nccl]") {
+  on_ranks({1, 2}, [](Rank) {
+    CHECK(accel::testing::trained<RecordedNccl>() == accel::testing::trained<accel::backend::Gloo>());
+  });
+}
 
 TEST_CASE("a collective waits for the current stream, and its end is recorded after it", "[backend][nccl]") {
   on_ranks({1, 2}, [](Rank rank) {

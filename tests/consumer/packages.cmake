@@ -29,7 +29,7 @@ file(MAKE_DIRECTORY "${WORK_DIR}/deb" "${WORK_DIR}/tgz")
 
 # What belongs in: the headers, the CMake files, LICENSE and README.
 file(GLOB_RECURSE expected RELATIVE "${SOURCE_DIR}" "${SOURCE_DIR}/include/*")
-foreach(file accelConfig accelConfigVersion accelTargets FindLibTorch)
+foreach(file accelConfig accelConfigVersion accelTargets accelNcclTargets FindLibTorch FindNCCL)
   list(APPEND expected "share/cmake/accel/${file}.cmake")
 endforeach()
 list(APPEND expected share/doc/accel/LICENSE share/doc/accel/README.md)

@@ -198,7 +198,11 @@ TEST_CASE("rank 0, which serves the store, stops while the others wait for it: e
     const auto results = run_ranks(3,
                                    [&](Rank rank) {
                                      Accelerator accelerator(options());
-                                     if (rank.rank == 0) ::raise(SIGSTOP);
+                                     accelerator.wait_for_everyone();
+                                     if (rank.rank == 0) {
+                                       stay_for(0.3);  // the others have read, and are in the call
+                                       ::raise(SIGSTOP);
+                                     }
                                      const Stopwatch watch;
                                      const auto error = thrown_by<CommError>([&] { call(accelerator); });
                                      CHECK_THAT(error, ContainsSubstring(words) && ContainsSubstring("rank 0 (host "));

@@ -73,7 +73,8 @@ class ControlPlane {
     } catch (const LeftBehind&) {
       if (!deadline.passed()) fail(message(purpose, " gave up"), 0, number);
       fail(message(purpose, " gave up after ", deadline.span_s(), " s: the store of ", server_,
-                   " does not answer; that process is stopped, or its host out of reach"));
+                   " does not answer; that process is stopped, or its host out of reach"),
+           0, 0, Seconds(0));
     } catch (const std::exception& error) {
       fail(message(purpose, ": the store of ", server_,
                    " does not answer; that process has probably ended. LibTorch says: ", first_line(error)));
@@ -108,10 +109,10 @@ class ControlPlane {
   // Failures
 
   /// Gives up the group and throws CommError: `what` failed here, and who is to blame as far as is known.
-  /// `collective` and `round` as in missed_by().
-  [[noreturn]] void fail(const std::string& what, std::int64_t collective = 0, std::int64_t round = 0) {
-    // A lost connection comes before the news of whose it was.
-    constexpr Seconds patience{0.5};
+  /// `collective` and `round` as in missed_by(). A lost connection comes before the news of whose it was,
+  /// which `patience` is for; at a deadline there was time enough for them.
+  [[noreturn]] void fail(const std::string& what, std::int64_t collective = 0, std::int64_t round = 0,
+                         Seconds patience = Seconds(0.5)) {
     std::string blame = heartbeat_ && !shared_->given_up ? heartbeat_->failure(patience) : std::string();
     if (blame.empty() && heartbeat_ && whole_) blame = heartbeat_->missed_by(collective, round);
     if (blame.empty() && heartbeat_ && whole_ && collective > 0) blame = heartbeat_->suspect(collective);

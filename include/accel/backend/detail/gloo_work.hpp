@@ -65,13 +65,14 @@ class GlooWork {
           wait_aside(parts_.back(), deadline);
       } catch (const std::exception& error) {
         const bool interrupted = group_->control.failed();
+        const bool late = deadline.passed();
         group_->control.fail(
             message(operation_, " number ", sequence_, " of ", bytes_, " failed",
-                    deadline.passed() ? message(" after ", deadline.span_s(), " s without an answer") : "",
+                    late ? message(" after ", deadline.span_s(), " s without an answer") : "",
                     interrupted ? std::string()
                                 : message("; a peer has ended, hangs, or does not call the same operation. Gloo says: ",
                                           first_line(error))),
-            sequence_);
+            sequence_, 0, Seconds(late ? 0 : 0.5));
       }
       parts_.pop_back();
       if (parts_.empty()) --group_->in_flight;
