@@ -45,7 +45,8 @@ concept Work = std::movable<W> && requires(W& work, const W& self, Deadline dead
 /// offers the calls below. All of them are collective but send and recv: every rank calls them, in
 /// the same order, with tensors of equal shape and dtype that are dense, contiguous and on
 /// device(). They return at once, or overlap nothing; the result is there after wait() on the returned
-/// Work. What a rank calls wrong by itself is refused before anything is sent. After a CommError the group is unusable and says so on the next call.
+/// Work. What a rank calls wrong by itself is refused before anything is sent. After a CommError the
+/// group is unusable and says so on the next call.
 template <class B>
 concept Backend =
     Named<B> && std::movable<B> && std::constructible_from<B, const launch::Meeting&, const typename B::Options&> &&
