@@ -17,15 +17,15 @@ find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${_nccl_hints} PATH_SUFFIXES include)
 # A wheel has no bare libnccl.so: the linker gets the full name.
 find_library(NCCL_LIBRARY NAMES libnccl.so.2 nccl HINTS ${_nccl_hints} PATH_SUFFIXES lib)
 find_path(NCCL_CUDA_INCLUDE_DIR cuda_runtime_api.h HINTS ${_nccl_cuda_hints} PATH_SUFFIXES include)
-# What LibTorch's own headers for CUDA include; a package of its own among the wheels.
-find_path(NCCL_CUDA_CRT_INCLUDE_DIR crt/host_config.h HINTS ${NCCL_CUDA_INCLUDE_DIR} ${_nccl_cuda_hints}
-  PATH_SUFFIXES include)
+# What those of LibTorch and NCCL include; packages of their own among the wheels.
+find_path(NCCL_CUDA_CRT_INCLUDE_DIR crt/host_config.h HINTS ${_nccl_cuda_hints} PATH_SUFFIXES include)
+find_path(NCCL_CUDA_NV_INCLUDE_DIR nv/target HINTS ${_nccl_cuda_hints} PATH_SUFFIXES include include/cccl)
 find_library(NCCL_CUDART_LIBRARY NAMES libcudart.so.13 libcudart.so.12 cudart
   HINTS ${_nccl_cuda_hints} PATH_SUFFIXES lib lib64)
 find_library(NCCL_C10_CUDA_LIBRARY c10_cuda PATHS "${LibTorch_PREFIX}/lib" NO_DEFAULT_PATH)
 find_library(NCCL_TORCH_CUDA_LIBRARY torch_cuda PATHS "${LibTorch_PREFIX}/lib" NO_DEFAULT_PATH)
-mark_as_advanced(NCCL_INCLUDE_DIR NCCL_LIBRARY NCCL_CUDA_INCLUDE_DIR NCCL_CUDA_CRT_INCLUDE_DIR NCCL_CUDART_LIBRARY
-  NCCL_C10_CUDA_LIBRARY NCCL_TORCH_CUDA_LIBRARY)
+mark_as_advanced(NCCL_INCLUDE_DIR NCCL_LIBRARY NCCL_CUDA_INCLUDE_DIR NCCL_CUDA_CRT_INCLUDE_DIR
+  NCCL_CUDA_NV_INCLUDE_DIR NCCL_CUDART_LIBRARY NCCL_C10_CUDA_LIBRARY NCCL_TORCH_CUDA_LIBRARY)
 
 unset(NCCL_VERSION)
 if(NCCL_INCLUDE_DIR)
@@ -42,11 +42,11 @@ endif()
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(NCCL
   REQUIRED_VARS NCCL_LIBRARY NCCL_INCLUDE_DIR NCCL_CUDA_INCLUDE_DIR NCCL_CUDA_CRT_INCLUDE_DIR
-                NCCL_CUDART_LIBRARY NCCL_C10_CUDA_LIBRARY NCCL_TORCH_CUDA_LIBRARY
+                NCCL_CUDA_NV_INCLUDE_DIR NCCL_CUDART_LIBRARY NCCL_C10_CUDA_LIBRARY NCCL_TORCH_CUDA_LIBRARY
   VERSION_VAR NCCL_VERSION
   REASON_FAILURE_MESSAGE
-    "it needs a LibTorch for CUDA, NCCL and the headers of the CUDA runtime, crt/ among them (pip install nvidia-cuda-crt, or \
-set NCCL_ROOT and CUDA_HOME)")
+    "it needs a LibTorch for CUDA, NCCL and the headers of the CUDA runtime, crt/ and nv/ among them (pip install nvidia-cuda-crt \
+nvidia-cuda-cccl, or set NCCL_ROOT and CUDA_HOME)")
 
 if(NCCL_FOUND AND NOT TARGET NCCL::NCCL)
   add_library(NCCL::NCCL SHARED IMPORTED)
@@ -56,7 +56,8 @@ if(NCCL_FOUND AND NOT TARGET NCCL::NCCL)
   get_filename_component(_nccl_cudart_dir "${NCCL_CUDART_LIBRARY}" DIRECTORY)
   set_target_properties(NCCL::NCCL PROPERTIES
     IMPORTED_LOCATION "${NCCL_LIBRARY}"
-    INTERFACE_INCLUDE_DIRECTORIES "${NCCL_INCLUDE_DIR};${NCCL_CUDA_INCLUDE_DIR};${NCCL_CUDA_CRT_INCLUDE_DIR}"
+    INTERFACE_INCLUDE_DIRECTORIES "${NCCL_INCLUDE_DIR};${NCCL_CUDA_INCLUDE_DIR};${NCCL_CUDA_CRT_INCLUDE_DIR};\
+${NCCL_CUDA_NV_INCLUDE_DIR}"
     INTERFACE_LINK_LIBRARIES "${NCCL_CUDART_LIBRARY};${NCCL_C10_CUDA_LIBRARY}"
     INTERFACE_LINK_OPTIONS "LINKER:--push-state,--no-as-needed;${NCCL_TORCH_CUDA_LIBRARY};LINKER:--pop-state;\
 LINKER:-rpath-link,${_nccl_dir};LINKER:-rpath-link,${_nccl_cudart_dir}")

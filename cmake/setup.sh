@@ -27,8 +27,8 @@ readonly second_clang=19  # the other compiler that the tests are run with
 
 # The oldest LibTorch we support, and the two CUDA packages that libtorch_cpu.so itself loads.
 readonly light_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
-# And headers of CUDA that torch's own packages lack: c10/cuda reads them, so accel::nccl needs them.
-readonly full_wheels=(torch==2.11.0 numpy nvidia-cuda-crt==13.0.88)
+# And headers of CUDA that torch's own packages lack: c10/cuda and nccl.h read them, so accel::nccl needs them.
+readonly full_wheels=(torch==2.11.0 numpy nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
 
 accel_cmake_arguments=()
 accel_jobs=1
