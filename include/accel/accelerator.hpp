@@ -4,18 +4,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <iostream>
-#include <limits>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
 #include <utility>
-
-#include <ATen/Parallel.h>
-#include <ATen/ops/full.h>
-#include <torch/headeronly/version.h>
 
 // Floor 0: standard library only
 #include <accel/core/error.hpp>
@@ -64,27 +58,16 @@
 // Floor 6: the user's objects on one side, the machinery on the other
 #include <accel/checkpoint/weights.hpp>
 #include <accel/prepare/engine.hpp>
+#include <accel/prepare/loss_mean.hpp>
+#include <accel/prepare/options.hpp>
 #include <accel/prepare/scope.hpp>
+#include <accel/prepare/start.hpp>
 
 #include <accel/fwd.hpp>
 
 namespace accel::inline v0_1 {
 
 using collective::Reduction;
-
-/// Every default in force, and where it comes from.
-template <class B>
-struct AcceleratorOptions {
-  int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
-  gradient::LossNormalization loss_normalization =
-      gradient::LossNormalization::window_length;     // of a short last window
-  gradient::ReducerOptions gradient{};                // bucket caps: 25 MiB, the last 1 MiB
-  typename B::Options backend{};                      // timeout of collectives, interface, device
-  double rendezvous_timeout_s = 60;                   // until all ranks are there
-  double heartbeat_s = launch::default_beat.count();  // a rank is given up after three of silence; 0: never
-  std::optional<int> threads{};                       // intra-op; unset: cores / local_world_size, or the user's own
-  Log::Level log = Log::Level::info;                  // to standard error
-};
 
 /// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
 /// through prepare(), call backward() in place of loss.backward().
@@ -105,7 +88,7 @@ class Accelerator {
  public:
   using Options = AcceleratorOptions<BackendType>;
 
-  explicit Accelerator(Options options = {}) : Accelerator(std::move(options), launch::detect()) {}
+  explicit Accelerator(Options options = {}) : Accelerator(options, launch::detect()) {}
 
   // Who am I
 
@@ -151,18 +134,20 @@ class Accelerator {
     return at_rank([&] { return prepare::MicroStep(engine_, position_of(std::addressof(batch))); });
   }
   /// The same for data that no prepared loader gave: no window is known to end early.
-  [[nodiscard]] prepare::MicroStep accumulate() { return {engine_, std::nullopt}; }
+  [[nodiscard]] prepare::MicroStep accumulate() {
+    return at_rank([&] { return prepare::MicroStep(engine_, std::nullopt); });
+  }
 
   [[nodiscard]] prepare::NoSync no_sync() { return prepare::NoSync(engine_); }
   [[nodiscard]] bool sync_gradients() const { return engine_->accumulation.synchronises(); }
 
   /// Scales the gradients of `model` so that their norm is at most `max_norm`; returns the norm before.
   /// In a micro-step that only accumulates: nothing, and the model's last norm (NaN at first).
+  ///
+  /// Throws   InvalidArgument where the gradients are this rank's only, as after no_sync.
   template <class Model>
   at::Tensor clip_grad_norm_(const Model& model, double max_norm, double norm_type = 2.0) {
-    at::Tensor& norm = norms_.try_emplace(&model.record(), not_a_number_).first->second;
-    if (sync_gradients()) at_rank([&] { norm = gradient::clip_grad_norm_(model.parameters(), max_norm, norm_type); });
-    return norm;
+    return at_rank([&] { return engine_->clip_grad_norm_(model.prepared(), max_norm, norm_type); });
   }
 
   // Results and other values over the ranks. All collective.
@@ -207,7 +192,7 @@ class Accelerator {
   }
 
   /// The mean of a loss over steps and ranks; adding to it costs no synchronisation.
-  class LossMean;
+  using LossMean = prepare::LossMean<BackendType, PrecisionType>;
   [[nodiscard]] LossMean running_mean() { return LossMean(engine_); }
 
   /// This rank cannot go on: every rank's next or current call throws CommError with `reason`. Not
@@ -242,12 +227,10 @@ class Accelerator {
  private:
   using Engine = prepare::Engine<BackendType, PrecisionType>;
 
-  Accelerator(Options options, const launch::Launch& launch);
-
-  /// Sets the intra-op threads; returns their number and why.
-  [[nodiscard]] std::string set_threads(std::optional<int> option) const;
-  [[nodiscard]] std::string description(const Options& options, const launch::Launch& launch,
-                                        const std::string& threads) const;
+  Accelerator(const Options& options, const launch::Launch& launch)
+      : engine_(prepare::connect<BackendType, PrecisionType>(options, launch)),
+        description_(prepare::description(*engine_, options, launch,
+                                          prepare::set_threads(options.threads, engine_->topology.local_world_size))) {}
 
   template <class... Parts>
   auto prepare_parts(Parts... parts) {
@@ -273,84 +256,6 @@ class Accelerator {
 
   std::shared_ptr<Engine> engine_;
   std::string description_;
-  at::Tensor not_a_number_ = at::full({}, std::numeric_limits<double>::quiet_NaN());
-  std::map<const tensor::Record*, at::Tensor> norms_;  // the last of each model
 };
-
-template <class BackendType, class PrecisionType>
-class Accelerator<BackendType, PrecisionType>::LossMean {
- public:
-  explicit LossMean(std::shared_ptr<Engine> engine) : engine_(std::move(engine)), mean_(engine_->backend) {}
-
-  /// `value` counts as often as the current batch has rows; once outside of a prepared loader.
-  void update(const at::Tensor& value) {
-    const data::Pass* pass = engine_->in_flight.innermost();
-    update(value, pass == nullptr ? 1 : pass->position.rows);
-  }
-  void update(const at::Tensor& value, std::int64_t weight) {
-    engine_->at_rank([&] { mean_.update(value, weight); });
-  }
-
-  /// Collective; the host waits here. NaN if nothing was added.
-  [[nodiscard]] double compute() {
-    return engine_->at_rank([&] { return mean_.compute(); });
-  }
-  void reset() { mean_.reset(); }
-
- private:
-  std::shared_ptr<Engine> engine_;
-  metrics::RunningMean<BackendType> mean_;
-};
-
-template <class BackendType, class PrecisionType>
-Accelerator<BackendType, PrecisionType>::Accelerator(Options options, const launch::Launch& launch) {
-  engine_ = labelled(launch.topology.label(), [&] {
-    gradient::Accumulation accumulation(options.accumulation_steps, options.loss_normalization);
-    if constexpr (requires { BackendType::check_launch(launch.family, launch.topology.world_size); })
-      BackendType::check_launch(launch.family, launch.topology.world_size);
-    const auto meeting = launch::meet(launch, launch::next_creation(), Seconds(options.rendezvous_timeout_s),
-                                      Seconds(options.heartbeat_s));
-    BackendType backend(meeting, options.backend);
-    Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);
-    return std::make_shared<Engine>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
-                                    options.gradient);
-  });
-  for (const auto& family : launch.left_over)
-    engine_->log.info("launched by ", launch.family, "; variables of ", family, " are set, too, and were not asked");
-  const auto threads = set_threads(options.threads);
-  description_ = description(options, launch, threads);
-}
-
-template <class BackendType, class PrecisionType>
-std::string Accelerator<BackendType, PrecisionType>::set_threads(std::optional<int> option) const {
-  const int cores = launch::usable_cores();
-  const int ranks = engine_->topology.local_world_size;
-  const auto environment = launch::process_environment();
-  // An earlier accelerator of this process chose as this one does.
-  const bool chosen = launch::threads_were_chosen(at::get_num_threads(), cores) &&
-                      launch::intra_op_threads(cores, ranks, false, environment) != at::get_num_threads();
-  const auto share = launch::intra_op_threads(cores, ranks, chosen, environment);
-  if (option || share) at::set_num_threads(option ? *option : *share);
-  return message(at::get_num_threads(), option   ? " (option)"
-                                        : share  ? " (cores / local world size)"
-                                        : chosen ? " (as the program set them)"
-                                                 : " (LibTorch's own choice, or the user's variable)");
-}
-
-template <class BackendType, class PrecisionType>
-std::string Accelerator<BackendType, PrecisionType>::description(const Options& options, const launch::Launch& launch,
-                                                                 const std::string& threads) const {
-  const launch::Topology& own = engine_->topology;
-  const bool by_length = options.loss_normalization == gradient::LossNormalization::window_length;
-  return message("accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch),
-                 "\nlocal: rank ", own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
-                 "\nbackend: ", backend::description(engine_->backend), "\nprecision: ", PrecisionType::name,
-                 "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
-                 by_length ? "its length" : "accumulation_steps", "\ngradient: buckets of ",
-                 options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
-                 options.gradient.overlap ? ", overlapped with backward" : ", after backward",
-                 "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nheartbeat: ", options.heartbeat_s,
-                 " s\nintra-op threads: ", threads, "\nlog: ", Log::name(options.log), "\n");
-}
 
 }  // namespace accel::inline v0_1

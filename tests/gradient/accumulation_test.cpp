@@ -62,6 +62,8 @@ TEST_CASE("a short last window is divided by its length, or by all steps as an o
     REQUIRE(by_length.loss_factor() == (i < 4 ? 0.25 : 0.5));
     REQUIRE(by_steps.loss_factor() == 0.25);
     REQUIRE(by_length.take_correction() == 1.0);
+    by_length.end();
+    by_steps.end();
   }
 }
 
@@ -97,6 +99,20 @@ TEST_CASE("no_sync holds back what accumulate would reduce", "[accumulation]") {
   REQUIRE_FALSE(accumulation.synchronises());
   accumulation.leave_no_sync();
   REQUIRE(accumulation.synchronises());
+}
+
+TEST_CASE("a micro-step inside of another is refused, and the outer one stays what it is", "[accumulation]") {
+  Accumulation accumulation(2, LossNormalization::window_length);
+  accumulation.begin(batch(0, 4));
+  REQUIRE(accumulation.only_adds_up());
+  REQUIRE_THROWS_AS(accumulation.begin(batch(1, 4)), InvalidArgument);
+  REQUIRE(accumulation.only_adds_up());
+  accumulation.end();
+  REQUIRE_THROWS_AS(accumulation.check_window_is_over(), InvalidArgument);
+  accumulation.begin(batch(1, 4));
+  REQUIRE(accumulation.synchronises());
+  accumulation.end();
+  accumulation.check_window_is_over();
 }
 
 TEST_CASE("fewer than one step is refused", "[accumulation]") {

@@ -270,16 +270,6 @@ TEST_CASE("a backward that throws where nothing is reduced leaves the model usab
   });
 }
 
-TEST_CASE("a sparse gradient is refused by name", "[reducer]") {
-  on_ranks({2}, [](Rank) {
-    Gloo accelerator;
-    auto net = std::make_shared<torch::nn::EmbeddingImpl>(torch::nn::EmbeddingOptions(4, 2).sparse(true));
-    auto model = accelerator.prepare(net);
-    REQUIRE_THROWS_WITH(accelerator.backward(model(torch::tensor({1, 2})).sum()),
-                        ContainsSubstring("the gradient of weight is sparse"));
-  });
-}
-
 TEST_CASE("the gradients of one rank carry no hooks, and their memory is LibTorch's", "[reducer]") {
   on_ranks({1}, [](Rank) {
     Gloo accelerator;

@@ -414,6 +414,7 @@ TEST_CASE("state that a move would leave behind is refused", "[optimizer]") {
   struct OneRank : prepare::Session {
     using Session::Session;
     at::Tensor mean_loss(const at::Tensor& loss) override { return loss; }
+    double mean(double value) override { return value; }
   };
   OneRank session(launch::Topology{}, c10::Device(c10::DeviceType::CPU), Log(),
                   gradient::Accumulation(1, gradient::LossNormalization::window_length));
@@ -428,26 +429,4 @@ TEST_CASE("state that a move would leave behind is refused", "[optimizer]") {
   adam.step();
   REQUIRE_THROWS_WITH(prepare::inspect(optimizer, fresh),
                       ContainsSubstring("has state from earlier steps") && ContainsSubstring("moved to cpu"));
-}
-
-TEST_CASE("a scheduler advances with optimizer steps, not with micro-steps", "[scheduler]") {
-  on_ranks({1, 2}, [](Rank) {
-    Gloo accelerator({.accumulation_steps = 3});
-    auto net = std::make_shared<Line>();
-    SGD sgd(net->parameters(), 1.0);
-    torch::optim::StepLR halving(sgd, /*step_size=*/1, /*gamma=*/0.5);
-    torch::optim::ReduceLROnPlateauScheduler plateau(sgd);
-    auto [model, optimizer, scheduler, on_plateau, loader] = accelerator.prepare(
-        net, sgd, halving, plateau, data::DataLoader{Doubles{14 * accelerator.world_size()}, {.batch_size = 2}});
-    std::vector<double> rates;    // LibTorch's StepLR changes nothing at its first step
-    for (auto& batch : loader) {  // 7 micro-steps: windows of 3, 3 and 1
-      auto micro_step = accelerator.accumulate(batch);
-      accelerator.backward(model(batch.x).mean() * 0);
-      optimizer.step();
-      scheduler.step();
-      rates.push_back(sgd.param_groups()[0].options().get_lr());
-    }
-    on_plateau.step(1.0F);
-    REQUIRE(rates == std::vector<double>{1, 1, 1, 1, 1, 0.5, 0.25});
-  });
 }

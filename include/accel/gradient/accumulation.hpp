@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include <accel/core/error.hpp>
@@ -17,6 +18,10 @@ enum class LossNormalization {
   fixed_steps,    // accumulation_steps, always: Accelerate's rule, which under-weights a short window
 };
 
+[[nodiscard]] inline std::string_view name_of(LossNormalization normalization) {
+  return normalization == LossNormalization::window_length ? "window_length" : "fixed_steps";
+}
+
 /// Counts micro-steps. A window is accumulation_steps micro-batches, or what is left of the epoch;
 /// its last micro-step reduces, the others add up on their rank.
 class Accumulation {
@@ -26,10 +31,15 @@ class Accumulation {
   }
 
   [[nodiscard]] int steps() const { return steps_; }
+  [[nodiscard]] LossNormalization normalization() const { return normalization_; }
 
   /// A micro-step begins. `position` is known if its batch came from a prepared loader. A window
   /// that `break` left open goes on with the next batch, wherever that comes from.
+  ///
+  /// Throws   InvalidArgument inside of another one, whose end would be taken for its own.
   void begin(const std::optional<data::Position>& position) {
+    ACCEL_CHECK(!in_scope_, InvalidArgument, "accumulate: it is called inside of another micro-step; ",
+                "one `auto micro_step = accelerator.accumulate(batch);` is enough for all models of a step");
     position_ = position;
     if (count_ == window_) count_ = 0;
     if (count_ == 0) {
@@ -52,6 +62,17 @@ class Accumulation {
 
   /// Whether the current micro-step reduces and steps. Keeps its value until the next one begins.
   [[nodiscard]] bool synchronises() const { return synchronises_ && no_sync_ == 0; }
+
+  /// Inside of a micro-step that adds up and does nothing more: steps and clipping have to wait.
+  [[nodiscard]] bool only_adds_up() const { return in_scope_ && !synchronises_ && no_sync_ == 0; }
+
+  /// Throws   InvalidArgument after a loop that has ended in mid-window.
+  void check_window_is_over() const {
+    ACCEL_CHECK(in_scope_ || synchronises_ || no_sync_ > 0, InvalidArgument, "step: ", count_, " of ", window_,
+                " micro-steps of this window are done, and none is under way, so there is nothing to step yet; ",
+                "call step() while micro_step lives, as at every micro-step; after the last batch run the missing ",
+                "micro-steps, or give the window up with optimizer->zero_grad()");
+  }
 
   void enter_no_sync() { ++no_sync_; }
   void leave_no_sync() { --no_sync_; }

@@ -19,9 +19,6 @@ namespace accel::inline v0_1::gradient {
 
 /// What an optimizer asks of a model's reducer.
 struct Watch {
-  /// Gradients of this rank wait for a reduction.
-  [[nodiscard]] virtual bool waiting() const = 0;
-
   /// The name of one of `parameters` whose gradient comes from a backward that the accelerator did not
   /// run, or null.
   [[nodiscard]] virtual const std::string* stray(std::span<const at::Tensor> parameters) const = 0;

@@ -1,7 +1,8 @@
 // Engine: the machinery behind one accelerator: its ranks, its precision, its reducers.
 #pragma once
 
-#include <cstddef>
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <sstream>
@@ -13,7 +14,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
@@ -22,12 +22,13 @@
 #include <accel/collective/agree.hpp>
 #include <accel/collective/broadcast.hpp>
 #include <accel/core/error.hpp>
-#include <accel/gradient/gradients.hpp>
 #include <accel/gradient/reducer.hpp>
+#include <accel/gradient/root.hpp>
 #include <accel/precision/precision.hpp>
 #include <accel/prepare/loader.hpp>
 #include <accel/prepare/model.hpp>
 #include <accel/prepare/optimizer.hpp>
+#include <accel/prepare/options.hpp>
 #include <accel/prepare/parts.hpp>
 #include <accel/prepare/scheduler.hpp>
 #include <accel/prepare/session.hpp>
@@ -57,21 +58,13 @@ class Engine final : public Session {
   void prepare(Parts&... parts) {
     const Deadline deadline = Deadline::in(backend.timeout());
     auto& control = backend.control();
-    Inspection inspection{.session = *this};
+    Inspection inspection{.session = *this, .lines = common_settings<B, P>(accumulation, reducer_options_)};
     collective::all_or_none<InvalidArgument>(control, "prepare", deadline, [&] {
       (inspect_model(parts, inspection), ...);
       (inspect(parts, inspection), ...);
     });
     collective::require_equal(control, "prepare: what it is given", inspection.lines, deadline);
-    for (auto& model : inspection.models) {
-      collective::broadcast_coalesced(backend, model->record.tensors(), 0);
-      auto trainable = model->record.trainable_parameters();
-      if (topology.world_size > 1 && !trainable.empty()) {
-        reducers_.push_back(std::make_unique<gradient::Reducer<B>>(std::move(trainable), backend, reducer_options_));
-        model->watch = reducers_.back().get();
-      }
-      models.push_back(std::move(model));
-    }
+    for (auto& model : inspection.models) take(std::move(model));
     std::string seeds;
     const auto fallback = at::globalContext().defaultGenerator(c10::Device(c10::DeviceType::CPU)).current_seed();
     (propose_seed(parts, fallback, seeds), ...);
@@ -84,26 +77,29 @@ class Engine final : public Session {
   /// Backward of `loss` and, if this micro-step synchronises, the mean of all gradients over the
   /// ranks. On return everything has arrived.
   void backward(const at::Tensor& loss, bool retain_graph) {
-    ACCEL_CHECK(loss.defined() && loss.numel() == 1, InvalidArgument, "backward: expected a loss of one number, found ",
-                tensor::spec(loss), "; take its mean() or sum()");
-    ACCEL_CHECK(
-        loss.requires_grad(), InvalidArgument,
-        "backward: the loss depends on no parameter that requires a gradient; was forward run without gradients?");
+    ACCEL_CHECK(!in_backward_.exchange(true), InvalidArgument, "backward: it is called inside of another ",
+                "accelerator.backward, from a hook or on another thread; inside of a hook call loss.backward(), ",
+                "and reduce what comes of it with the next accelerator.backward");
+    const Leaving leaving{in_backward_};
+    check_loss(loss);
     accumulation.check_scope();
-    const double share = this->share();
     const bool synchronises = accumulation.synchronises();
-    const bool only = reducers_.size() == 1;
-    for (auto& reducer : reducers_) reducer->begin(synchronises, only);
-    if (const double correction = accumulation.take_correction(); correction != 1.0) scale_waiting(correction);
-    const auto before = marks(synchronises);
+    check_torn(synchronises);
+    const auto factor = gradient::split_factor(share() * accumulation.loss_factor(), arrival_.is_narrow(loss));
+    begin(synchronises, factor.arrival);
     try {
-      loss.backward(root_gradient(loss, share * accumulation.loss_factor()), retain_graph);
+      loss.backward(gradient::root_gradient(loss, factor.root), retain_graph);
+      end(synchronises);
+    } catch (const CommError&) {
+      give_up();  // the ranks know why
+      throw;
     } catch (...) {
-      for (auto& reducer : reducers_) reducer->cancel();
+      give_up();
+      // The other ranks reduce what this one has not, or wait for it: whatever it sends next would be
+      // taken for that.
+      if (synchronises && topology.world_size > 1) backend.abort("a backward that reduces threw on this rank");
       throw;
     }
-    finish_reductions(synchronises);
-    note_waiting(synchronises, before);
     accumulation.after_backward();
   }
 
@@ -119,79 +115,140 @@ class Engine final : public Session {
     return mean;
   }
 
+  [[nodiscard]] double mean(double value) override {
+    at::Tensor sum = at::full({}, value, at::TensorOptions().dtype(at::kDouble).device(device));
+    auto work = backend.all_reduce(sum, ReduceOp::sum);
+    work.wait();
+    return sum.item<double>() / topology.world_size;
+  }
+
  private:
+  /// A model with something to reduce, where there is another rank.
+  struct Replica {
+    Replica(std::shared_ptr<PreparedModel> own, B& backend, const gradient::ReducerOptions& options)
+        : model(std::move(own)),
+          reducer(model->record.trainable_parameters(), model->ledger, backend, options),
+          buffers(backend, options.broadcast_buffers ? model->record.buffer_tensors() : std::vector<at::Tensor>(), 0) {}
+
+    std::shared_ptr<PreparedModel> model;
+    gradient::Reducer<B> reducer;
+    collective::RepeatedBroadcast<B> buffers;
+  };
+
+  struct Leaving {
+    std::atomic<bool>& in_backward;
+    ~Leaving() { in_backward = false; }
+  };
+
+  /// What all ranks have agreed on becomes a model of this accelerator.
+  void take(std::shared_ptr<PreparedModel> model) {
+    collective::broadcast_coalesced(backend, model->record.tensors(), 0);
+    std::vector<at::Tensor> trainable;
+    for (const auto& [name, parameter] : model->record.trainable_parameters()) trainable.push_back(parameter);
+    arrival_.add(trainable);
+    model->ledger = gradient::Ledger(std::move(trainable), topology.world_size);
+    if (topology.world_size > 1 && !model->ledger.parameters().empty()) {
+      replicas_.push_back(std::make_unique<Replica>(model, backend, reducer_options_));
+      model->watch = &replicas_.back()->reducer;
+    }
+    models.push_back(std::move(model));
+  }
+
+  static void check_loss(const at::Tensor& loss) {
+    ACCEL_CHECK(loss.defined() && loss.numel() == 1, InvalidArgument, "backward: expected a loss of one number, found ",
+                tensor::spec(loss), "; take its mean() or sum()");
+    ACCEL_CHECK(
+        loss.requires_grad(), InvalidArgument,
+        "backward: the loss depends on no parameter that requires a gradient; was forward run without gradients?");
+  }
+
+  void check_torn(bool synchronises) {
+    for (const auto& model : models) {
+      if (!model->ledger.torn()) continue;
+      if (topology.world_size > 1) backend.control().check_failure("backward");  // then that is what is wrong
+      const std::string problem = torn(*model);
+      if (synchronises && topology.world_size > 1) backend.abort(problem);  // the others are about to wait
+      throw InvalidArgument(message("backward: ", problem));
+    }
+  }
+
   /// This rank's share of the mean over the rows of all.
   [[nodiscard]] double share() const {
     const auto position = accumulation.position();
     return position ? position->share() : in_flight.share(1.0 / topology.world_size);
   }
 
-  /// What autograd starts from: the factor of the loss. 1 is what it takes by itself.
-  at::Tensor root_gradient(const at::Tensor& loss, double factor) {
-    if (factor == 1.0) return {};
-    if (!root_.defined() || root_factor_ != factor || root_.scalar_type() != loss.scalar_type() ||
-        root_.device() != loss.device() || root_.sizes() != loss.sizes()) {
-      root_ = at::full(loss.sizes(), factor, loss.options().requires_grad(false));
-      root_factor_ = factor;
+  void begin(bool synchronises, double arrival_factor) {
+    using Task = typename gradient::Reducer<B>::Task;
+    const Task task = !synchronises            ? Task::add_up
+                      : replicas_.size() == 1 ? Task::reduce_meanwhile
+                                               : Task::reduce_after;
+    const double correction = accumulation.take_correction();
+    for (const auto& model : models) {
+      if (correction != 1.0) model->ledger.rescale(correction);
+      model->ledger.begin(synchronises);
     }
-    return root_;
+    for (const auto& replica : replicas_) replica->reducer.begin(task);
+    arrival_.set(arrival_factor);
   }
 
-  /// With several models the ranks first agree which of them anybody's backward has touched: all
-  /// must reduce the same ones, in the same order.
+  void end(bool synchronises) {
+    arrival_.set(1.0);
+    for (const auto& replica : replicas_) replica->reducer.end();
+    if (synchronises && topology.world_size > 1) {
+      reduce();
+    } else {
+      for (const auto& model : models) synchronises ? model->ledger.reduced() : model->ledger.added_up();
+    }
+  }
+
+  void give_up() {
+    arrival_.set(1.0);
+    for (const auto& replica : replicas_) replica->reducer.end();
+    for (const auto& model : models) model->ledger.threw();
+  }
+
+  /// Everything is under way before anything is waited for; the buffers go last, behind the gradients.
+  void reduce() {
+    const auto due = due_replicas();
+    for (Replica* replica : due) replica->reducer.start_rest();
+    for (Replica* replica : due) replica->buffers.start();
+    for (Replica* replica : due) {
+      replica->reducer.wait();
+      replica->buffers.wait();
+      replica->model->ledger.reduced();
+    }
+    for (const auto& replica : replicas_)
+      if (std::find(due.begin(), due.end(), replica.get()) == due.end()) replica->model->ledger.added_up();
+  }
+
+  /// With several models the ranks first agree which of them anybody's backward has touched: all must
+  /// reduce the same ones, in the same order.
   ///
   /// Cost     with several models one all_reduce of a byte for each, which the host waits for.
-  void finish_reductions(bool synchronises) {
-    if (!synchronises || reducers_.size() < 2) {
-      for (auto& reducer : reducers_) reducer->finish(true);
-      return;
+  [[nodiscard]] std::vector<Replica*> due_replicas() {
+    std::vector<Replica*> due;
+    if (replicas_.size() < 2) {
+      for (const auto& replica : replicas_) due.push_back(replica.get());
+      return due;
     }
-    at::Tensor news = at::empty({static_cast<std::int64_t>(reducers_.size())}, at::kByte);
+    at::Tensor news = at::empty({static_cast<std::int64_t>(replicas_.size())}, at::kByte);
     auto* flags = news.template mutable_data_ptr<std::uint8_t>();
-    for (const auto& reducer : reducers_) *flags++ = reducer->has_news() ? 1 : 0;
+    for (const auto& replica : replicas_) *flags++ = replica->model->ledger.has_news() ? 1 : 0;
     news = news.to(device);
     auto work = backend.all_reduce(news, ReduceOp::max);
     work.wait();
     news = news.cpu();
     const auto* agreed = news.template const_data_ptr<std::uint8_t>();
-    for (auto& reducer : reducers_) reducer->finish(*agreed++ != 0);
-  }
-
-  void scale_waiting(double factor) {
-    const c10::AutoGradMode no_grad(false);
-    for (const auto& model : models) {
-      if (!model->unfinished()) continue;
-      const auto gradients = gradient::gradients_of(model->record.parameters);
-      if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
-    }
-  }
-
-  /// What changes when backward adds to a gradient: the tensor, or its version.
-  using Mark = std::pair<const void*, std::uint32_t>;
-
-  /// One rank has no hooks that tell which of several models a backward touches: compare gradients.
-  [[nodiscard]] std::vector<std::vector<Mark>> marks(bool synchronises) const {
-    if (synchronises || topology.world_size > 1 || models.size() < 2) return {};
-    std::vector<std::vector<Mark>> result(models.size());
-    for (std::size_t m = 0; m < models.size(); ++m)
-      for (const auto& gradient : gradient::gradients_of(models[m]->record.parameters))
-        result[m].emplace_back(gradient.unsafeGetTensorImpl(), gradient._version());
-    return result;
-  }
-
-  void note_waiting(bool synchronises, const std::vector<std::vector<Mark>>& before) {
-    if (topology.world_size > 1) return;  // the reducers know
-    const auto now = marks(synchronises);
-    for (std::size_t m = 0; m < models.size(); ++m) {
-      const bool touched = now.empty() || now[m] != before[m];
-      models[m]->waits = !synchronises && (models[m]->waits || touched);
-    }
+    for (const auto& replica : replicas_)
+      if (*agreed++ != 0) due.push_back(replica.get());
+    return due;
   }
 
   gradient::ReducerOptions reducer_options_;
-  std::vector<std::unique_ptr<gradient::Reducer<B>>> reducers_;
-  at::Tensor root_;  // the last root gradient: it rarely changes from step to step
-  double root_factor_ = 1.0;
+  std::vector<std::unique_ptr<Replica>> replicas_;
+  gradient::ArrivalFactor arrival_;
+  std::atomic<bool> in_backward_ = false;
 };
 
 /// The wrapper that a part becomes.

@@ -94,6 +94,7 @@ class Model {
   /// Each parameter once, unlike the module's own list where some are tied.
   [[nodiscard]] std::vector<at::Tensor> parameters() const { return record().parameter_tensors(); }
   [[nodiscard]] const tensor::Record& record() const { return prepared_->record; }
+  [[nodiscard]] PreparedModel& prepared() const { return *prepared_; }
 
   void train(bool on = true) { net_->train(on); }
   void eval() { net_->train(false); }

@@ -57,13 +57,14 @@ std::size_t drop_repeated(O& optimizer) {
 
 /// A prepared optimizer: the wrapped one with the calls that matter guarded.
 ///
-/// step() does nothing in a micro-step that only accumulates. zero_grad() keeps gradients that are
-/// not reduced yet, so it may stand before backward or after step. The wrapped optimizer's own calls,
+/// step() does nothing in a micro-step that only accumulates; while a window is open it belongs inside
+/// of a micro-step. zero_grad() keeps gradients that are not reduced yet, so it may stand before
+/// backward or after step; those of a backward that threw half-way it always lets go. The wrapped optimizer's own calls,
 /// `optimizer->step()` and `optimizer->zero_grad()`, are without guards: for gradients of another
 /// source, and to give up a window.
 ///
 /// Throws   InvalidArgument from step(): see Session::check_before_step. Also if gradients are there
-///          that accelerator.backward did not make.
+///          that accelerator.backward did not make, and after a loop that has ended in mid-window.
 /// Differs  Accelerate's zero_grad, at the start of the loop, erases an accumulated window.
 template <class O>
 class Optimizer {
@@ -76,7 +77,7 @@ class Optimizer {
 
   void step() {
     session_->at_rank([&] {
-      if (waits()) return;
+      if (session_->accumulation.only_adds_up()) return;
       check_before_step();
       optimizer_->step();
       session_->note_step();
@@ -90,7 +91,8 @@ class Optimizer {
   template <class Closure>
   at::Tensor step(Closure&& closure) {
     return session_->at_rank([&]() -> at::Tensor {
-      if (waits()) return closure();
+      if (session_->accumulation.only_adds_up()) return closure();
+      session_->accumulation.check_window_is_over();
       at::Tensor mean_loss = optimizer_->step([&]() -> at::Tensor {
         at::Tensor loss = closure();
         check_before_step();
@@ -102,10 +104,13 @@ class Optimizer {
   }
 
   void zero_grad(bool set_to_none = true) {
-    for (const auto& model : models_)
-      if (model->unfinished()) return;
-    optimizer_->zero_grad(set_to_none);
-    if (set_to_none) backwards_at_clear_ = session_->accumulation.backwards();
+    bool torn = false;
+    for (const auto& model : models_) {
+      if (model->ledger.waiting()) return;
+      torn = torn || model->ledger.torn();
+    }
+    optimizer_->zero_grad(set_to_none || torn);
+    if (set_to_none || torn) backwards_at_clear_ = session_->accumulation.backwards();
     for (auto& group : optimizer_->param_groups())
       for (const auto& model : models_)
         if (model->watch != nullptr) model->watch->clear_stray(group.params());
@@ -139,12 +144,6 @@ class Optimizer {
   [[nodiscard]] O& unwrap() { return *optimizer_; }
 
  private:
-  /// True in a micro-step that only accumulates. Under no_sync a step is a mistake, and checked.
-  [[nodiscard]] bool waits() const {
-    const auto& accumulation = session_->accumulation;
-    return !accumulation.synchronises() && !accumulation.in_no_sync();
-  }
-
   /// The models whose parameters this optimizer steps.
   void find_models() {
     models_.clear();
@@ -158,6 +157,7 @@ class Optimizer {
 
   void check_before_step() {
     constexpr std::string_view remedy = "call accelerator.backward(loss) in place of loss.backward()";
+    session_->accumulation.check_window_is_over();
     for (const auto& model : models_) session_->check_before_step(*model);
     for (auto& group : optimizer_->param_groups())
       for (const auto& model : models_) {

@@ -17,6 +17,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/data/loader.hpp>
+#include <accel/prepare/group_options.hpp>
 #include <accel/prepare/model.hpp>
 #include <accel/prepare/optimizer.hpp>
 #include <accel/prepare/scheduler.hpp>
@@ -109,6 +110,7 @@ void inspect_model(ModelPart<Net>& part, Inspection& inspection) {
   part.net->to(device);
   const auto number = inspection.session.models.size() + inspection.models.size();
   part.prepared->record = tensor::record(*part.net, message("model ", number));
+  part.prepared->record.check_layouts();
   for (const auto& [name, parameter] : part.prepared->record.parameters)
     ACCEL_CHECK(inspection.owner(parameter) == nullptr, InvalidArgument, "prepare: ", name, " of model ", number,
                 " belongs to a model that is prepared already; prepare each model once");
@@ -128,7 +130,7 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
                                 " tied parameter(s) twice, and would have stepped them twice; each is listed once now");
   std::size_t group_number = 0;
   for (auto& group : optimizer.param_groups()) {
-    std::string line = message(label, ": group ", group_number++, ":");
+    std::string line = message(label, ": group ", group_number, ":");
     for (const auto& parameter : group.params()) {
       const tensor::Record* owner = inspection.owner(parameter);
       ACCEL_CHECK(owner != nullptr, InvalidArgument, "prepare: ", label, " holds a parameter ", tensor::spec(parameter),
@@ -138,6 +140,7 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
         if (tensor.is_same(parameter)) line += message(" ", owner->label, "/", name);
     }
     inspection.lines.push_back(std::move(line));
+    inspection.lines.push_back(message(label, ": group ", group_number++, ": ", options_text(group)));
   }
   ACCEL_CHECK(!inspection.moved || optimizer.state().empty(), InvalidArgument, "prepare: ", label,
               " has state from earlier steps, and its model has just been moved to ", inspection.session.device.str(),

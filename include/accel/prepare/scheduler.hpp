@@ -16,9 +16,14 @@ concept SchedulerLike =
     !OptimizerLike<S> &&
     (requires(S& scheduler) { scheduler.step(); } || requires(S& scheduler) { scheduler.step(0.0F); });
 
-/// A prepared scheduler: step() counts optimizer steps, so it may stand in the inner loop.
+/// A prepared scheduler. Inside of a micro-step step() counts optimizer steps, so it may stand in the
+/// inner loop; outside of one, as after an epoch, every call counts, wherever the window stands. Under
+/// no_sync none does.
 ///
-/// Differs  Accelerate advances world_size times a step.
+/// step(loss) takes each rank's own: the mean over the ranks is judged, so that all have one rate.
+///
+/// Cost     of step(loss) one all_reduce of a number, which the host waits for.
+/// Differs  Accelerate advances world_size times a step, and leaves each rank to its own loss.
 template <class S>
 class Scheduler {
  public:
@@ -27,13 +32,23 @@ class Scheduler {
 
   template <class... Args>
   void step(Args&&... args) {
-    if (session_->accumulation.synchronises()) scheduler_->step(std::forward<Args>(args)...);
+    if (counts()) scheduler_->step(std::forward<Args>(args)...);
+  }
+
+  template <std::floating_point Value>
+  void step(Value value) {
+    if (counts()) session_->at_rank([&] { scheduler_->step(static_cast<Value>(session_->mean(value))); });
   }
 
   [[nodiscard]] S* operator->() { return scheduler_.get(); }
   [[nodiscard]] S& unwrap() { return *scheduler_; }
 
  private:
+  [[nodiscard]] bool counts() const {
+    const auto& accumulation = session_->accumulation;
+    return !accumulation.only_adds_up() && !accumulation.in_no_sync();
+  }
+
   std::shared_ptr<S> scheduler_;
   std::shared_ptr<Session> session_;
 };

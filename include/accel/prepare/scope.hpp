@@ -10,6 +10,8 @@
 namespace accel::inline v0_1::prepare {
 
 /// One micro-step, from accumulate() to the end of the scope.
+///
+/// Throws   InvalidArgument inside of another one.
 class [[nodiscard]] MicroStep {
  public:
   MicroStep(std::shared_ptr<Session> session, const std::optional<data::Position>& position)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -9,26 +10,27 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/full.h>
 
 #include <accel/core/error.hpp>
 #include <accel/core/log.hpp>
 #include <accel/data/position.hpp>
 #include <accel/gradient/accumulation.hpp>
+#include <accel/gradient/clip.hpp>
 #include <accel/gradient/hooks.hpp>
+#include <accel/gradient/ledger.hpp>
 #include <accel/launch/topology.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
 
-/// A prepared model and who reduces its gradients.
+/// A prepared model, what its gradients are, and who reduces them.
 struct PreparedModel {
   tensor::Record record;
+  gradient::Ledger ledger;
   gradient::Watch* watch = nullptr;  // the reducer; null at one rank and for frozen models
-  bool waits = false;                // what the reducer would know, at one rank
-
-  /// Its gradients wait for the last backward of a step: zero_grad keeps them.
-  [[nodiscard]] bool unfinished() const { return watch == nullptr ? waits : watch->waiting(); }
+  at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
 };
 
 /// One per accelerator; every wrapper shares it, so that the order of destruction does not matter.
@@ -43,6 +45,11 @@ struct Session {
   ///
   /// Cost     one all_reduce of a number, which the host waits for.
   [[nodiscard]] virtual at::Tensor mean_loss(const at::Tensor& loss) = 0;
+
+  /// The mean of `value` over the ranks: one that is equal on all of them is what it was.
+  ///
+  /// Cost     one all_reduce of a number, which the host waits for.
+  [[nodiscard]] virtual double mean(double value) = 0;
 
   /// What the other ranks, where there are any, hear should this one fail.
   virtual void note_step() noexcept {}
@@ -78,6 +85,28 @@ struct Session {
     return nullptr;
   }
 
+  /// Scales the gradients of `model` so that their norm is at most `max_norm`; returns the norm before,
+  /// or in a micro-step that only adds up the last one.
+  at::Tensor clip_grad_norm_(PreparedModel& model, double max_norm, double norm_type) const {
+    if (accumulation.only_adds_up()) return model.norm;
+    check_gradients(model, "clip_grad_norm_");
+    return model.norm = gradient::clip_grad_norm_(model.record.parameter_tensors(), max_norm, norm_type);
+  }
+
+  /// Refuses to go on with gradients that are not means over the ranks.
+  void check_gradients(const PreparedModel& model, std::string_view call) const {
+    ACCEL_CHECK(!model.ledger.torn(), InvalidArgument, call, ": ", torn(model));
+    ACCEL_CHECK(!model.ledger.waiting(), InvalidArgument, call, ": the last backward of ", model.record.label,
+                " ran under no_sync, or in a micro-step that only adds up, so its gradients are those of this rank ",
+                "only; run the last backward of a step outside of no_sync");
+  }
+
+  /// Why gradients are torn, and what to do.
+  [[nodiscard]] static std::string torn(const PreparedModel& model) {
+    return message("an earlier backward of ", model.record.label, " threw half-way, so its gradients are incomplete; ",
+                   "clear them first, by optimizer.zero_grad()");
+  }
+
   /// Refuses a step on a model that is not what was prepared, or whose gradients are not reduced.
   ///
   /// Cost     two comparisons per parameter.
@@ -96,9 +125,7 @@ struct Session {
     const std::string* lost = model.watch == nullptr ? nullptr : model.watch->lost_hook();
     ACCEL_CHECK(lost == nullptr, InvalidArgument, "step: autograd no longer reports the gradient of ", *lost,
                 ", as after net->to(...); ", to_remedy);
-    ACCEL_CHECK(!model.unfinished(), InvalidArgument, "step: the last backward of ", record.label,
-                " ran under no_sync, so its gradients are those of this rank only; run the last backward of a step "
-                "outside of no_sync");
+    check_gradients(model, "step");
   }
 
  private:

@@ -12,11 +12,13 @@
 
 namespace accel::inline v0_1::tensor {
 
-/// A view of `flat` from `offset` on with the shape of `like`, and with its strides where they are
-/// dense: autograd then adds into the view in place instead of making a copy.
+/// A view of `flat` from its element `offset` on with the shape of `like`, and with its strides where
+/// they are dense: autograd then adds into the view in place instead of making a copy.
 /// Source   the layout contract of LibTorch's AccumulateGrad.
 [[nodiscard]] inline at::Tensor view_like(const at::Tensor& flat, std::int64_t offset, const at::Tensor& like) {
-  if (like.is_non_overlapping_and_dense()) return flat.as_strided(like.sizes(), like.strides(), offset);
+  // as_strided counts from the begin of the storage, in which `flat` may be a part.
+  if (like.is_non_overlapping_and_dense())
+    return flat.as_strided(like.sizes(), like.strides(), flat.storage_offset() + offset);
   return flat.narrow(0, offset, like.numel()).view(like.sizes());
 }
 
@@ -42,6 +44,14 @@ void for_each_group(std::span<const at::Tensor> tensors, Bytes cap, Visitor&& vi
     }
     visitor(group);
   }
+}
+
+/// The elements of `tensor` that have memory of their own: where it is expanded, the first along that
+/// dimension stands for all. Whoever writes to them writes to all of `tensor`.
+[[nodiscard]] inline at::Tensor without_expansion(at::Tensor tensor) {
+  for (std::int64_t dim = 0; dim < tensor.dim(); ++dim)
+    if (tensor.stride(dim) == 0 && tensor.size(dim) > 1) tensor = tensor.narrow(dim, 0, 1);
+  return tensor;
 }
 
 /// One buffer with room for all of `tensors`, which share dtype and device. Not filled.

@@ -29,6 +29,16 @@ struct Record {
   std::vector<bool> trainable;  // of the parameters
   std::vector<c10::ScalarType> dtypes;
 
+  /// Throws   InvalidArgument, by name, for what cannot be sent as it lies in memory.
+  void check_layouts() const {
+    const auto check = [&](const NamedTensor& named) {
+      ACCEL_CHECK(named.tensor.layout() == at::kStrided, InvalidArgument, "prepare: ", named.name, " of ", label,
+                  " is ", layout(named.tensor), ", and only dense tensors are sent between ranks; make it dense");
+    };
+    for (const auto& parameter : parameters) check(parameter);
+    for (const auto& buffer : buffers) check(buffer);
+  }
+
   [[nodiscard]] bool holds(const at::Tensor& tensor) const {
     for (const auto& parameter : parameters)
       if (parameter.tensor.is_same(tensor)) return true;
@@ -51,17 +61,24 @@ struct Record {
   /// Parameters, then buffers.
   [[nodiscard]] std::vector<at::Tensor> tensors() const {
     auto all = parameter_tensors();
-    for (const auto& buffer : buffers) all.push_back(buffer.tensor);
+    for (auto& buffer : buffer_tensors()) all.push_back(std::move(buffer));
     return all;
   }
 
-  /// One line per tensor and tie: what every rank must have alike.
+  [[nodiscard]] std::vector<at::Tensor> buffer_tensors() const {
+    std::vector<at::Tensor> tensors;
+    for (const auto& buffer : buffers) tensors.push_back(buffer.tensor);
+    return tensors;
+  }
+
+  /// One line per tensor and tie: what every rank must have alike. Strides count: the same place of a
+  /// flat buffer would be another element.
   void describe(std::vector<std::string>& lines) const {
     for (std::size_t i = 0; i < parameters.size(); ++i)
-      lines.push_back(message(label, ": ", parameters[i].name, " ", spec(parameters[i].tensor),
+      lines.push_back(message(label, ": ", parameters[i].name, " ", layout(parameters[i].tensor),
                               trainable[i] ? " requires_grad" : " frozen"));
     for (const auto& buffer : buffers)
-      lines.push_back(message(label, ": buffer ", buffer.name, " ", spec(buffer.tensor)));
+      lines.push_back(message(label, ": buffer ", buffer.name, " ", layout(buffer.tensor)));
     for (const auto& [name, of] : aliases) lines.push_back(message(label, ": ", name, " tied to ", of));
   }
 };

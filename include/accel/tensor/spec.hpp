@@ -73,4 +73,14 @@ struct Spec {
   return tensor.defined() ? Spec::of(tensor).text() : "undefined";
 }
 
+/// `f32[8, 3] with strides [1, 8]` where they are not those of rows one after the other: how its
+/// elements lie in memory, too.
+[[nodiscard]] inline std::string layout(const at::Tensor& tensor) {
+  if (tensor.layout() != at::kStrided) return message(spec(tensor), " of layout ", tensor.layout());
+  if (tensor.is_contiguous()) return spec(tensor);
+  std::string strides;
+  for (const std::int64_t stride : tensor.strides()) strides += (strides.empty() ? "" : ", ") + std::to_string(stride);
+  return message(spec(tensor), " with strides [", strides, "]");
+}
+
 }  // namespace accel::inline v0_1::tensor

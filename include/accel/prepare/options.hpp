@@ -1,0 +1,48 @@
+// Options: every setting of an accelerator and its default, and what all ranks must have alike.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <accel/core/error.hpp>
+#include <accel/core/log.hpp>
+#include <accel/core/units.hpp>
+#include <accel/core/version.hpp>
+#include <accel/gradient/accumulation.hpp>
+#include <accel/gradient/reducer.hpp>
+#include <accel/launch/heartbeat.hpp>
+
+namespace accel::inline v0_1 {
+
+/// Every default in force, and where it comes from.
+template <class B>
+struct AcceleratorOptions {
+  int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
+  gradient::LossNormalization loss_normalization =
+      gradient::LossNormalization::window_length;     // of a short last window
+  gradient::ReducerOptions gradient{};                // bucket caps: 25 MiB, the last 1 MiB
+  typename B::Options backend{};                      // timeout of collectives, interface, device
+  double rendezvous_timeout_s = 60;                   // until all ranks are there
+  double heartbeat_s = launch::default_beat.count();  // a rank is given up after three of silence; 0: never
+  std::optional<int> threads{};                       // intra-op; unset: cores / local_world_size, or the user's own
+  Log::Level log = Log::Level::info;                  // to standard error
+};
+
+namespace prepare {
+
+/// A line for each setting that, where ranks have it differently, ends in wrong sums or in a hang.
+template <class B, class P>
+[[nodiscard]] std::vector<std::string> common_settings(const gradient::Accumulation& accumulation,
+                                                       const gradient::ReducerOptions& gradient) {
+  const auto flag = [](bool value) { return value ? "true" : "false"; };
+  return {message("accel ", ACCEL_VERSION, ", backend ", B::name, ", precision ", P::name),
+          message("accumulation_steps = ", accumulation.steps()),
+          message("loss_normalization = ", name_of(accumulation.normalization())),
+          message("buckets of ", gradient.caps.bucket_cap, ", the last of ", gradient.caps.last_bucket_cap),
+          message("overlap = ", flag(gradient.overlap)),
+          message("broadcast_buffers = ", flag(gradient.broadcast_buffers))};
+}
+
+}  // namespace prepare
+}  // namespace accel::inline v0_1

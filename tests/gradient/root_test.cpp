@@ -1,0 +1,95 @@
+// What backward starts from, and what comes of it where a gradient is that very tensor or too narrow for the factor.
+#include "support/models.hpp"
+#include "support/ranks.hpp"
+
+#include <accel/accelerator.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+
+using namespace accel;
+using namespace accel::testing;
+using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
+
+namespace {
+
+/// Two numbers, and a loss in which autograd passes on what it starts from: their gradients are views of it.
+struct Numbers : torch::nn::Module {
+  Numbers()
+      : a(register_parameter("a", torch::zeros({1}, torch::kDouble))),
+        b(register_parameter("b", torch::zeros({1, 1}, torch::kDouble))) {}
+  torch::Tensor forward() { return a.squeeze() + b.view(std::vector<std::int64_t>()); }
+
+  torch::Tensor a, b;
+};
+
+}  // namespace
+
+TEST_CASE("a number whose gradient is what backward starts from has a gradient of its own", "[root]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    for (const bool alone : {true, false}) {
+      Gloo accelerator({.accumulation_steps = 2});
+      auto net = std::make_shared<Numbers>();
+      auto model = accelerator.prepare(net);
+      for (int window = 0; window < 4; ++window) {
+        for (int i = 0; i < 2; ++i) {
+          auto micro_step = accelerator.accumulate();
+          accelerator.backward(alone ? net->a.squeeze() : model());
+        }
+        REQUIRE(std::abs(net->a.grad().item<double>() - 1) < 1e-12);  // 1, 2, 4, 8 where they share memory
+        if (!alone) REQUIRE(std::abs(net->b.grad().item<double>() - 1) < 1e-12);
+        net->zero_grad();
+      }
+    }
+  });
+}
+
+TEST_CASE("gradients that add up from step to step are not added to one another", "[root]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Numbers>();
+    auto model = accelerator.prepare(net);
+    for (int step = 1; step <= 4; ++step) {
+      accelerator.backward(model());
+      REQUIRE(std::abs(net->a.grad().item<double>() - step) < 1e-12);  // plain LibTorch: 1, 3, 5, 7
+      REQUIRE(std::abs(net->b.grad().item<double>() - step) < 1e-12);
+    }
+  });
+}
+
+TEST_CASE("clipping one number's gradient leaves the next step's alone", "[root]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator({.accumulation_steps = 2});
+    auto net = std::make_shared<Numbers>();
+    auto model = accelerator.prepare(net);
+    for (int window = 0; window < 3; ++window) {
+      for (int i = 0; i < 2; ++i) {
+        auto micro_step = accelerator.accumulate();
+        accelerator.backward(8 * net->a.squeeze() + 6 * net->b.squeeze());
+        const double norm = accelerator.clip_grad_norm_(model, 1.0).item<double>();
+        if (i == 1) REQUIRE(std::abs(norm - 10) < 1e-12);
+      }
+      REQUIRE(std::abs(net->a.grad().item<double>() - 0.8) < 1e-6);
+      net->zero_grad();
+    }
+  });
+}
+
+TEST_CASE("a loss in few bits leaves the mean exact: what bf16 cannot hold is multiplied later", "[root]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    for (const auto dtype : {torch::kBFloat16, torch::kHalf, torch::kFloat}) {
+      // Three micro-batches, and three ranks: 1/3 in bf16 is 0.33398.
+      Gloo accelerator({.accumulation_steps = 3});
+      auto net = std::make_shared<torch::nn::LinearImpl>(torch::nn::LinearOptions(4, 1).bias(false));
+      auto model = accelerator.prepare(net);
+      for (int i = 0; i < 3; ++i) {
+        auto micro_step = accelerator.accumulate();
+        accelerator.backward(model(torch::ones({1, 4})).sum().to(dtype));
+      }
+      REQUIRE(distance({net->weight.grad()}, {torch::ones({1, 4})}) < 1e-6);
+      // A gradient of somebody else's backward is nothing to the accelerator.
+      net->zero_grad();
+      model(torch::ones({1, 4})).sum().to(dtype).backward();
+      REQUIRE(torch::equal(net->weight.grad(), torch::ones({1, 4})));
+    }
+  });
+}
