@@ -1,4 +1,4 @@
-// Real ranks for tests: on_ranks starts this very test program again, once for each rank.
+// Real ranks for tests: on_ranks runs this very test program again, in a new process for each rank.
 #pragma once
 
 #include <chrono>
@@ -38,6 +38,9 @@ using Variables = std::vector<std::pair<std::string, std::string>>;
 struct RankOptions {
   Seconds deadline{60};  // then the ranks are killed; three times as long under sanitizers
   Variables variables = {};
+  /// Ranks are forks of this program as it is once loaded (fork_server.hpp), and on_ranks lets them leave as soon as
+  /// the body is done. These are started like anybody's, as those with variables are, and leave through main's end.
+  bool own_processes = false;
 };
 
 /// Runs `body` on real processes, for each world size in turn; fails the running test case if a
@@ -71,6 +74,10 @@ struct ProgramOptions {
 
 /// The argument that makes Catch2 run exactly the test case of that name.
 [[nodiscard]] std::string exact_filter(const std::string& test_name);
+
+/// Skips the test case for want of `what` (torchrun, mpi, slurm, namespaces), or fails it where ACCEL_TESTS_MUST_RUN, a
+/// list of such words or "all", says that this machine has it.
+void skip_without(const std::string& what, const std::string& reason);
 
 /// A port of 127.0.0.1 that nobody listens on and that no other test gets while this object lives.
 class ReservedPort {
