@@ -66,7 +66,7 @@ class ProcessState {
 class Results {
  public:
   void open() {
-    if (const char* path = std::getenv("ACCEL_TEST_RANK_RESULTS")) file_.open(path, std::ios::trunc);
+    if (const char* path = std::getenv("ACCEL_TEST_RESULTS")) file_.open(path, std::ios::trunc);
   }
   template <class... Fields>
   void note(const std::string& outcome, const Fields&... fields) {

@@ -24,8 +24,8 @@ namespace {
 
 // What launchers set would make a rank believe in another job than its test's.
 bool set_by_a_launcher(std::string_view variable) {
-  constexpr std::array<std::string_view, 5> names = {
-      "RANK=", "WORLD_SIZE=", "NODE_RANK=", "OMP_NUM_THREADS=", "ACCEL_TEST_NAME="};
+  constexpr std::array<std::string_view, 6> names = {
+      "RANK=", "WORLD_SIZE=", "NODE_RANK=", "OMP_NUM_THREADS=", "ACCEL_TEST_NAME=", "ACCEL_TEST_RESULTS="};
   constexpr std::array<std::string_view, 16> prefixes = {
       "LOCAL_RANK=", "LOCAL_WORLD_SIZE=", "GROUP_",       "ROLE_",
       "MASTER_",     "TORCHELASTIC_",     "SLURM_",       "OMPI_",

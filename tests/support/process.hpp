@@ -14,11 +14,6 @@
 
 namespace accel::testing {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool sanitized = true;
-#else
-inline constexpr bool sanitized = false;
-#endif
 inline constexpr double slowness = sanitized ? 3 : 1;
 
 [[noreturn]] void throw_errno(const char* what);

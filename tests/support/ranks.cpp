@@ -147,11 +147,6 @@ bool is_for_another_launch(const std::function<void(Rank)>& body, Leave leave) {
 
 // ---- in the parent -----------------------------------------------------------------------------
 
-// Variables may be some that are read while a program is loaded, which the fork server was long ago.
-bool wants_own_processes(const RankOptions& options) {
-  return options.own_processes || !options.variables.empty();
-}
-
 std::vector<RankResult> launch(int world_size, const RankOptions& options, std::optional<Seconds> grace_after_failure) {
   const ReservedPort port;
   const std::string name = current_test_name();
@@ -177,9 +172,8 @@ std::vector<RankResult> launch(int world_size, const RankOptions& options, std::
     const std::vector<std::string> arguments = {
         own_program(), exact_filter(name), "--rng-seed", std::to_string(Catch::getSeed()), "--colour-mode", "none"};
     processes.push_back(std::make_unique<Process>([&](int output) {
-      return wants_own_processes(options)
-                 ? start_program(arguments, environment_with(variables), output)
-                 : ForkServer::instance().start(arguments, environment_with(variables), output);
+      return options.own_processes ? start_program(arguments, environment_with(variables), output)
+                                   : ForkServer::instance().start(arguments, environment_with(variables), output);
     }));
   }
   wait_for(processes, options.deadline, grace_after_failure);
@@ -214,6 +208,15 @@ std::string report(const std::vector<RankResult>& results, const std::source_loc
   return text.str();
 }
 
+// What stands behind Catch2's words in the output of a rank that skipped.
+std::string reason_of_skip(const std::string& output) {
+  const std::string_view words = "explicitly with message:\n";
+  const auto at = output.find(words);
+  if (at == std::string::npos) return "the ranks skipped, see above";
+  const auto begin = output.find_first_not_of(' ', at + words.size());
+  return output.substr(begin, output.find('\n', begin) - begin);
+}
+
 void judge(const std::vector<RankResult>& results, const std::source_location& where) {
   const auto skipped = [](const RankResult& result) { return result.exit_code == skipped_exit_code; };
   if (std::ranges::all_of(results, &RankResult::succeeded)) {
@@ -224,7 +227,7 @@ void judge(const std::vector<RankResult>& results, const std::source_location& w
   std::cout << report(results, where) << std::flush;
   const auto failed = std::ranges::find_if_not(results, &RankResult::succeeded);
   const auto rank = std::distance(results.begin(), failed);
-  if (std::ranges::all_of(results, skipped)) SKIP("the ranks skipped, see above");
+  if (std::ranges::all_of(results, skipped)) SKIP(reason_of_skip(results.front().output));
   FAIL("rank " << rank << " of " << results.size() << " " << fate(*failed) << ", see above");
 }
 
@@ -280,6 +283,10 @@ std::string own_program() {
   const ssize_t length = ::readlink("/proc/self/exe", path.data(), path.size());
   if (length < 0) throw_errno("readlink /proc/self/exe");
   return {path.data(), static_cast<std::size_t>(length)};
+}
+
+bool in_another_launch(const std::vector<RankResult>& results) {
+  return std::ranges::all_of(results, [](const RankResult& result) { return result.seconds == 0; });
 }
 
 void skip_without(const std::string& what, const std::string& reason) {

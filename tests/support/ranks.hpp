@@ -11,6 +11,12 @@
 
 namespace accel::testing {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool sanitized = true;
+#else
+inline constexpr bool sanitized = false;
+#endif
+
 using Seconds = std::chrono::duration<double>;
 
 /// Who the body of on_ranks runs as.
@@ -39,7 +45,8 @@ struct RankOptions {
   Seconds deadline{60};  // then the ranks are killed; three times as long under sanitizers
   Variables variables = {};
   /// Ranks are forks of this program as it is once loaded (fork_server.hpp), and on_ranks lets them leave as soon as
-  /// the body is done. These are started like anybody's, as those with variables are, and leave through main's end.
+  /// the body is done. These are started like anybody's, so that what is read while a program is loaded is read again,
+  /// and leave through the destructors of statics, as those of run_ranks do.
   bool own_processes = false;
 };
 
@@ -59,6 +66,9 @@ void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(R
 /// the last thing in its SECTION.
 [[nodiscard]] std::vector<RankResult> run_ranks(int world_size, const std::function<void(Rank)>& body,
                                                 const RankOptions& options = {});
+
+/// Are these such results, with nothing to judge?
+[[nodiscard]] bool in_another_launch(const std::vector<RankResult>& results);
 
 struct ProgramOptions {
   Seconds deadline{60};
