@@ -152,7 +152,7 @@ install_packages() {
     apt-get install -y --no-install-recommends "${packages[@]}"
 }
 
-# What the tests of launchers start. Without it they are skipped, and say so: no reason to stop.
+# What the tests of launchers and of packages start. Without it they are skipped, and say so: no reason to stop.
 missing_launchers() {
   have mpirun.openmpi || say openmpi-bin
   have mpiexec.hydra || say mpich
@@ -160,6 +160,7 @@ missing_launchers() {
   [[ -x /usr/sbin/munged ]] || say munge
   have ip || say iproute2
   have hostname || say hostname
+  have git || say git
 }
 
 ensure_launchers() {
@@ -168,7 +169,7 @@ ensure_launchers() {
   [[ -n "$packages" ]] || return 0
   # shellcheck disable=SC2086  # a list of words
   (stage "installing $(say $packages)" install_packages $packages) \
-    || say "    they are missing, and the tests that start ranks with them are skipped"
+    || say "    they are missing, and the tests that need them are skipped"
 }
 
 # Sets CXX to the second compiler; g++ stays, its standard library is the one used.

@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Builds and runs all tests.
+# Builds and runs the tests.
 #
-#   bash tests/run.sh           up to 20 minutes on two cores from an empty machine
-#   bash tests/run.sh --full    and the quickstart, and the tests with ranks under AddressSanitizer and UBSan
+#   bash tests/run.sh           all of them: about 12 minutes on two cores from an empty machine, 4 when built
+#   bash tests/run.sh --full    and each header alone, the quickstart, the tests with ranks under AddressSanitizer and
+#                               UBSan, and what of --matrix fits into 30 minutes in all; it says what was left out
 #   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
+#   bash tests/run.sh --gpu     instead: what needs a GPU, with the torch of python3, without network and packages.
+#                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
+#                               as the usr/ of an unpacked .deb) where CMake does not find them by itself
+#
+# ACCEL_TESTS_MUST_RUN="torchrun mpi slurm namespaces" (or some of these, or all) makes a failure of a test that would
+# be skipped because this machine lacks that.
 #
 # Everything it makes lies below build/.
 
@@ -13,19 +20,28 @@ source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 readonly build="$accel_build_dir/tests"
 readonly sanitized="$accel_build_dir/sanitize"
 readonly matrix="$accel_build_dir/matrix"
+readonly other="$accel_build_dir/other-compiler"
+readonly gpu="$accel_build_dir/gpu"
+readonly full_minutes=30  # what --full may take
 
 what="${1:-}"
 case "$what" in
-  "" | --full | --matrix) ;;
+  "" | --full | --matrix | --gpu) ;;
   *)
-    echo "usage: bash tests/run.sh [--full | --matrix]" >&2
+    echo "usage: bash tests/run.sh [--full | --matrix | --gpu]" >&2
     exit 2
     ;;
 esac
+[[ "${ACCEL_TESTS_MUST_RUN:-}" != 1 ]] || export ACCEL_TESTS_MUST_RUN=all
 
 trap 'exit 130' INT TERM
 
-minutes=()  # one line per stage, for the summary
+# What the summary at the end is made of.
+readonly cases="$accel_setup_dir/cases.tsv"      # a line per test case: outcome, seconds, name, reason
+readonly folders="$accel_setup_dir/folders.tsv"  # a line per program: seconds, name
+minutes=()                                       # a line per stage
+left_out=()                                      # sentences
+broken=()                                        # stages that failed without the name of a test
 
 # timed <headline> <command...>: a stage whose time is told again at the end
 timed() {
@@ -39,6 +55,7 @@ timed() {
 configure() {
   local folder="$1"
   shift
+  rm -rf "$folder/results"
   logged configure "cmake could not configure the tests" "Read the log" \
     cmake -S "$accel_root" -B "$folder" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O0 -g1" \
     -DACCEL_BUILD_TESTS=ON "${accel_cmake_arguments[@]}" "$@"
@@ -52,46 +69,67 @@ compile() {
     || fail "the tests do not compile; what the compiler said stands above"
 }
 
-# run_tests <folder>; a failure is told at the end, when the other tests have run, too.
+# run_tests <folder> <prefix of the names> <ctest arguments...>; a failure is told at the end, when the others have run.
 run_tests() {
-  local log="$1/ctest.log"
-  ctest --test-dir "$1" --output-on-failure --no-label-summary -j 2 | tee "$log" || failed+=("$1")
-  count passed '  Passed ' "$log"
-  count skipped '\*\*\*Skipped ' "$log"
-  count failed_tests '\*\*\*\(Failed\|Timeout\|Exception\|Not Run\)' "$log"
-  reasons+="$(skip_reasons "$1/Testing/Temporary/LastTest.log")"$'\n'
+  local folder="$1" prefix="$2"
+  shift 2
+  ctest --test-dir "$folder" --output-on-failure --no-label-summary -j 2 "$@" | tee "$folder/ctest.log" \
+    || broken+=("ctest in ${folder#"$accel_root"/}")
+  awk -v prefix="$prefix" -v results="$folder/results" -v cases="$cases" -v folders="$folders" \
+    "$read_ctest" "$folder/ctest.log"
 }
+
+# A line of ctest is a test; where it was one of our programs, the lines that the program left are the tests.
+# shellcheck disable=SC2016  # awk's fields, not the shell's variables
+readonly read_ctest='
+  BEGIN { FS = OFS = "\t" }
+  function note(outcome, seconds, name, reason) { print outcome, seconds, prefix name, reason >>cases }
+  match($0, /^ *[0-9]+\/[0-9]+ Test +#[0-9]+: /) {
+    rest = substr($0, RLENGTH + 1)
+    match(rest, /[0-9.]+ sec/)
+    seconds = substr(rest, RSTART, RLENGTH - 4)
+    outcome = rest ~ /   Passed / ? "passed" : rest ~ /\*\*\*Skipped / ? "skipped" : "failed"
+    name = rest
+    sub(/ \.\.\.+.*/, "", name)
+    print seconds, prefix name >>folders
+    file = results "/" name ".tsv"
+    programs = failures = 0
+    running = ended = ""
+    while ((getline line <file) > 0) {
+      split(line, field, "\t")
+      if (field[1] == "running") { running = field[3]; continue }
+      if (field[1] == "ended") { ended = 1; continue }
+      running = ""
+      ++programs
+      if (field[1] == "failed") ++failures
+      note(field[1], field[2], name ": " field[3], field[4])
+    }
+    close(file)
+    if (running != "") note("failed", 0, name ": " running " (the program ended in it)", "")
+    else if (programs == 0) note(outcome, seconds, name, outcome == "skipped" ? "see the log of ctest" : "")
+    else if (outcome == "failed" && failures == 0) note("failed", seconds, name " (the program itself)", "")
+    else if (!ended) note("failed", 0, name " (the program did not reach its end)", "")
+  }'
 
 # judge <name> <command...>: a command that is a test by itself
 judge() {
-  local name="$1"
+  local name="$1" outcome=passed begin="$SECONDS"
   shift
-  if "$@"; then
-    passed=$((passed + 1))
-  else
-    failed+=("$name")
-    failed_tests=$((failed_tests + 1))
-  fi
+  "$@" || outcome=failed
+  printf '%s\t%d\t%s\t\n' "$outcome" "$((SECONDS - begin))" "$name" >>"$cases"
 }
 
 # It trains, compares, and fails itself below 95 %.
 run_quickstart() { judge "the quickstart" bash "$accel_root/examples/quickstart.sh"; }
 
-# count <variable> <pattern> <ctest's log>: adds the tests that ended so
-count() {
-  local number
-  number="$(grep -c "^ *[0-9]*/[0-9]* Test .*$2" "$3" || true)"
-  printf -v "$1" %d $((${!1} + number))
-}
-
-# Why tests were skipped, a line each, from ctest's full log.
-skip_reasons() {
-  awk '/: SKIPPED:$/ { getline; getline; sub(/^ */, "  skipped: "); print }' "$1" | sort -u
-}
-
 build_tests() {
   configure "$build" -DACCEL_BUILD_EXAMPLES=ON
   compile "$build"
+}
+
+run_header_check() {
+  judge "every header compiles alone" cmake --build "$build" -j "$accel_jobs" \
+    --target accel_verify_interface_header_sets
 }
 
 # The folders whose tests start ranks, as a CMake list.
@@ -108,45 +146,125 @@ build_sanitized() {
 
 # The contract of backends, the laws and the messages for wrong use: what a compiler or a LibTorch could break.
 build_matrix() {
-  configure "$matrix" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_STANDARD=23 \
+  local folder="$1"
+  configure "$folder" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_STANDARD=23 \
     -DACCEL_TEST_FOLDERS="backend;parity;compile_fail"
-  compile "$matrix"
+  compile "$folder"
 }
 
-# Over one unit that includes every header; what comes from a precompiled header would not be looked at.
+# Over units that include every header, without and with NCCL; a precompiled header would not be looked at.
 run_clang_tidy() {
-  local folder="$accel_build_dir/tidy"
-  configure "$folder" -DACCEL_BUILD_EXAMPLES=OFF -DCMAKE_CXX_STANDARD=23 \
-    -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
-  judge "clang-tidy" "clang-tidy-$second_clang" --quiet --warnings-as-errors='*' -p "$folder" \
-    "$accel_root/tests/odr.cpp"
+  local folder="$accel_build_dir/tidy" units=("$accel_root/tests/odr.cpp")
+  configure "$folder" -DACCEL_BUILD_EXAMPLES=OFF -DCMAKE_CXX_STANDARD=23 -DCMAKE_UNITY_BUILD=OFF \
+    -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON "$@"
+  if grep -q nccl/headers.cpp "$folder/compile_commands.json"; then
+    units+=("$accel_root/tests/nccl/headers.cpp")
+  else
+    left_out+=("clang-tidy has not seen the headers of NCCL: there is no target accel::nccl")
+  fi
+  judge "clang-tidy" "clang-tidy-$second_clang" --quiet --warnings-as-errors='*' -p "$folder" "${units[@]}"
 }
 
-failed=()  # folders
-passed=0 skipped=0 failed_tests=0
-reasons=""
-if [[ "$what" == --matrix ]]; then
-  timed "set-up" set_up_for matrix
-  timed "compiling the tests with the other compiler and LibTorch" build_matrix
-  timed "running them" run_tests "$matrix"
-  timed "clang-tidy" run_clang_tidy
-else
-  timed "set-up" set_up_for tests
-  timed "compiling the tests" build_tests
-  timed "compiling every header alone" compile "$build" --target accel_verify_interface_header_sets
-  timed "running the tests" run_tests "$build"
-fi
+# minutes_left <needed> <what>: is there time for it in --full? If not, the end says so.
+minutes_left() {
+  ((SECONDS + 60 * $1 <= 60 * full_minutes)) && return 0
+  left_out+=("$2 was left out: it takes about $1 minutes, and $((SECONDS / 60)) of $full_minutes were over")
+  return 1
+}
+
+# From here on the other compiler, with the LibTorch that is there.
+set_up_other_compiler() {
+  ensure_clang
+  accel_cmake_arguments+=(-DCMAKE_CXX_COMPILER="$CXX")
+}
+
+need_gpu() {
+  compgen -G '/dev/nvidia[0-9]*' >/dev/null \
+    || fail "this machine has no GPU of NVIDIA's (no /dev/nvidia0), so there is nothing that --gpu could run"
+}
+
+set_up_gpu() {
+  have python3 || fail "--gpu takes LibTorch from python3's torch, and there is no python3"
+  local torch
+  torch="$(python3 -c 'import torch, os; assert torch.cuda.device_count(); print(os.path.dirname(torch.__file__))')" \
+    || fail "python3 has no torch that can use this machine's GPU; what it said stands above"
+  find_compiler || fail "no compiler is new enough: accel needs GCC >= $minimum_gcc"
+  have_cmake || fail "CMake >= $minimum_cmake is needed, found: $(cmake_version)"
+  local generator="Unix Makefiles" prefixes
+  if have ninja; then generator=Ninja; fi
+  prefixes="$accel_debs_dir/usr${CATCH2_DIR:+;$CATCH2_DIR}${NLOHMANN_JSON_DIR:+;$NLOHMANN_JSON_DIR}"
+  accel_cmake_arguments=(-G "$generator" -DCMAKE_CXX_COMPILER="$CXX" -DLibTorch_ROOT="$torch"
+    -DCMAKE_PREFIX_PATH="$prefixes" -DFETCHCONTENT_FULLY_DISCONNECTED=ON)
+  accel_jobs="$(nproc)"
+  mkdir -p "$accel_setup_dir"
+}
+
+build_gpu() {
+  configure "$gpu" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DACCEL_TEST_FOLDERS=nccl -DCMAKE_UNITY_BUILD=OFF
+  compile "$gpu"
+}
+
+# Folders and test cases of which there are many; the rest of the summary is short.
+print_summary() {
+  say "==> the minutes of each stage"
+  printf '%s\n' "${minutes[@]}"
+  if [[ -s "$folders" ]]; then
+    say "==> the minutes of each folder of tests, and of each test that is a command"
+    LC_ALL=C sort -t $'\t' -k 1,1nr "$folders" | LC_ALL=C awk -F '\t' '{ printf "%6.1f min  %s\n", $1 / 60, $2 }'
+    say "==> the ten slowest test cases"
+    LC_ALL=C sort -t $'\t' -k 2,2nr "$cases" | LC_ALL=C awk -F '\t' 'NR <= 10 { printf "%6.1f s    %s\n", $2, $3 }'
+  fi
+  awk -F '\t' '$1 == "skipped" { ++count[$4] } END { for (reason in count)
+    printf "  skipped: %d x %s\n", count[reason], reason }' "$cases" | sort
+  awk -F '\t' '$1 == "failed" { print "  FAILED: " $3 }' "$cases"
+  printf '  %s\n' ${left_out[@]+"${left_out[@]}"} | sed '/^ *$/d'
+}
+
+count() { awk -F '\t' -v outcome="$1" '$1 == outcome { ++n } END { print n + 0 }' "$cases"; }
+
+[[ "$what" != --gpu ]] || need_gpu
+mkdir -p "$accel_setup_dir"
+: >"$cases"
+: >"$folders"
+case "$what" in
+  --matrix)
+    timed "set-up" set_up_for matrix
+    timed "compiling the tests with the other compiler and LibTorch" build_matrix "$matrix"
+    timed "running them" run_tests "$matrix" "matrix: "
+    timed "clang-tidy" run_clang_tidy
+    ;;
+  --gpu)
+    timed "set-up" set_up_gpu
+    timed "compiling what needs a GPU" build_gpu
+    timed "running it" run_tests "$gpu" "" -L gpu
+    ;;
+  *)
+    timed "set-up" set_up_for tests
+    timed "compiling the tests" build_tests
+    timed "running the tests" run_tests "$build" ""
+    ;;
+esac
 if [[ "$what" == --full ]]; then
+  timed "compiling every header alone" run_header_check
   timed "the quickstart" run_quickstart
   timed "compiling the tests of ranks with sanitizers" build_sanitized
-  timed "running the tests of ranks with sanitizers" run_tests "$sanitized"
+  timed "running the tests of ranks with sanitizers" run_tests "$sanitized" "sanitized: "
+  # The newest LibTorch is left to --matrix: 1.5 GB to fetch, and another release than yesterday's on some days.
+  if minutes_left 2 "clang-tidy"; then
+    timed "set-up of the other compiler" set_up_other_compiler
+    timed "clang-tidy" run_clang_tidy
+    if minutes_left 5 "the pass with the other compiler"; then
+      timed "compiling the tests with the other compiler" build_matrix "$other"
+      timed "running them" run_tests "$other" "other compiler: "
+    fi
+  fi
+  left_out+=("the newest LibTorch is left to --matrix")
 fi
 
-say "==> the minutes of each stage"
-printf '%s\n' "${minutes[@]}"
-printf '%s' "$reasons" | sed '/^$/d' | sort -u
-say "$passed passed, $failed_tests failed, $skipped skipped"
-if ((${#failed[@]} > 0)); then
-  say "FAILED: ${failed[*]}"
+print_summary
+failed="$(count failed)"
+say "$(count passed) passed, $failed failed, $(count skipped) skipped"
+if ((failed > 0 || ${#broken[@]} > 0)); then
+  say "FAILED: ${broken[*]:-}"
   exit 1
 fi

@@ -29,6 +29,7 @@ using accel::InvalidArgument;
 using accel::testing::bits;
 using accel::testing::copies;
 using accel::testing::cross_entropy;
+using accel::testing::in_another_launch;
 using accel::testing::Mlp;
 using accel::testing::Noise;
 using accel::testing::on_ranks;
@@ -101,11 +102,6 @@ double left_after(const RankResult& result) {
   const std::size_t at = result.output.find(words);
   REQUIRE(at != std::string::npos);
   return result.ended_at - 1e-9 * std::stod(result.output.substr(at + words.size()));
-}
-
-/// In a rank of another launch of the test case there are no results to judge.
-bool in_another_launch(const std::vector<RankResult>& results) {
-  return std::ranges::all_of(results, [](const RankResult& result) { return result.seconds == 0; });
 }
 
 /// Shows what the survivors said, and checks that they left soon after `gone` did, or soon after they began.

@@ -43,6 +43,7 @@ using accel::testing::bits;
 using accel::testing::copies;
 using accel::testing::cross_entropy;
 using accel::testing::exact_filter;
+using accel::testing::in_another_launch;
 using accel::testing::Mlp;
 using accel::testing::Noise;
 using accel::testing::on_ranks;
@@ -64,7 +65,7 @@ namespace {
 constexpr double beat_s = 0.3 * patience;
 
 /// A deadline so far away that only news of the others can end a wait.
-Accelerator::Options options() {
+Accelerator::Options beating() {
   Accelerator::Options result;
   result.backend.timeout_s = 100;
   result.heartbeat_s = beat_s;
@@ -93,7 +94,7 @@ std::string said(const RankResult& result, const std::string& words) {
 /// Checks that the weights are those of the last step that was finished, bit for bit.
 template <class During>
 std::string train_until_error(const During& during) {
-  Accelerator accelerator(options());
+  Accelerator accelerator(beating());
   auto net = std::make_shared<Mlp>();
   torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-2));
   auto [model, optimizer, loader] =
@@ -122,11 +123,6 @@ std::string train_until_error(const During& during) {
   CHECK(bits(net->parameters()) == bits(weights));
   CHECK_THAT(thrown_by<CommError>([&] { (void)accelerator.reduce(torch::ones({2})); }), ContainsSubstring("given up"));
   return error;
-}
-
-/// In a rank of another launch of the test case there are no results to judge.
-bool in_another_launch(const std::vector<RankResult>& results) {
-  return std::ranges::all_of(results, [](const RankResult& result) { return result.seconds == 0; });
 }
 
 double seconds_at(const RankResult& result, const std::string& words) {
@@ -260,7 +256,7 @@ TEST_CASE("what a rank cannot go on with is what the others read", "[faults]") {
 TEST_CASE("a rank that has left the training is named by those that go on", "[faults]") {
   on_ranks({2, 3}, [](Rank rank) {
     const int leaver = rank.world_size - 1;
-    Accelerator accelerator(options());
+    Accelerator accelerator(beating());
     if (rank.rank == leaver) {
       {
         const Accelerator gone = std::move(accelerator);
@@ -280,7 +276,7 @@ TEST_CASE("a rank that has left the training is named by those that go on", "[fa
 TEST_CASE("at a deadline the rank that is furthest behind is named", "[faults]") {
   on_ranks({3}, [](Rank rank) {
     const int late = 1;
-    auto hasty = options();
+    auto hasty = beating();
     hasty.backend.timeout_s = 3 * beat_s;
     Accelerator accelerator(hasty);
     for (int i = 0; i < 4; ++i) (void)accelerator.reduce(torch::ones({3}));
@@ -299,7 +295,7 @@ TEST_CASE("at a deadline the rank that is furthest behind is named", "[faults]")
 TEST_CASE("with heartbeat_s = 0 a stopped process is waited for until the deadline", "[faults]") {
   const auto results = run_ranks(2,
                                  [](Rank rank) {
-                                   auto patient = options();
+                                   auto patient = beating();
                                    patient.heartbeat_s = 0;
                                    Accelerator accelerator(patient);
                                    if (rank.rank == 1) ::raise(SIGSTOP);
@@ -313,7 +309,7 @@ TEST_CASE("with heartbeat_s = 0 a stopped process is waited for until the deadli
 
 TEST_CASE("a rank that is started again while the others train is refused", "[faults]") {
   on_ranks({2}, [](Rank rank) {
-    Accelerator accelerator(options());
+    Accelerator accelerator(beating());
     if (rank.rank == 0) {
       auto again = accel::launch::detect();
       again.topology.rank = 1;
@@ -367,7 +363,8 @@ TEST_CASE("a machine whose network is cut is named by the others, and names the 
       "\"; status=$?; for i in 0 1 2; do echo \"== $i\"; cat $folder/$i; done; rm -r $folder; exit $status";
   const auto result = run_program({"bash", "-c", line}, {.deadline = Seconds(40)});
   INFO(line << "\n" << result.output);
-  if (result.exit_code == 77) SKIP(result.output.substr(result.output.rfind("skipped: ") + 9));
+  if (result.exit_code == 77)
+    accel::testing::skip_without("namespaces", result.output.substr(result.output.rfind("skipped: ") + 9));
   CHECK(result.succeeded());
   std::vector<RankResult> ranks(3);
   for (std::size_t i = 0; i < ranks.size(); ++i) {

@@ -21,7 +21,8 @@ using accel::testing::ProcessResult;
 using accel::testing::ReservedPort;
 using accel::testing::run_program;
 using accel::testing::Seconds;
-using accel::testing::Variables;
+using accel::testing::skip_without;
+using ProgramVariables = accel::testing::Variables;
 using Catch::Matchers::ContainsSubstring;
 using Accelerator = accel::Accelerator<accel::backend::Gloo, accel::precision::Fp32>;
 namespace fs = std::filesystem;
@@ -40,11 +41,12 @@ std::string a_rank() {
 }
 
 /// Runs a shell's line and checks that every rank was there, of that family, and that they reached each other.
-void check_ranks(const std::string& line, const std::string& family, int world_size, Variables variables = {}) {
+void check_ranks(const std::string& line, const std::string& family, int world_size, ProgramVariables variables = {},
+                 const std::string& what = "namespaces") {
   variables.emplace_back("OMP_NUM_THREADS", "1");
   const ProcessResult result = run_program({"bash", "-c", line}, {.deadline = Seconds(120), .variables = variables});
   INFO(line << "\n" << result.output);
-  if (result.exit_code == not_possible) SKIP(result.output.substr(result.output.rfind("skipped: ") + 9));
+  if (result.exit_code == not_possible) skip_without(what, result.output.substr(result.output.rfind("skipped: ") + 9));
   CHECK(result.succeeded());
   const int sum = world_size * (world_size + 1) / 2;
   for (int rank = 0; rank < world_size; ++rank)
@@ -54,9 +56,10 @@ void check_ranks(const std::string& line, const std::string& family, int world_s
 }
 
 /// A PATH on which the torchrun of the tests' Python is found, or nothing.
-Variables torchrun_path() {
+ProgramVariables torchrun_path() {
   const fs::path tools = fs::path(ACCEL_TEST_PYTHON).parent_path();
-  if (!fs::exists(tools / "torchrun")) SKIP("no torchrun: configure with -DACCEL_TEST_PYTHON=<python that has torch>");
+  if (!fs::exists(tools / "torchrun"))
+    skip_without("torchrun", "no torchrun: configure with -DACCEL_TEST_PYTHON=<python that has torch>");
   return {{"PATH", tools.string() + ":" + std::getenv("PATH")}};
 }
 
@@ -83,18 +86,18 @@ TEST_CASE("torchrun starts ranks, which meet in its agent's store", "[launch]") 
 }
 
 TEST_CASE("Open MPI's mpirun starts ranks", "[launch]") {
-  if (!installed("mpirun.openmpi")) SKIP("Open MPI is not installed (Debian: openmpi-bin)");
+  if (!installed("mpirun.openmpi")) skip_without("mpi", "Open MPI is not installed (Debian: openmpi-bin)");
   check_ranks("mpirun.openmpi --allow-run-as-root --oversubscribe -n 2 " + a_rank(), "Open MPI", 2);
 }
 
 TEST_CASE("MPICH's mpiexec starts ranks", "[launch]") {
-  if (!installed("mpiexec.hydra")) SKIP("MPICH is not installed (Debian: mpich)");
+  if (!installed("mpiexec.hydra")) skip_without("mpi", "MPICH is not installed (Debian: mpich)");
   const ReservedPort port;  // PMI has no number of the job to make one from
   check_ranks("mpiexec.hydra -n 2 " + a_rank(), "PMI", 2, {{"MASTER_PORT", std::to_string(port.number())}});
 }
 
 TEST_CASE("srun starts ranks", "[launch]") {
-  check_ranks(ACCEL_TEST_DIR "/launch/with_slurm.sh srun -n 2 --overcommit " + a_rank(), "SLURM", 2);
+  check_ranks(ACCEL_TEST_DIR "/launch/with_slurm.sh srun -n 2 --overcommit " + a_rank(), "SLURM", 2, {}, "slurm");
 }
 
 TEST_CASE("torchrun inside of a SLURM step starts ranks", "[launch]") {
@@ -102,7 +105,7 @@ TEST_CASE("torchrun inside of a SLURM step starts ranks", "[launch]") {
   const ReservedPort port;
   variables.emplace_back("PET_MASTER_PORT", std::to_string(port.number()));
   check_ranks(ACCEL_TEST_DIR "/launch/with_slurm.sh srun -n 1 torchrun --nproc-per-node 2 --no-python " + a_rank(),
-              "torchrun", 2, variables);
+              "torchrun", 2, variables, "slurm");
 }
 
 TEST_CASE("three machines, each started by itself with ACCEL_ variables", "[launch]") {

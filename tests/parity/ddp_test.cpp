@@ -17,8 +17,8 @@ using namespace accel::testing;
 
 namespace {
 
-constexpr int steps = 20;
-constexpr std::int64_t rows = 8;
+constexpr int ddp_steps = 20;
+constexpr std::int64_t ddp_rows = 8;
 
 void write(const std::filesystem::path& path, const torch::Tensor& tensor) {
   const auto flat = tensor.detach().contiguous();
@@ -35,7 +35,7 @@ torch::Tensor flat(const std::vector<torch::Tensor>& tensors) {
 /// The gradients after every backward of DDP, as ddp.py writes them.
 torch::Tensor recorded(int world_size, const std::filesystem::path& folder) {
   torch::manual_seed(3);
-  const Noise data(steps * rows * world_size);
+  const Noise data(ddp_steps * ddp_rows * world_size);
   write(folder / "parameters.bin", flat(Mlp().parameters()));
   write(folder / "data.bin", data.all.data);
   write(folder / "target.bin", data.all.target);
@@ -43,7 +43,7 @@ torch::Tensor recorded(int world_size, const std::filesystem::path& folder) {
   const auto result =
       run_program({ACCEL_TEST_PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size),
                    "--master-port", std::to_string(port.number()), ACCEL_TEST_DIR "/parity/ddp.py", folder.string(),
-                   std::to_string(steps), std::to_string(rows)},
+                   std::to_string(ddp_steps), std::to_string(ddp_rows)},
                   {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
   INFO(result.output);
   REQUIRE(result.succeeded());
@@ -57,7 +57,8 @@ torch::Tensor recorded(int world_size, const std::filesystem::path& folder) {
 }  // namespace
 
 TEST_CASE(".grad after backward is what PyTorch's DDP leaves: bit for bit at 2 ranks, within 1e-6 at 3", "[parity]") {
-  if (std::string(ACCEL_TEST_PYTHON).empty()) SKIP("no Python with torch was found, so DDP cannot run");
+  if (std::string(ACCEL_TEST_PYTHON).empty())
+    accel::testing::skip_without("torchrun", "no Python with torch was found, so DDP cannot run");
   for (const int world_size : {2, 3}) {
     std::optional<Folder> own;  // of the test; its ranks are told where it is
     if (std::getenv("RANK") == nullptr) {
@@ -70,8 +71,8 @@ TEST_CASE(".grad after backward is what PyTorch's DDP leaves: bit for bit at 2 r
       torch::manual_seed(3);
       Accelerator<backend::Gloo, precision::Fp32> accelerator;
       auto net = std::make_shared<Mlp>();
-      auto [model, loader] =
-          accelerator.prepare(net, data::DataLoader{Noise(steps * rows * world_size), {.batch_size = rows}});
+      auto [model, loader] = accelerator.prepare(
+          net, data::DataLoader{Noise(ddp_steps * ddp_rows * world_size), {.batch_size = ddp_rows}});
       std::vector<torch::Tensor> seen;
       for (auto& batch : loader) {
         net->zero_grad();

@@ -124,7 +124,8 @@ TEST_CASE("README's program, compiled by its line, runs alone, by torchrun and f
   check_results(project.shell(with_port, threads, 60), 2);
 
   const fs::path tools = fs::path(ACCEL_TEST_PYTHON).parent_path();
-  if (!fs::exists(tools / "torchrun")) SKIP("no torchrun beside the Python of the tests: that way was not started");
+  if (!fs::exists(tools / "torchrun"))
+    accel::testing::skip_without("torchrun", "no torchrun beside the Python of the tests: that way was not started");
   const std::string torchrun = lines_with(starts, "torchrun").front();
   const Variables path = {{"OMP_NUM_THREADS", "1"},
                           {"PATH", tools.string() + ":" + std::getenv("PATH")},

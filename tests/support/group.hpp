@@ -16,11 +16,7 @@
 namespace accel::testing {
 
 /// By what a bound on time is multiplied: sanitizers slow everything down.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr double patience = 3;
-#else
-inline constexpr double patience = 1;
-#endif
+inline constexpr double patience = sanitized ? 3 : 1;
 
 /// Seconds since it was made.
 class Stopwatch {

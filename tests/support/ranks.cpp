@@ -1,19 +1,13 @@
-// Starts, watches and ends the processes behind on_ranks. Linked once into every test program.
+// The processes behind on_ranks: which rank of which launch a process is, and what its parent makes of them.
 #include "ranks.hpp"
 
-#include <fcntl.h>
 #include <netinet/in.h>
-#include <signal.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <climits>
 #include <cstddef>
 #include <cstdint>
@@ -28,8 +22,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <string_view>
-#include <system_error>
-#include <thread>
 
 #include <catch2/catch_get_random_seed.hpp>
 #include <catch2/catch_test_macros.hpp>
@@ -38,170 +30,15 @@
 #include <catch2/reporters/catch_reporter_event_listener.hpp>
 #include <catch2/reporters/catch_reporter_registrars.hpp>
 
+#include "fork_server.hpp"
+#include "process.hpp"
+
 namespace accel::testing {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr int skipped_exit_code = 4;  // Catch2's own for "all tests skipped"
 constexpr int never_reached_exit_code = 90;
 constexpr Seconds grace{10};  // for the others, once a rank has failed
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double slowness = 3;
-#else
-constexpr double slowness = 1;
-#endif
-
-[[noreturn]] void throw_errno(const char* what) {
-  throw std::system_error(errno, std::generic_category(), what);
-}
-
-// ---- a process ---------------------------------------------------------------------------------
-
-// What launchers set would make a rank believe in another job than its test's.
-bool set_by_a_launcher(std::string_view variable) {
-  constexpr std::array<std::string_view, 5> names = {
-      "RANK=", "WORLD_SIZE=", "NODE_RANK=", "OMP_NUM_THREADS=", "ACCEL_TEST_NAME="};
-  constexpr std::array<std::string_view, 16> prefixes = {
-      "LOCAL_RANK=", "LOCAL_WORLD_SIZE=", "GROUP_",       "ROLE_",
-      "MASTER_",     "TORCHELASTIC_",     "SLURM_",       "OMPI_",
-      "PMI",         "MPI_LOCAL",         "MV2_COMM_",    "ACCEL_TEST_RANK_",
-      "ACCEL_RANK=", "ACCEL_WORLD_SIZE=", "ACCEL_LOCAL_", "ACCEL_MASTER_"};
-  const auto starts = [&](std::string_view prefix) { return variable.starts_with(prefix); };
-  return std::ranges::any_of(names, starts) || std::ranges::any_of(prefixes, starts);
-}
-
-std::vector<std::string> environment_with(const Variables& variables) {
-  std::vector<std::string> entries;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string_view text = *entry;
-    const auto overridden = [&](const auto& variable) { return text.starts_with(variable.first + "="); };
-    if (set_by_a_launcher(text) || std::ranges::any_of(variables, overridden)) continue;
-    entries.emplace_back(text);
-  }
-  for (const auto& [name, value] : variables) entries.push_back(name + "=" + value);
-  return entries;
-}
-
-std::vector<char*> pointers_to(std::vector<std::string>& strings) {
-  std::vector<char*> pointers;
-  for (auto& string : strings) pointers.push_back(string.data());
-  pointers.push_back(nullptr);
-  return pointers;
-}
-
-// One started program in a process group of its own. It dies with the thread that started it.
-class Process {
- public:
-  Process(std::vector<std::string> arguments, const Variables& variables)
-      : output_(::memfd_create("output", MFD_CLOEXEC)), start_(Clock::now()) {
-    if (output_ < 0) throw_errno("memfd_create");
-    auto environment = environment_with(variables);
-    const auto argument_pointers = pointers_to(arguments);
-    const auto environment_pointers = pointers_to(environment);
-    const pid_t parent = ::getpid();
-    id_ = ::fork();
-    if (id_ < 0) throw_errno("fork");
-    // Only async-signal-safe calls up to exec: LibTorch's threads do not survive a fork.
-    if (id_ == 0) {
-      ::setpgid(0, 0);
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      if (::getppid() != parent) ::_exit(127);
-      const int nothing = ::open("/dev/null", O_RDONLY);
-      ::dup2(nothing, STDIN_FILENO);
-      ::dup2(output_, STDOUT_FILENO);
-      ::dup2(output_, STDERR_FILENO);
-      ::execvpe(argument_pointers[0], argument_pointers.data(), environment_pointers.data());
-      ::dprintf(STDERR_FILENO, "cannot start %s: %s\n", argument_pointers[0], ::strerror(errno));
-      ::_exit(127);
-    }
-    ::setpgid(id_, id_);  // in both processes: whoever comes first
-  }
-
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
-
-  ~Process() {
-    if (!ended()) kill();
-    ::close(output_);
-  }
-
-  // Looks whether the process has ended, without waiting.
-  bool ended() {
-    if (result_) return true;
-    int status = 0;
-    const pid_t found = ::waitpid(id_, &status, WNOHANG);
-    if (found != 0) finish(status);
-    return result_.has_value();
-  }
-
-  // Ends the process and the children it left behind, and waits for it.
-  void kill() {
-    int status = 0;
-    ::kill(-id_, SIGKILL);
-    if (::waitpid(id_, &status, 0) < 0) throw_errno("waitpid");
-    finish(status);
-    result_->timed_out = true;
-  }
-
-  [[nodiscard]] const ProcessResult& result() const { return result_.value(); }
-
- private:
-  void finish(int status) {
-    ::kill(-id_, SIGKILL);  // grandchildren must not outlive the test
-    ProcessResult result;
-    if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
-    if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
-    const auto now = Clock::now();
-    result.seconds = Seconds(now - start_).count();
-    result.ended_at = Seconds(now.time_since_epoch()).count();
-    result.output = read_output();
-    result_ = std::move(result);
-  }
-
-  [[nodiscard]] std::string read_output() const {
-    std::string text;
-    std::array<char, 1 << 14> block{};
-    for (;;) {
-      const auto offset = static_cast<off_t>(text.size());
-      const ssize_t count = ::pread(output_, block.data(), block.size(), offset);
-      if (count <= 0) return text;
-      text.append(block.data(), static_cast<std::size_t>(count));
-    }
-  }
-
-  int output_;  // file in memory
-  Clock::time_point start_;
-  pid_t id_ = -1;
-  std::optional<ProcessResult> result_;
-};
-
-using Processes = std::vector<std::unique_ptr<Process>>;
-
-// Waits until all have ended, `deadline` has passed, or one failed `grace_after_failure` ago; ends
-// the rest.
-void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> grace_after_failure) {
-  const auto duration = [](Seconds span) { return std::chrono::duration_cast<Clock::duration>(span); };
-  auto end = Clock::now() + duration(deadline * slowness);
-  bool failure_seen = false;
-  for (;;) {
-    bool running = false;
-    for (auto& process : processes) {
-      if (!process->ended()) {
-        running = true;
-      } else if (grace_after_failure && !failure_seen && !process->result().succeeded()) {
-        failure_seen = true;
-        end = std::min(end, Clock::now() + duration(*grace_after_failure * slowness));
-      }
-    }
-    if (!running) return;
-    if (Clock::now() >= end) break;
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  for (auto& process : processes)
-    if (!process->ended()) process->kill();
-}
 
 // ---- which rank of which call this process is --------------------------------------------------
 
@@ -287,18 +124,24 @@ int exit_code_of_body(const std::function<void(Rank)>& body, Rank rank) {
   return progress().failed_assertions == 0 ? 0 : 1;
 }
 
-[[noreturn]] void run_as_rank(const std::function<void(Rank)>& body) {
+enum class Leave {
+  at_once,       // 0.2 s less for each rank: LibTorch's statics are many
+  through_main,  // as programs do, and where sanitizers look for leaks
+};
+
+[[noreturn]] void run_as_rank(const std::function<void(Rank)>& body, Leave leave) {
   const int code = exit_code_of_body(body, role()->rank);
   std::cout << std::flush;
-  // Not _exit: that a rank leaves its main, destructors of statics included, is part of the test.
+  std::fflush(nullptr);
+  if (leave == Leave::at_once && !sanitized) ::_exit(code);
   std::exit(code);  // NOLINT(concurrency-mt-unsafe)
 }
 
 // True if this process is a rank of another launch, which passes over this one.
-bool is_for_another_launch(const std::function<void(Rank)>& body) {
+bool is_for_another_launch(const std::function<void(Rank)>& body, Leave leave) {
   const int launch = progress().launches++;
   if (!role()) return false;
-  if (role()->test_name == current_test_name() && role()->call == launch) run_as_rank(body);
+  if (role()->test_name == current_test_name() && role()->call == launch) run_as_rank(body, leave);
   return true;
 }
 
@@ -328,7 +171,10 @@ std::vector<RankResult> launch(int world_size, const RankOptions& options, std::
     }
     const std::vector<std::string> arguments = {
         own_program(), exact_filter(name), "--rng-seed", std::to_string(Catch::getSeed()), "--colour-mode", "none"};
-    processes.push_back(std::make_unique<Process>(arguments, variables));
+    processes.push_back(std::make_unique<Process>([&](int output) {
+      return options.own_processes ? start_program(arguments, environment_with(variables), output)
+                                   : ForkServer::instance().start(arguments, environment_with(variables), output);
+    }));
   }
   wait_for(processes, options.deadline, grace_after_failure);
   std::vector<RankResult> results;
@@ -362,6 +208,15 @@ std::string report(const std::vector<RankResult>& results, const std::source_loc
   return text.str();
 }
 
+// What stands behind Catch2's words in the output of a rank that skipped.
+std::string reason_of_skip(const std::string& output) {
+  const std::string_view words = "explicitly with message:\n";
+  const auto at = output.find(words);
+  if (at == std::string::npos) return "the ranks skipped, see above";
+  const auto begin = output.find_first_not_of(' ', at + words.size());
+  return output.substr(begin, output.find('\n', begin) - begin);
+}
+
 void judge(const std::vector<RankResult>& results, const std::source_location& where) {
   const auto skipped = [](const RankResult& result) { return result.exit_code == skipped_exit_code; };
   if (std::ranges::all_of(results, &RankResult::succeeded)) {
@@ -372,7 +227,7 @@ void judge(const std::vector<RankResult>& results, const std::source_location& w
   std::cout << report(results, where) << std::flush;
   const auto failed = std::ranges::find_if_not(results, &RankResult::succeeded);
   const auto rank = std::distance(results.begin(), failed);
-  if (std::ranges::all_of(results, skipped)) SKIP("the ranks skipped, see above");
+  if (std::ranges::all_of(results, skipped)) SKIP(reason_of_skip(results.front().output));
   FAIL("rank " << rank << " of " << results.size() << " " << fate(*failed) << ", see above");
 }
 
@@ -411,21 +266,16 @@ CATCH_REGISTER_LISTENER(ProgressListener)
 void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(Rank)>& body, const RankOptions& options,
               std::source_location where) {
   for (const int world_size : world_sizes) {
-    if (is_for_another_launch(body)) continue;
+    const auto leave = options.own_processes ? Leave::through_main : Leave::at_once;
+    if (is_for_another_launch(body, leave)) continue;
     judge(launch(world_size, options, grace), where);
   }
 }
 
 std::vector<RankResult> run_ranks(int world_size, const std::function<void(Rank)>& body, const RankOptions& options) {
-  if (is_for_another_launch(body)) return std::vector<RankResult>(static_cast<std::size_t>(world_size));
+  if (is_for_another_launch(body, Leave::through_main))
+    return std::vector<RankResult>(static_cast<std::size_t>(world_size));
   return launch(world_size, options, std::nullopt);
-}
-
-ProcessResult run_program(const std::vector<std::string>& arguments, const ProgramOptions& options) {
-  Processes processes;
-  processes.push_back(std::make_unique<Process>(arguments, options.variables));
-  wait_for(processes, options.deadline, std::nullopt);
-  return processes.front()->result();
 }
 
 std::string own_program() {
@@ -433,6 +283,18 @@ std::string own_program() {
   const ssize_t length = ::readlink("/proc/self/exe", path.data(), path.size());
   if (length < 0) throw_errno("readlink /proc/self/exe");
   return {path.data(), static_cast<std::size_t>(length)};
+}
+
+bool in_another_launch(const std::vector<RankResult>& results) {
+  return std::ranges::all_of(results, [](const RankResult& result) { return result.seconds == 0; });
+}
+
+void skip_without(const std::string& what, const std::string& reason) {
+  const char* wanted = std::getenv("ACCEL_TESTS_MUST_RUN");
+  std::istringstream words(wanted == nullptr ? "" : wanted);
+  for (std::string word; words >> word;)
+    if (word == what || word == "all") FAIL("ACCEL_TESTS_MUST_RUN says that there are " << what << ", but: " << reason);
+  SKIP(reason);
 }
 
 std::string exact_filter(const std::string& test_name) {

@@ -1,4 +1,4 @@
-// Real ranks for tests: on_ranks starts this very test program again, once for each rank.
+// Real ranks for tests: on_ranks runs this very test program again, in a new process for each rank.
 #pragma once
 
 #include <chrono>
@@ -10,6 +10,12 @@
 #include <vector>
 
 namespace accel::testing {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool sanitized = true;
+#else
+inline constexpr bool sanitized = false;
+#endif
 
 using Seconds = std::chrono::duration<double>;
 
@@ -38,6 +44,10 @@ using Variables = std::vector<std::pair<std::string, std::string>>;
 struct RankOptions {
   Seconds deadline{60};  // then the ranks are killed; three times as long under sanitizers
   Variables variables = {};
+  /// Ranks are forks of this program as it is once loaded (fork_server.hpp), and on_ranks lets them leave as soon as
+  /// the body is done. These are started like anybody's, so that what is read while a program is loaded is read again,
+  /// and leave through the destructors of statics, as those of run_ranks do.
+  bool own_processes = false;
 };
 
 /// Runs `body` on real processes, for each world size in turn; fails the running test case if a
@@ -57,6 +67,9 @@ void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(R
 [[nodiscard]] std::vector<RankResult> run_ranks(int world_size, const std::function<void(Rank)>& body,
                                                 const RankOptions& options = {});
 
+/// Are these such results, with nothing to judge?
+[[nodiscard]] bool in_another_launch(const std::vector<RankResult>& results);
+
 struct ProgramOptions {
   Seconds deadline{60};
   Variables variables = {};
@@ -71,6 +84,10 @@ struct ProgramOptions {
 
 /// The argument that makes Catch2 run exactly the test case of that name.
 [[nodiscard]] std::string exact_filter(const std::string& test_name);
+
+/// Skips the test case for want of `what` (torchrun, mpi, slurm, namespaces), or fails it where ACCEL_TESTS_MUST_RUN, a
+/// list of such words or "all", says that this machine has it.
+void skip_without(const std::string& what, const std::string& reason);
 
 /// A port of 127.0.0.1 that nobody listens on and that no other test gets while this object lives.
 class ReservedPort {

@@ -1,4 +1,5 @@
-// The tests of on_ranks: that real ranks run, and that a failing one cannot pass unseen.
+// The tests of on_ranks: that real ranks run, that a failing one cannot pass unseen, and that no test leaves anything to
+// the next one.
 #include "ranks.hpp"
 
 #include <sys/types.h>
@@ -8,18 +9,28 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/rand.h>
+#include <c10/core/GradMode.h>
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
+#include "folder.hpp"
+
 using accel::testing::exact_filter;
+using accel::testing::Folder;
 using accel::testing::on_ranks;
 using accel::testing::own_program;
 using accel::testing::ProcessResult;
@@ -28,6 +39,7 @@ using accel::testing::ReservedPort;
 using accel::testing::run_program;
 using accel::testing::run_ranks;
 using accel::testing::Seconds;
+using accel::testing::skip_without;
 using Catch::Matchers::ContainsSubstring;
 
 namespace {
@@ -38,8 +50,34 @@ std::string variable(const char* name) {
 }
 
 // Runs one of the hidden test cases below, as ctest would.
-ProcessResult run_hidden(const std::string& test_name) {
-  return run_program({own_program(), exact_filter(test_name)});
+ProcessResult run_hidden(const std::string& test_name, const accel::testing::Variables& variables = {}) {
+  return run_program({own_program(), exact_filter(test_name)}, {.variables = variables});
+}
+
+// What stood in the environment when this program was loaded.
+const std::string read_while_loading = variable("TEST_READ_WHILE_LOADING");
+
+// Notes that the destructors of statics ran.
+struct Farewell {
+  ~Farewell() {
+    if (!file.empty()) std::ofstream(file) << "ended";
+  }
+  std::string file;
+} farewell;
+
+std::string text_of(const std::filesystem::path& file) {
+  std::ostringstream text;
+  text << std::ifstream(file).rdbuf();
+  return text.str();
+}
+
+// The children of a process's first thread.
+std::vector<pid_t> children_of(pid_t process) {
+  const std::string number = std::to_string(process);
+  std::ifstream file("/proc/" + number + "/task/" + number + "/children");
+  std::vector<pid_t> children;
+  for (pid_t child = 0; file >> child;) children.push_back(child);
+  return children;
 }
 
 // True for a process that runs; one that is dead but not yet collected has an empty command line.
@@ -176,23 +214,127 @@ TEST_CASE("ranks that skip make the test skip, with the reason", "[support]") {
   CHECK_THAT(result.output, ContainsSubstring("no such device"));
 }
 
-TEST_CASE("hidden: rank 0 notes its process and hangs", "[.][support]") {
-  on_ranks({1}, [](Rank) {
-    std::ofstream(variable("TEST_NOTE")) << ::getpid();
+TEST_CASE("hidden: rank 0 notes all processes and hangs", "[.][support]") {
+  on_ranks({2}, [](Rank rank) {
+    if (rank.rank == 0) {
+      std::ofstream note(variable("TEST_NOTE"));
+      for (const pid_t child : children_of(::getppid())) note << child << "\n";
+    }
     hang();
   });
 }
 
-TEST_CASE("no rank outlives a test program that is killed", "[support]") {
-  const std::string note = "/tmp/accel-ranks-test-" + std::to_string(::getpid());
-  const ProcessResult result = run_program({own_program(), exact_filter("hidden: rank 0 notes its process and hangs")},
-                                           {.deadline = Seconds(4), .variables = {{"TEST_NOTE", note}}});
+TEST_CASE("no rank outlives a test program that is killed, nor does the server that forked them", "[support]") {
+  const Folder folder;
+  const std::string note = folder / "note";
+  const ProcessResult result =
+      run_program({own_program(), exact_filter("hidden: rank 0 notes all processes and hangs")},
+                  {.deadline = Seconds(3), .variables = {{"TEST_NOTE", note}}});
   CHECK(result.timed_out);
-  int orphan = 0;
-  REQUIRE(std::ifstream(note) >> orphan);
-  std::remove(note.c_str());
+  std::ifstream file(note);
+  int count = 0;
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  CHECK_FALSE(is_running(orphan));
+  for (int orphan = 0; file >> orphan; ++count) CHECK_FALSE(is_running(orphan));
+  CHECK(count == 3);
+}
+
+TEST_CASE("a rank finds nothing of what an earlier one did", "[support]") {
+  static int changed = 0;
+  const auto fresh = at::rand({1}).item<float>();  // the seed is that of a new process, here and in the ranks
+  for (int round = 0; round < 2; ++round)
+    on_ranks({2}, [&](Rank) {
+      CHECK(changed++ == 0);
+      CHECK(at::rand({1}).item<float>() == fresh);
+      CHECK(variable("TEST_LEFT_BEHIND").empty());
+      CHECK(at::get_num_threads() == 1);
+      CHECK(c10::GradMode::is_enabled());
+      ::setenv("TEST_LEFT_BEHIND", "x", 1);
+      at::set_num_threads(3);
+      c10::GradMode::set_enabled(false);
+    });
+  CHECK(changed == 0);
+}
+
+TEST_CASE("hidden: a test case leaves everything changed", "[.][support][leaving]") {
+  (void)at::rand({1});
+  at::set_num_threads(3);
+  c10::GradMode::set_enabled(false);
+  ::setenv("TEST_LEFT_BEHIND", "x", 1);
+  ::unsetenv("TEST_TO_KEEP");
+}
+
+TEST_CASE("hidden: the next test case finds nothing changed", "[.][support][leaving]") {
+  const auto drawn = at::rand({1}).item<float>();
+  at::manual_seed(c10::default_rng_seed_val);
+  CHECK(drawn == at::rand({1}).item<float>());
+  CHECK(at::get_num_threads() == 1);
+  CHECK(c10::GradMode::is_enabled());
+  CHECK(variable("TEST_LEFT_BEHIND").empty());
+  CHECK(variable("TEST_TO_KEEP") == "kept");
+}
+
+TEST_CASE("a test case leaves nothing to the next one of its program", "[support]") {
+  const ProcessResult result = run_program({own_program(), "[leaving]", "--order", "decl"},
+                                           {.variables = {{"TEST_TO_KEEP", "kept"}, {"OMP_NUM_THREADS", "1"}}});
+  INFO(result.output);
+  CHECK(result.succeeded());
+}
+
+TEST_CASE("own processes are started and left like any program, others are forked and leave at once", "[support]") {
+  const bool own = GENERATE(false, true);
+  const Folder folder;
+  const std::string note = folder / "note";
+  on_ranks({1},
+           [](Rank) {
+             CHECK(read_while_loading == variable("TEST_EXPECTED"));
+             farewell.file = variable("TEST_NOTE");
+           },
+           {.variables = {{"TEST_READ_WHILE_LOADING", "now"}, {"TEST_EXPECTED", own ? "now" : ""}, {"TEST_NOTE", note}},
+            .own_processes = own});
+  CHECK(text_of(note) == (own || accel::testing::sanitized ? "ended" : ""));
+}
+
+TEST_CASE("hidden: the fork server is killed between two launches", "[.][support]") {
+  on_ranks({1}, [](Rank) {});
+  for (const pid_t child : children_of(::getpid())) ::kill(child, SIGKILL);
+  on_ranks({1}, [](Rank) {});
+}
+
+TEST_CASE("a fork server that was killed is an error, no hang", "[support]") {
+  const ProcessResult result = run_hidden("hidden: the fork server is killed between two launches");
+  CHECK(result.exit_code == 1);
+  CHECK_THAT(result.output, ContainsSubstring("fork server"));
+}
+
+TEST_CASE("hidden: a program ends in the middle of a test case", "[.][support]") {
+  ::_exit(0);
+}
+
+TEST_CASE("the outcome of each test case is noted, and the one that a program ended in", "[support]") {
+  const Folder folder;
+  const std::string note = folder / "note";
+  (void)run_hidden("hidden: the ranks skip", {{"ACCEL_TEST_RESULTS", note}});
+  CHECK_THAT(text_of(note), ContainsSubstring("\nskipped\t") &&
+                                ContainsSubstring("\thidden: the ranks skip\tno such device\nended\n"));
+  (void)run_hidden("hidden: the last rank fails a check", {{"ACCEL_TEST_RESULTS", note}});
+  CHECK_THAT(text_of(note), ContainsSubstring("\nfailed\t"));
+  (void)run_hidden("hidden: a program ends in the middle of a test case", {{"ACCEL_TEST_RESULTS", note}});
+  CHECK(text_of(note) == "running\t0\thidden: a program ends in the middle of a test case\n");
+}
+
+TEST_CASE("hidden: this machine has no unicorns", "[.][support]") {
+  skip_without("unicorns", "no unicorn was found");
+}
+
+TEST_CASE("what must run fails in place of being skipped", "[support]") {
+  const std::string name = "hidden: this machine has no unicorns";
+  CHECK(run_hidden(name).exit_code == 4);
+  CHECK(run_hidden(name, {{"ACCEL_TESTS_MUST_RUN", "horses"}}).exit_code == 4);
+  for (const auto* wanted : {"horses unicorns", "all"}) {
+    const ProcessResult result = run_hidden(name, {{"ACCEL_TESTS_MUST_RUN", wanted}});
+    CHECK(result.exit_code == 1);
+    CHECK_THAT(result.output, ContainsSubstring("no unicorn was found"));
+  }
 }
 
 TEST_CASE("reserved ports do not collide", "[support]") {
