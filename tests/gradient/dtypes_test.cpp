@@ -32,7 +32,8 @@ TEST_CASE("complex parameters are broadcast and reduced", "[dtypes]") {
       REQUIRE(torch::equal(net->weight, torch::full({3}, c10::complex<double>(1, 2), dtype)));
       for (int step = 1; step <= 2; ++step) {
         // d|w|^2 = 2 w, by a factor of the rank
-        accelerator.backward(torch::real((net->weight * net->weight.conj()).sum()) * (rank.rank + 1) + line->weight.sum());
+        accelerator.backward(torch::real((net->weight * net->weight.conj()).sum()) * (rank.rank + 1) +
+                             line->weight.sum());
         const double mean = step * (rank.world_size + 1);
         REQUIRE(distance({torch::view_as_real(net->weight.grad())},
                          {torch::view_as_real(torch::full({3}, c10::complex<double>(mean, 2 * mean), dtype))}) < 1e-5);
@@ -91,7 +92,8 @@ TEST_CASE("channels-last weights and parameters without an element are reduced a
     REQUIRE(torch::allclose(net->weight.grad(), torch::full({4, 3, 2, 2}, 4 * (rank.world_size + 1) / 2.0)));
     REQUIRE(net->weight.grad().strides() == net->weight.strides());
     const double largest = std::numeric_limits<double>::infinity();
-    REQUIRE(std::abs(accelerator.clip_grad_norm_(model, 1e9, largest).item<double>() - 2.0 * (rank.world_size + 1)) < 1e-5);
+    REQUIRE(std::abs(accelerator.clip_grad_norm_(model, 1e9, largest).item<double>() - 2.0 * (rank.world_size + 1)) <
+            1e-5);
     REQUIRE(accelerator.clip_grad_norm_(empty, 1.0, largest).item<double>() == 0);
   });
 }

@@ -17,7 +17,9 @@ namespace {
 
 /// Two halves that a loss may use one by one.
 struct Halves : torch::nn::Module {
-  Halves() : left(register_module("left", torch::nn::Linear(5, 40))), right(register_module("right", torch::nn::Linear(5, 40))) {}
+  Halves()
+      : left(register_module("left", torch::nn::Linear(5, 40))),
+        right(register_module("right", torch::nn::Linear(5, 40))) {}
 
   torch::nn::Linear left, right;
 };
@@ -152,14 +154,17 @@ TEST_CASE("a backward under no_sync that throws half-way cannot become a step", 
     Gloo accelerator;
     auto net = std::make_shared<Halves>();
     auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
-    const auto all = [&] { return net->left(noise(rank.rank)).square().mean() + net->right(noise(rank.rank)).square().mean(); };
+    const auto all = [&] {
+      return net->left(noise(rank.rank)).square().mean() + net->right(noise(rank.rank)).square().mean();
+    };
     accelerator.backward(all());
     const auto before = copies(net->parameters());
     {
       auto local = accelerator.no_sync();
       auto hidden = tearing(net->left(noise(rank.rank)));
       // The right half is done when the left one's hook throws.
-      REQUIRE_THROWS_WITH(accelerator.backward(net->right(hidden.narrow(1, 0, 5)).sum()), ContainsSubstring("a user's hook"));
+      REQUIRE_THROWS_WITH(accelerator.backward(net->right(hidden.narrow(1, 0, 5)).sum()),
+                          ContainsSubstring("a user's hook"));
     }
     REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("threw half-way") && ContainsSubstring("zero_grad"));
     REQUIRE_THROWS_WITH(accelerator.clip_grad_norm_(model, 1.0), ContainsSubstring("threw half-way"));
@@ -207,6 +212,7 @@ TEST_CASE("a torn window that is reduced all the same ends the group, with the r
     if (rank.rank == 1)
       REQUIRE_THROWS_WITH(accelerator.backward(loss), ContainsSubstring("threw half-way"));
     else
-      REQUIRE_THROWS_WITH(accelerator.backward(loss), ContainsSubstring("rank 1") && ContainsSubstring("threw half-way"));
+      REQUIRE_THROWS_WITH(accelerator.backward(loss),
+                          ContainsSubstring("rank 1") && ContainsSubstring("threw half-way"));
   });
 }

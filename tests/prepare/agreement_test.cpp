@@ -39,43 +39,62 @@ void refuse(Rank rank, const std::function<void(Gloo&, bool)>& prepare, const st
 
 TEST_CASE("settings that differ between ranks are refused by prepare", "[agreement]") {
   on_ranks({2, 3}, [](Rank rank) {
-    differ(rank, [](auto& options) { options.gradient.caps.bucket_cap = 1_MiB; }, "buckets of 25 MiB", "buckets of 1 MiB");
-    differ(rank, [](auto& options) { options.gradient.caps.last_bucket_cap = 64_B; }, "buckets of 25 MiB, the last of 1 MiB",
-           "buckets of 25 MiB, the last of 64 B");
+    differ(
+        rank, [](auto& options) { options.gradient.caps.bucket_cap = 1_MiB; }, "buckets of 25 MiB", "buckets of 1 MiB");
+    differ(
+        rank, [](auto& options) { options.gradient.caps.last_bucket_cap = 64_B; },
+        "buckets of 25 MiB, the last of 1 MiB", "buckets of 25 MiB, the last of 64 B");
     differ(rank, [](auto& options) { options.gradient.overlap = false; }, "overlap = true", "overlap = false");
-    differ(rank, [](auto& options) { options.gradient.broadcast_buffers = false; }, "broadcast_buffers = true",
-           "broadcast_buffers = false");
-    differ(rank, [](auto& options) { options.accumulation_steps = 2; }, "accumulation_steps = 4", "accumulation_steps = 2");
-    differ(rank, [](auto& options) { options.loss_normalization = gradient::LossNormalization::fixed_steps; },
-           "loss_normalization = window_length", "loss_normalization = fixed_steps");
+    differ(
+        rank, [](auto& options) { options.gradient.broadcast_buffers = false; }, "broadcast_buffers = true",
+        "broadcast_buffers = false");
+    differ(
+        rank, [](auto& options) { options.accumulation_steps = 2; }, "accumulation_steps = 4",
+        "accumulation_steps = 2");
+    differ(
+        rank, [](auto& options) { options.loss_normalization = gradient::LossNormalization::fixed_steps; },
+        "loss_normalization = window_length", "loss_normalization = fixed_steps");
   });
 }
 
 TEST_CASE("options of an optimizer's groups that differ between ranks are refused", "[agreement]") {
   on_ranks({2, 3}, [](Rank rank) {
     const auto with = [&](auto make, const std::string& first, const std::string& last) {
-      refuse(rank, [&](Gloo& accelerator, bool other) {
-        auto net = std::make_shared<Line>();
-        (void)accelerator.prepare(net, make(net, other));
-      }, first, last);
+      refuse(
+          rank,
+          [&](Gloo& accelerator, bool other) {
+            auto net = std::make_shared<Line>();
+            (void)accelerator.prepare(net, make(net, other));
+          },
+          first, last);
     };
-    with([](auto& net, bool other) { return torch::optim::SGD(net->parameters(), other ? 0.5 : 1.0); }, "lr = 1", "lr = 0.5");
-    with([](auto& net, bool other) {
-      return torch::optim::SGD(net->parameters(), torch::optim::SGDOptions(1.0).momentum(other ? 0.9 : 0));
-    }, "momentum = 0", "momentum = 0.9");
-    with([](auto& net, bool other) {
-      return torch::optim::AdamW(net->parameters(), torch::optim::AdamWOptions(1e-3).betas({0.9, other ? 0.99 : 0.999}));
-    }, "0.999", "0.99");
-    with([](auto& net, bool other) {
-      return torch::optim::Adam(net->parameters(), torch::optim::AdamOptions(1e-3).amsgrad(other));
-    }, "amsgrad = false", "amsgrad = true");
+    with([](auto& net, bool other) { return torch::optim::SGD(net->parameters(), other ? 0.5 : 1.0); }, "lr = 1",
+         "lr = 0.5");
+    with(
+        [](auto& net, bool other) {
+          return torch::optim::SGD(net->parameters(), torch::optim::SGDOptions(1.0).momentum(other ? 0.9 : 0));
+        },
+        "momentum = 0", "momentum = 0.9");
+    with(
+        [](auto& net, bool other) {
+          return torch::optim::AdamW(net->parameters(),
+                                     torch::optim::AdamWOptions(1e-3).betas({0.9, other ? 0.99 : 0.999}));
+        },
+        "0.999", "0.99");
+    with(
+        [](auto& net, bool other) {
+          return torch::optim::Adam(net->parameters(), torch::optim::AdamOptions(1e-3).amsgrad(other));
+        },
+        "amsgrad = false", "amsgrad = true");
     // The second group alone, and its options alone.
-    with([](auto& net, bool other) {
-      torch::optim::SGD sgd(std::vector<torch::Tensor>{}, 1.0);
-      sgd.add_param_group(torch::optim::OptimizerParamGroup(
-          net->parameters(), std::make_unique<torch::optim::SGDOptions>(other ? 0.25 : 0.125)));
-      return sgd;
-    }, "lr = 0.125", "lr = 0.25");
+    with(
+        [](auto& net, bool other) {
+          torch::optim::SGD sgd(std::vector<torch::Tensor>{}, 1.0);
+          sgd.add_param_group(torch::optim::OptimizerParamGroup(
+              net->parameters(), std::make_unique<torch::optim::SGDOptions>(other ? 0.25 : 0.125)));
+          return sgd;
+        },
+        "lr = 0.125", "lr = 0.25");
   });
 }
 
@@ -108,20 +127,24 @@ TEST_CASE("an optimizer that does not serialize its options is compared by its r
   });
 }
 
-TEST_CASE("strides that differ between ranks are refused: the same place of a bucket is another weight", "[agreement]") {
+TEST_CASE("strides that differ between ranks are refused: the same place of a bucket is another weight",
+          "[agreement]") {
   on_ranks({2, 3}, [](Rank rank) {
-    refuse(rank, [](Gloo& accelerator, bool other) {
-      auto net = std::make_shared<torch::nn::Conv2dImpl>(torch::nn::Conv2dOptions(3, 4, 2));
-      if (other) net->weight.set_data(net->weight.detach().clone(torch::MemoryFormat::ChannelsLast));
-      (void)accelerator.prepare(net);
-    }, "weight f32[4, 3, 2, 2] requires_grad", "weight f32[4, 3, 2, 2] with strides [12, 1, 6, 3]");
+    refuse(
+        rank,
+        [](Gloo& accelerator, bool other) {
+          auto net = std::make_shared<torch::nn::Conv2dImpl>(torch::nn::Conv2dOptions(3, 4, 2));
+          if (other) net->weight.set_data(net->weight.detach().clone(torch::MemoryFormat::ChannelsLast));
+          (void)accelerator.prepare(net);
+        },
+        "weight f32[4, 3, 2, 2] requires_grad", "weight f32[4, 3, 2, 2] with strides [12, 1, 6, 3]");
   });
 }
 
 namespace {
 
-struct WithBuffer : torch::nn::Module {
-  explicit WithBuffer(const torch::Tensor& tensor) : buffer(register_buffer("buffer", tensor)) {}
+struct HoldingBuffer : torch::nn::Module {
+  explicit HoldingBuffer(const torch::Tensor& tensor) : buffer(register_buffer("buffer", tensor)) {}
   torch::Tensor buffer;
 };
 
@@ -131,21 +154,25 @@ TEST_CASE("expanded buffers are broadcast, and refused where one rank's alone is
   on_ranks({1, 2, 3}, [](Rank rank) {
     Gloo accelerator;
     const auto own = torch::full({2, 1, 3}, rank.rank + 5, torch::kLong);
-    auto model = accelerator.prepare(std::make_shared<WithBuffer>(own.expand({2, 4, 3})));
+    auto model = accelerator.prepare(std::make_shared<HoldingBuffer>(own.expand({2, 4, 3})));
     REQUIRE(torch::equal(model->buffer, torch::full({2, 4, 3}, 5, torch::kLong)));
     REQUIRE(model->buffer.stride(1) == 0);
   });
   on_ranks({2, 3}, [](Rank rank) {
-    refuse(rank, [](Gloo& accelerator, bool other) {
-      const auto one = torch::ones({1, 3});
-      (void)accelerator.prepare(std::make_shared<WithBuffer>(other ? one.expand({4, 3}) : torch::ones({4, 3})));
-    }, "buffer f32[4, 3]", "buffer f32[4, 3] with strides [0, 1]");
+    refuse(
+        rank,
+        [](Gloo& accelerator, bool other) {
+          const auto one = torch::ones({1, 3});
+          (void)accelerator.prepare(std::make_shared<HoldingBuffer>(other ? one.expand({4, 3}) : torch::ones({4, 3})));
+        },
+        "buffer f32[4, 3]", "buffer f32[4, 3] with strides [0, 1]");
   });
 }
 
 TEST_CASE("ranks that agree are prepared, whatever their settings are", "[agreement]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
-    Gloo accelerator({.accumulation_steps = 1, .loss_normalization = gradient::LossNormalization::fixed_steps,
+    Gloo accelerator({.accumulation_steps = 1,
+                      .loss_normalization = gradient::LossNormalization::fixed_steps,
                       .gradient = {.caps = {.bucket_cap = 64_B}, .overlap = false, .broadcast_buffers = false}});
     auto net = std::make_shared<Mlp>();
     auto [model, optimizer] = accelerator.prepare(net, torch::optim::LBFGS(net->parameters(), 0.5));

@@ -74,10 +74,9 @@ TEST_CASE("a plateau is judged by the mean over the ranks, so that all have one 
     Plateau plateau(sgd, Plateau::min, /*factor=*/0.5F, /*patience=*/0);
     auto [model, optimizer, scheduler] = accelerator.prepare(net, sgd, plateau);
     // The last rank's own losses get better, those of the others do not; the mean falls once.
-    const std::vector<float> own = rank.rank == rank.world_size - 1 ? std::vector<float>{9, 6, 3, 1}
-                                                                     : std::vector<float>{3, 3, 6, 9};
-    const auto expected =
-        rank.world_size == 1 ? std::vector<double>{1, 1, 1, 1} : std::vector<double>{1, 1, 0.5, 0.25};
+    const std::vector<float> own =
+        rank.rank == rank.world_size - 1 ? std::vector<float>{9, 6, 3, 1} : std::vector<float>{3, 3, 6, 9};
+    const auto expected = rank.world_size == 1 ? std::vector<double>{1, 1, 1, 1} : std::vector<double>{1, 1, 0.5, 0.25};
     std::vector<double> rates;
     for (const float loss : own) {
       scheduler.step(loss);

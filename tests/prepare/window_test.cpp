@@ -15,7 +15,9 @@ using torch::optim::SGD;
 
 namespace {
 
-torch::Tensor a_one() { return torch::ones({1}, torch::kDouble); }
+torch::Tensor a_one() {
+  return torch::ones({1}, torch::kDouble);
+}
 
 }  // namespace
 
@@ -51,7 +53,8 @@ TEST_CASE("a step after the loop, in mid-window, is an error that says how to en
     };
     for (int i = 0; i < 6; ++i) REQUIRE(micro() == (i == 3));
     REQUIRE(net->weight.item<double>() == -1.0);
-    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("2 of 4 micro-steps") && ContainsSubstring("optimizer->zero_grad()"));
+    REQUIRE_THROWS_WITH(optimizer.step(),
+                        ContainsSubstring("2 of 4 micro-steps") && ContainsSubstring("optimizer->zero_grad()"));
     REQUIRE_THROWS_WITH(optimizer.step([&] { return model(a_one()).sum(); }), ContainsSubstring("2 of 4 micro-steps"));
     REQUIRE_FALSE(micro());
     REQUIRE(micro());  // the window goes on, and ends
@@ -64,8 +67,8 @@ TEST_CASE("accumulate inside of accumulate is an error, and the outer one goes o
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator({.accumulation_steps = 2});
     auto net = std::make_shared<Line>();
-    auto [model, optimizer, loader] =
-        accelerator.prepare(net, SGD(net->parameters(), 1.0), data::DataLoader{Doubles{4 * accelerator.world_size()}, {.batch_size = 1}});
+    auto [model, optimizer, loader] = accelerator.prepare(
+        net, SGD(net->parameters(), 1.0), data::DataLoader{Doubles{4 * accelerator.world_size()}, {.batch_size = 1}});
     for (auto& batch : loader) {
       auto micro_step = accelerator.accumulate(batch);
       REQUIRE_THROWS_WITH(accelerator.accumulate(), ContainsSubstring("inside of another"));
@@ -139,7 +142,7 @@ TEST_CASE("a window that is cut short keeps the mean that stood before it", "[wi
       train(batch);
       break;
     }
-    for (auto& batch : short_loader) train(batch);  // ends the window after two of four
+    for (auto& batch : short_loader) train(batch);                     // ends the window after two of four
     REQUIRE(std::abs(net->weight.grad().item<double>() - 2) < 1e-12);  // nobody has cleared the first mean
   });
 }

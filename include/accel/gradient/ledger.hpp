@@ -175,7 +175,8 @@ class Ledger {
   void part_numbers() {
     for (auto& number : numbers_) {
       at::Tensor& gradient = number.mutable_grad();
-      if (gradient.defined() && !gradient.is_sparse() && gradient.storage().use_count() > 1 && gradient.use_count() == 1)
+      if (gradient.defined() && !gradient.is_sparse() && gradient.storage().use_count() > 1 &&
+          gradient.use_count() == 1)
         gradient = gradient.detach().clone();
     }
   }

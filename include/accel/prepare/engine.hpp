@@ -180,9 +180,9 @@ class Engine final : public Session {
 
   void begin(bool synchronises, double arrival_factor) {
     using Task = typename gradient::Reducer<B>::Task;
-    const Task task = !synchronises            ? Task::add_up
+    const Task task = !synchronises           ? Task::add_up
                       : replicas_.size() == 1 ? Task::reduce_meanwhile
-                                               : Task::reduce_after;
+                                              : Task::reduce_after;
     const double correction = accumulation.take_correction();
     for (const auto& model : models) {
       if (correction != 1.0) model->ledger.rescale(correction);

@@ -56,7 +56,8 @@ template <Serializable Options>
   input.load_from(bytes);
   std::string text;
   for (const auto& key : input.keys())
-    if (c10::IValue value; input.try_read(key, value)) text += message(text.empty() ? "" : ", ", key, " = ", text_of(value));
+    if (c10::IValue value; input.try_read(key, value))
+      text += message(text.empty() ? "" : ", ", key, " = ", text_of(value));
   return text;
 }
 

@@ -37,8 +37,8 @@ template <Backend B, Precision P>
                                       Seconds(options.heartbeat_s));
     B backend(meeting, options.backend);
     Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);
-    return std::make_shared<Engine<B, P>>(std::move(backend), meeting.topology, std::move(log),
-                                          std::move(accumulation), options.gradient);
+    return std::make_shared<Engine<B, P>>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
+                                          options.gradient);
   });
   for (const auto& family : launch.left_over)
     engine->log.info("launched by ", launch.family, "; variables of ", family, " are set, too, and were not asked");
@@ -50,9 +50,8 @@ template <Backend B, Precision P>
   const int cores = launch::usable_cores();
   const auto environment = launch::process_environment();
   // An earlier accelerator of this process chose as this one does.
-  const bool chosen =
-      launch::threads_were_chosen(at::get_num_threads(), cores) &&
-      launch::intra_op_threads(cores, local_world_size, false, environment) != at::get_num_threads();
+  const bool chosen = launch::threads_were_chosen(at::get_num_threads(), cores) &&
+                      launch::intra_op_threads(cores, local_world_size, false, environment) != at::get_num_threads();
   const auto share = launch::intra_op_threads(cores, local_world_size, chosen, environment);
   if (option || share) at::set_num_threads(option ? *option : *share);
   return message(at::get_num_threads(), option   ? " (option)"
@@ -73,8 +72,8 @@ template <Backend B, Precision P>
                  "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
                  by_length ? "its length" : "accumulation_steps", "\ngradient: buckets of ",
                  options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
-                 options.gradient.overlap ? ", overlapped with backward" : ", after backward",
-                 "\nbuffers: ", options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",
+                 options.gradient.overlap ? ", overlapped with backward" : ", after backward", "\nbuffers: ",
+                 options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",
                  "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nheartbeat: ", options.heartbeat_s,
                  " s\nintra-op threads: ", threads, "\nlog: ", Log::name(options.log), "\n");
 }
