@@ -32,6 +32,11 @@ set(restricted_headers
   "c10/cuda/CUDAGuard.h backend/nccl.hpp"
   "c10/cuda/CUDAStream.h backend/nccl.hpp")
 
+# What floor 0 and floor 1 may include of libraries: nothing, and the store by which ranks meet.
+set(library_headers "^(ATen|torch|c10|caffe2|gloo|nlohmann|nccl|cuda)")
+set(libraries_of_floor_0 "nothing")
+set(libraries_of_floor_1 "torch/csrc/distributed/c10d/(Store|PrefixStore|TCPStore)\\.hpp|c10/util/intrusive_ptr\\.h")
+
 # The topmost part of a path below include/accel: a folder, or a file that is a floor's own entry.
 function(entry_of path result)
   string(REGEX REPLACE "/.*" "" entry "${path}")
@@ -69,6 +74,11 @@ endfunction()
 
 function(check_restricted path included result)
   set(${result} "" PARENT_SCOPE)
+  floor_of("${path}" floor)
+  if(floor LESS 2 AND included MATCHES "${library_headers}" AND NOT included MATCHES "^(${libraries_of_floor_${floor}})$")
+    set(${result} "${path} includes <${included}>, but floor ${floor} stands below LibTorch" PARENT_SCOPE)
+    return()
+  endif()
   foreach(rule IN LISTS restricted_headers)
     separate_arguments(allowed UNIX_COMMAND "${rule}")
     list(POP_FRONT allowed header)
@@ -81,6 +91,8 @@ function(check_restricted path included result)
     endif()
   endforeach()
 endfunction()
+
+string(REPEAT "[^\n]" 121 too_long)  # of a line's characters: CMake's expressions cannot count
 
 file(REAL_PATH "${INCLUDE_DIR}" INCLUDE_DIR)
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE_DIR}/accel" "${INCLUDE_DIR}/accel/*.hpp")
@@ -106,6 +118,10 @@ foreach(header IN LISTS headers)
     endif()
   endforeach()
   file(READ "${INCLUDE_DIR}/accel/${header}" text)
+  if(text MATCHES "${too_long}")
+    string(REPLACE ";" "," line "${CMAKE_MATCH_0}")
+    list(APPEND problems "${header} has a line of more than 120 characters: ${line}...")
+  endif()
   string(REGEX MATCHALL "\n" newlines "${text}")
   list(LENGTH newlines lines)
   math(EXPR all_lines "${all_lines} + ${lines}")

@@ -52,5 +52,19 @@ expect("prepare/model.hpp includes <torch/torch.h>"
   prepare/model.hpp "#include <torch/torch.h>")
 expect("prepare/model.hpp includes <torch/nn/module.h>"
   prepare/model.hpp "#include <torch/nn/module.h>")
+expect("core/units.hpp includes <ATen/core/Tensor.h>, but floor 0 stands below LibTorch"
+  core/units.hpp "#include <ATen/core/Tensor.h>")
+expect("core/units.hpp includes <torch/csrc/distributed/c10d/Store.hpp>, but floor 0 stands below LibTorch"
+  core/units.hpp "#include <torch/csrc/distributed/c10d/Store.hpp>")
+expect("launch/threads.hpp includes <ATen/Parallel.h>, but floor 1 stands below LibTorch"
+  launch/threads.hpp "#include <ATen/Parallel.h>")
+expect("the floors hold"
+  launch/rendezvous.hpp "#include <torch/csrc/distributed/c10d/TCPStore.hpp>")
+string(REPEAT "x" 118 long_comment)
+expect("core/units.hpp has a line of more than 120 characters"
+  core/units.hpp "// ${long_comment}")
+string(REPEAT "x" 117 long_comment)
+expect("the floors hold"
+  core/units.hpp "// ${long_comment}")
 expect("ProcessGroupGloo.hpp>, which belongs in backend/gloo.hpp alone"
   backend/single.hpp "#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>")

@@ -39,7 +39,7 @@ class Postal {
   accel::Seconds timeout() const { return accel::Seconds(options_.timeout_s); }
 
   Work all_reduce(at::Tensor tensor, ReduceOp op) {
-    check("all_reduce", tensor);
+    accel::backend::check(*this, "all_reduce", tensor);
     const auto parts = exchange("all_reduce", tensor);
     at::Tensor result = parts.front();
     for (std::size_t r = 1; r < parts.size(); ++r) {
@@ -51,19 +51,19 @@ class Postal {
     return {};
   }
   Work all_reduce(std::span<at::Tensor> tensors, ReduceOp op) {
-    for (const auto& tensor : tensors) check("all_reduce", tensor);
+    for (const auto& tensor : tensors) accel::backend::check(*this, "all_reduce", tensor);
     for (const auto& tensor : tensors) all_reduce(tensor, op);
     return {};
   }
   Work broadcast(at::Tensor tensor, int root) {
-    check("broadcast", tensor);
+    accel::backend::check(*this, "broadcast", tensor);
     accel::backend::check_peer("broadcast", root, world_size());
     tensor.copy_(exchange("broadcast", tensor)[static_cast<std::size_t>(root)]);
     return {};
   }
   Work all_gather(at::Tensor output, at::Tensor input) {
-    check("all_gather", output);
-    check("all_gather", input);
+    accel::backend::check(*this, "all_gather", output);
+    accel::backend::check(*this, "all_gather", input);
     accel::backend::check_parts("all_gather", output, input, world_size());
     auto parts = exchange("all_gather", input);
     for (auto& part : parts) part = part.view({-1});
@@ -71,8 +71,8 @@ class Postal {
     return {};
   }
   Work reduce_scatter(at::Tensor output, at::Tensor input, ReduceOp op) {
-    check("reduce_scatter", output);
-    check("reduce_scatter", input);
+    accel::backend::check(*this, "reduce_scatter", output);
+    accel::backend::check(*this, "reduce_scatter", input);
     accel::backend::check_parts("reduce_scatter", input, output, world_size());
     at::Tensor sum = input.view({-1}).clone();
     all_reduce(sum, op);
@@ -80,12 +80,12 @@ class Postal {
     return {};
   }
   Work send(at::Tensor tensor, int peer) {
-    check_other("send", tensor, peer);
+    accel::backend::check_message(*this, "send", tensor, peer);
     post(letter(rank(), peer, sent_[peer]++), tensor);
     return {};
   }
   Work recv(at::Tensor tensor, int peer) {
-    check_other("recv", tensor, peer);
+    accel::backend::check_message(*this, "recv", tensor, peer);
     const std::string key = letter(peer, rank(), received_[peer]++);
     tensor.copy_(fetch("recv", control_.begin("recv"), key, tensor, Deadline::in(timeout())));
     meeting_.store->deleteKey(key);
@@ -101,16 +101,6 @@ class Postal {
   void abort(std::string_view reason) noexcept { control_.give_up(reason); }
 
  private:
-  void check(std::string_view operation, const at::Tensor& tensor) const {
-    control_.check_failure(operation);  // a rank may have failed since
-    accel::backend::check_tensor(operation, tensor, device());
-  }
-  void check_other(std::string_view operation, const at::Tensor& tensor, int peer) const {
-    check(operation, tensor);
-    accel::backend::check_peer(operation, peer, world_size());
-    ACCEL_CHECK(peer != rank(), accel::InvalidArgument, operation, ": rank ", peer, " is this rank itself");
-  }
-
   /// Everybody's tensor, by rank.
   std::vector<at::Tensor> exchange(std::string_view operation, const at::Tensor& tensor) {
     const auto number = control_.begin(operation);

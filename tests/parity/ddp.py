@@ -1,12 +1,15 @@
-"""PyTorch's DDP on the same model and data as ddp_test.cpp: writes .grad after each backward.
+"""PyTorch's DDP on the same model and data as ddp_test.cpp: writes what it finds and leaves at every step.
 
 usage: python -m torch.distributed.run --nproc-per-node N ddp.py folder steps rows
 
-Reads folder/{parameters,data,target}.bin as raw float32, float32, int64; rank 0 writes
-folder/gradients.bin, raw float32: all parameters in order of registration, step by step.
+Reads folder/{parameters,data,target}.bin as raw float32, float32, int64; rank r writes folder/seen<r>.bin, raw
+float32. For windows of one and of two micro-steps, the first of two under no_sync: the statistics that each forward
+finds; .grad after each backward that reduces, all parameters in order of registration; and at the end what the model
+says of the first rows when it is evaluated.
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,41 +23,58 @@ dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 
 
-class Mlp(torch.nn.Module):
+class Normed(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.first = torch.nn.Linear(5, 7)
+        self.norm = torch.nn.BatchNorm1d(7)
         self.second = torch.nn.Linear(7, 3)
 
     def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
+        return self.second(torch.tanh(self.norm(self.first(x))))
 
 
 def read(name, dtype):
     return torch.frombuffer(bytearray((folder / name).read_bytes()), dtype=dtype)
 
 
-net = Mlp()
-flat = read("parameters.bin", torch.float32)
-with torch.no_grad():
-    offset = 0
-    for parameter in net.parameters():
-        parameter.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
-        offset += parameter.numel()
 data = read("data.bin", torch.float32).view(-1, 5)
 target = read("target.bin", torch.int64)
+seen = []
 
-model = DistributedDataParallel(net)
-written = []
-for step in range(steps):
-    begin = (step * world + rank) * rows
-    loss = F.cross_entropy(model(data[begin : begin + rows]), target[begin : begin + rows])
-    net.zero_grad()
-    loss.backward()
+
+def train(window):
+    net = Normed()
+    flat = read("parameters.bin", torch.float32)
     with torch.no_grad():
+        offset = 0
         for parameter in net.parameters():
-            written.append(parameter.grad.flatten().clone())
-            parameter.sub_(parameter.grad * 0.5)
-if rank == 0:
-    (folder / "gradients.bin").write_bytes(bytes(torch.cat(written).view(torch.uint8).tolist()))
+            parameter.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
+            offset += parameter.numel()
+    model = DistributedDataParallel(net)
+    note = lambda norm, _: seen.extend([norm.running_mean.clone(), norm.running_var.clone()])
+    hook = net.norm.register_forward_pre_hook(note)
+    for step in range(steps):
+        begin = (step * world + rank) * rows
+        last = (step + 1) % window == 0
+        with nullcontext() if last else model.no_sync():
+            guess = model(data[begin : begin + rows])
+            (F.cross_entropy(guess, target[begin : begin + rows]) / window).backward()
+        if not last:
+            continue
+        with torch.no_grad():
+            for parameter in net.parameters():
+                seen.append(parameter.grad.clone())
+                parameter.sub_(parameter.grad * 0.5)
+        net.zero_grad()
+    hook.remove()
+    model.eval()
+    with torch.no_grad():
+        seen.append(model(data[:rows]))
+
+
+train(1)
+train(2)
+flat = torch.cat([one.flatten() for one in seen])
+(folder / f"seen{rank}.bin").write_bytes(bytes(flat.view(torch.uint8).tolist()))
 dist.destroy_process_group()

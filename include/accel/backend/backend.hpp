@@ -93,6 +93,13 @@ inline void check_tensor(std::string_view operation, const at::Tensor& tensor, c
               tensor::spec(tensor), " with other strides; call .contiguous() first");
 }
 
+/// The same, and that the group of `backend` is still whole.
+template <class B>
+void check(B& backend, std::string_view operation, const at::Tensor& tensor) {
+  backend.control().check_failure(operation);
+  check_tensor(operation, tensor, backend.device());
+}
+
 /// `whole` must hold one `part` per rank.
 inline void check_parts(std::string_view operation, const at::Tensor& whole, const at::Tensor& part, int world_size) {
   ACCEL_CHECK(whole.scalar_type() == part.scalar_type() && whole.numel() == part.numel() * world_size, InvalidArgument,
@@ -103,6 +110,29 @@ inline void check_parts(std::string_view operation, const at::Tensor& whole, con
 inline void check_peer(std::string_view operation, int peer, int world_size) {
   ACCEL_CHECK(peer >= 0 && peer < world_size, InvalidArgument, operation, ": rank ", peer, " is not in [0, ",
               world_size, ")");
+}
+
+/// The checks of a message: it goes to another rank.
+template <class B>
+void check_message(B& backend, std::string_view operation, const at::Tensor& tensor, int peer) {
+  check(backend, operation, tensor);
+  check_peer(operation, peer, backend.world_size());
+  ACCEL_CHECK(peer != backend.rank(), InvalidArgument, operation, ": rank ", peer, " is this rank itself");
+}
+
+/// The checks of a reduction by `engine`: Gloo as well as NCCL knows these dtypes. A sum of flags would
+/// not be a flag.
+template <class B>
+void check_reducible(B& backend, std::string_view engine, std::string_view operation, const at::Tensor& tensor,
+                     ReduceOp op) {
+  using enum c10::ScalarType;
+  check(backend, operation, tensor);
+  const auto dtype = tensor.scalar_type();
+  bool known = dtype == Bool && op != ReduceOp::sum;
+  for (const auto one : {Float, Double, Half, BFloat16, Long, Int, Char, Byte}) known = known || dtype == one;
+  ACCEL_CHECK(known, InvalidArgument, operation, ": ", engine, " cannot reduce ", tensor::spec(tensor),
+              op == ReduceOp::sum ? " to its sum" : "",
+              "; convert it to f32, f64, f16, bf16, i64, i32, i8 or u8 first");
 }
 
 }  // namespace backend

@@ -119,8 +119,7 @@ class BasicNccl {
   }
 
   [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp op) {
-    check("all_reduce", tensor);
-    check_reducible("all_reduce", tensor, op);
+    check_reducible(*this, "NCCL", "all_reduce", tensor, op);
     return run("all_reduce", tensor.nbytes(), {tensor},
                [&](auto& comm) { return group_->driver.all_reduce(comm, tensor, op); });
   }
@@ -131,8 +130,7 @@ class BasicNccl {
     std::size_t bytes = 0;
     std::vector<at::Tensor> sent;
     for (const auto& tensor : tensors) {
-      check("all_reduce", tensor);
-      check_reducible("all_reduce", tensor, op);
+      check_reducible(*this, "NCCL", "all_reduce", tensor, op);
       bytes += tensor.nbytes();
       if (tensor.numel() > 0) sent.push_back(tensor);
     }
@@ -148,36 +146,35 @@ class BasicNccl {
   }
 
   [[nodiscard]] Work broadcast(const at::Tensor& tensor, int root) {
-    check("broadcast", tensor);
+    check(*this, "broadcast", tensor);
     check_peer("broadcast", root, world_size());
     return run("broadcast", tensor.nbytes(), {tensor},
                [&](auto& comm) { return group_->driver.broadcast(comm, tensor, root); });
   }
 
   [[nodiscard]] Work all_gather(at::Tensor& output, const at::Tensor& input) {
-    check("all_gather", output);
-    check("all_gather", input);
+    check(*this, "all_gather", output);
+    check(*this, "all_gather", input);
     check_parts("all_gather", output, input, world_size());
     return run("all_gather", output.nbytes(), {output, input},
                [&](auto& comm) { return group_->driver.all_gather(comm, output, input); });
   }
 
   [[nodiscard]] Work reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp op) {
-    check("reduce_scatter", output);
-    check("reduce_scatter", input);
+    check(*this, "reduce_scatter", output);
+    check_reducible(*this, "NCCL", "reduce_scatter", input, op);
     check_parts("reduce_scatter", input, output, world_size());
-    check_reducible("reduce_scatter", input, op);
     return run("reduce_scatter", input.nbytes(), {output, input},
                [&](auto& comm) { return group_->driver.reduce_scatter(comm, output, input, op); });
   }
 
   [[nodiscard]] Work send(const at::Tensor& tensor, int peer) {
-    check_other("send", tensor, peer);
+    check_message(*this, "send", tensor, peer);
     return run("send", tensor.nbytes(), {tensor}, [&](auto& comm) { return group_->driver.send(comm, tensor, peer); });
   }
 
   [[nodiscard]] Work recv(at::Tensor& tensor, int peer) {
-    check_other("recv", tensor, peer);
+    check_message(*this, "recv", tensor, peer);
     return run("recv", tensor.nbytes(), {tensor}, [&](auto& comm) { return group_->driver.recv(comm, tensor, peer); });
   }
 
@@ -256,28 +253,6 @@ class BasicNccl {
     if (size == 0) return {group_, operation, number, bytes, nullptr};
     return {group_, operation, number, bytes,
             group_->run(operation, number, bytes, std::move(tensors), Deadline::in(timeout()), call)};
-  }
-
-  void check(std::string_view operation, const at::Tensor& tensor) const {
-    group_->control.check_failure(operation);
-    check_tensor(operation, tensor, device());
-  }
-
-  void check_other(std::string_view operation, const at::Tensor& tensor, int peer) const {
-    check(operation, tensor);
-    check_peer(operation, peer, world_size());
-    ACCEL_CHECK(peer != rank(), InvalidArgument, operation, ": rank ", peer, " is this rank itself");
-  }
-
-  /// The dtypes that NCCL reduces. A sum of flags would not be a flag.
-  static void check_reducible(std::string_view operation, const at::Tensor& tensor, ReduceOp op) {
-    using enum c10::ScalarType;
-    const auto dtype = tensor.scalar_type();
-    bool known = dtype == Bool && op != ReduceOp::sum;
-    for (const auto one : {Float, Double, Half, BFloat16, Long, Int, Char, Byte}) known = known || dtype == one;
-    ACCEL_CHECK(known, InvalidArgument, operation, ": NCCL cannot reduce ", tensor::spec(tensor),
-                op == ReduceOp::sum ? " to its sum" : "",
-                "; convert it to f32, f64, f16, bf16, i64, i32, i8 or u8 first");
   }
 
   launch::Meeting meeting_;

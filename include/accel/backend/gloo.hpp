@@ -71,8 +71,7 @@ class Gloo {
   }
 
   [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp op) {
-    check("all_reduce", tensor);
-    check_reducible("all_reduce", tensor, op);
+    check_reducible(*this, "Gloo", "all_reduce", tensor, op);
     Work work = begin("all_reduce", tensor.nbytes());
     start_all_reduce(work, tensor, op);
     return work;
@@ -83,8 +82,7 @@ class Gloo {
     control().check_failure("all_reduce");
     std::size_t bytes = 0;
     for (const auto& tensor : tensors) {
-      check("all_reduce", tensor);
-      check_reducible("all_reduce", tensor, op);
+      check_reducible(*this, "Gloo", "all_reduce", tensor, op);
       bytes += tensor.nbytes();
     }
     Work work = begin("all_reduce", bytes);
@@ -93,7 +91,7 @@ class Gloo {
   }
 
   [[nodiscard]] Work broadcast(const at::Tensor& tensor, int root) {
-    check("broadcast", tensor);
+    check(*this, "broadcast", tensor);
     check_peer("broadcast", root, world_size());
     Work work = begin("broadcast", tensor.nbytes());
     if (sends(tensor))
@@ -103,8 +101,8 @@ class Gloo {
   }
 
   [[nodiscard]] Work all_gather(at::Tensor& output, const at::Tensor& input) {
-    check("all_gather", output);
-    check("all_gather", input);
+    check(*this, "all_gather", output);
+    check(*this, "all_gather", input);
     check_parts("all_gather", output, input, world_size());
     Work work = begin("all_gather", output.nbytes());
     if (sends(input))
@@ -117,10 +115,9 @@ class Gloo {
 
   /// Gloo's own takes four times as long as its all_reduce: sum everything, keep this rank's part.
   [[nodiscard]] Work reduce_scatter(at::Tensor& output, const at::Tensor& input, ReduceOp op) {
-    check("reduce_scatter", output);
-    check("reduce_scatter", input);
+    check(*this, "reduce_scatter", output);
+    check_reducible(*this, "Gloo", "reduce_scatter", input, op);
     check_parts("reduce_scatter", input, output, world_size());
-    check_reducible("reduce_scatter", input, op);
     const at::Tensor sum = input.view({-1}).clone();
     Work work = begin("reduce_scatter", input.nbytes());
     start_all_reduce(work, sum, op);
@@ -129,7 +126,7 @@ class Gloo {
   }
 
   [[nodiscard]] Work send(const at::Tensor& tensor, int peer) {
-    check_other("send", tensor, peer);
+    check_message(*this, "send", tensor, peer);
     const launch::NoSigpipe guard;  // Gloo writes from this thread
     Work work = begin("send", tensor.nbytes());
     work.completes_in_wait();
@@ -139,7 +136,7 @@ class Gloo {
   }
 
   [[nodiscard]] Work recv(at::Tensor& tensor, int peer) {
-    check_other("recv", tensor, peer);
+    check_message(*this, "recv", tensor, peer);
     const launch::NoSigpipe guard;  // Gloo writes from this thread
     Work work = begin("recv", tensor.nbytes());
     work.completes_in_wait();
@@ -236,30 +233,8 @@ class Gloo {
                [&](auto& engine, auto& tensors) { return engine.allreduce(tensors, {.reduceOp = native(op)}); });
   }
 
-  void check(std::string_view operation, const at::Tensor& tensor) const {
-    group_->control.check_failure(operation);
-    check_tensor(operation, tensor, device());
-  }
-
-  void check_other(std::string_view operation, const at::Tensor& tensor, int peer) const {
-    check(operation, tensor);
-    check_peer(operation, peer, world_size());
-    ACCEL_CHECK(peer != rank(), InvalidArgument, operation, ": rank ", peer, " is this rank itself");
-  }
-
   /// Gloo knows few dtypes, but what is only moved goes as bytes: any dtype.
   static at::Tensor as_bytes(const at::Tensor& tensor) { return tensor.detach().view({-1}).view(at::kByte); }
-
-  /// The dtypes that Gloo reduces. A sum of flags would not be a flag.
-  static void check_reducible(std::string_view operation, const at::Tensor& tensor, ReduceOp op) {
-    using enum c10::ScalarType;
-    const auto dtype = tensor.scalar_type();
-    bool known = dtype == Bool && op != ReduceOp::sum;
-    for (const auto one : {Float, Double, Half, BFloat16, Long, Int, Char, Byte}) known = known || dtype == one;
-    ACCEL_CHECK(known, InvalidArgument, operation, ": Gloo cannot reduce ", tensor::spec(tensor),
-                op == ReduceOp::sum ? " to its sum" : "",
-                "; convert it to f32, f64, f16, bf16, i64, i32, i8 or u8 first");
-  }
 
   [[nodiscard]] bool sends(const at::Tensor& tensor) const { return world_size() > 1 && tensor.numel() > 0; }
 

@@ -50,15 +50,15 @@ class Single {
   }
 
   [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp) {
-    check("all_reduce", tensor);
+    check(*this, "all_reduce", tensor);
     return {};
   }
   [[nodiscard]] Work all_reduce(std::span<at::Tensor> tensors, ReduceOp) {
-    for (const auto& tensor : tensors) check("all_reduce", tensor);
+    for (const auto& tensor : tensors) check(*this, "all_reduce", tensor);
     return {};
   }
   [[nodiscard]] Work broadcast(const at::Tensor& tensor, int root) {
-    check("broadcast", tensor);
+    check(*this, "broadcast", tensor);
     check_peer("broadcast", root, 1);
     return {};
   }
@@ -96,21 +96,16 @@ class Single {
     }
   }
 
-  void check(std::string_view operation, const at::Tensor& tensor) const {
-    control_.check_failure(operation);
-    check_tensor(operation, tensor, device_);
-  }
-
   Work copy(std::string_view operation, at::Tensor& output, const at::Tensor& input) {
-    check(operation, output);
-    check(operation, input);
+    check(*this, operation, output);
+    check(*this, operation, input);
     check_parts(operation, output, input, 1);
     output.view({-1}).copy_(input.view({-1}));
     return {};
   }
 
-  [[noreturn]] Work no_peer(std::string_view operation, const at::Tensor& tensor, int peer) const {
-    check(operation, tensor);
+  [[noreturn]] Work no_peer(std::string_view operation, const at::Tensor& tensor, int peer) {
+    check(*this, operation, tensor);
     throw InvalidArgument(message(operation, ": rank ", peer, " is not another rank of a group of one"));
   }
 

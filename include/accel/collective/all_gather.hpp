@@ -61,7 +61,8 @@ template <Backend B>
 }
 
 /// Every tensor of `tree`, concatenated over the ranks along dimension 0, in the order of ranks.
-/// Scalars become one row. The result has no autograd history, at one rank neither. Ranks may hold different numbers of rows; all else must be equal.
+/// Scalars become one row. The result has no autograd history, at one rank neither. Ranks may hold
+/// different numbers of rows; all else must be equal.
 ///
 /// Cost     one agreement over the control plane, then one all_gather per tensor.
 /// Throws   InvalidArgument on every rank, naming both, if trees, dtypes or shapes differ.

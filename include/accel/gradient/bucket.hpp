@@ -9,9 +9,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/view_as_real.h>
 #include <c10/core/ScalarType.h>
+#include <c10/core/Storage.h>
 
 #include <accel/core/units.hpp>
 #include <accel/gradient/bucket_plan.hpp>
@@ -39,37 +41,15 @@ class Bucket {
     const std::int64_t numel = plan.numel + static_cast<std::int64_t>(plan.parameters.size());
     return {numel * static_cast<std::int64_t>(c10::elementSize(plan.dtype))};
   }
-  [[nodiscard]] Bytes bytes() const { return bytes(plan_); }
-  [[nodiscard]] c10::ScalarType dtype() const { return plan_.dtype; }
 
   [[nodiscard]] std::size_t size() const { return plan_.parameters.size(); }
 
   /// What is summed over the ranks. Sums of complex numbers are those of their parts.
   [[nodiscard]] at::Tensor payload() const { return flat_.is_complex() ? at::view_as_real(flat_) : flat_; }
 
-  /// Somebody else holds a gradient of an earlier step, which fill() would overwrite: by its handle, or
-  /// by a tensor that shares its memory, as `.detach()` gives.
-  [[nodiscard]] bool is_held_elsewhere() const {
-    if (flat_.storage().use_count() != 2 + size()) return true;  // flat_, flags_ and the views
-    for (std::size_t k = 0; k < size(); ++k)
-      if (!is_gradient(k) && views_[k].use_count() > 1) return true;
-    return false;
-  }
-
-  /// Leaves the memory to whoever holds it, and goes on in `flat`. Gradients that are still the
-  /// parameters' own come along, with their handles.
-  void move_to(at::Tensor flat) {
-    const auto old = views_;
-    lie_in(std::move(flat));
-    for (std::size_t k = 0; k < size(); ++k) {
-      if (parameters_[k].grad().unsafeGetTensorImpl() != old[k].unsafeGetTensorImpl()) continue;
-      views_[k].copy_(old[k]);
-      adopt(old[k], k);
-    }
-  }
-
   /// Brings every gradient into the buffer, in one pass, and makes `.grad` its view.
   void fill(const Ledger& ledger) {
+    leave_to_holders();
     sources_.clear();
     targets_.clear();
     followers_.clear();
@@ -123,9 +103,37 @@ class Bucket {
   void lie_in(at::Tensor flat) {
     flat_ = std::move(flat);
     flags_ = flat_.narrow(0, plan_.numel, static_cast<std::int64_t>(size()));
-    // Shares the memory without being a view to autograd: LibTorch's zero_grad calls detach_ on it.
+    for (std::size_t k = 0; k < size(); ++k) views_[k] = view(k);
+  }
+
+  /// Shares the memory without being a view to autograd: LibTorch's zero_grad calls detach_ on it.
+  [[nodiscard]] at::Tensor view(std::size_t k) const {
+    return tensor::view_like(flat_, plan_.offsets[k], parameters_[k]).variable_data();
+  }
+
+  /// Somebody may hold a gradient of an earlier step that is about to be overwritten. They keep what they
+  /// see, in other memory; ours stays where the backend has put it, which may be known to other ranks.
+  void leave_to_holders() {
+    for (std::size_t k = 0; k < size(); ++k) {
+      if (is_gradient(k) || views_[k].use_count() == 1) continue;
+      views_[k].set_data(views_[k].clone());
+      views_[k] = view(k);
+    }
+    // By a tensor that shares the memory, as `.detach()` gives: whose, a storage does not tell.
+    const bool alone_in_storage = flat_.storage().nbytes() == static_cast<std::size_t>(bytes(plan_).count);
+    if (alone_in_storage && flat_.storage().use_count() != 2 + size()) part_storages();
+  }
+
+  /// The storage that others know goes on with a copy, and the memory gets a new one, which is ours.
+  void part_storages() {
+    const auto old = views_;
+    const c10::Storage theirs = flat_.storage();
+    const at::Tensor copy = flat_.clone();
+    const c10::Storage ours(c10::Storage::use_byte_size_t(), theirs.nbytes(),
+                            theirs.set_data_ptr(copy.storage().set_data_ptr(c10::DataPtr(nullptr, flat_.device()))));
+    lie_in(at::empty({0}, flat_.options()).set_(ours, 0, flat_.sizes(), flat_.strides()));
     for (std::size_t k = 0; k < size(); ++k)
-      views_[k] = tensor::view_like(flat_, plan_.offsets[k], parameters_[k]).variable_data();
+      if (parameters_[k].grad().unsafeGetTensorImpl() == old[k].unsafeGetTensorImpl()) adopt(old[k], k);
   }
 
   /// Makes `gradient` the view of parameter k: the same tensor to whoever has it, in our memory.

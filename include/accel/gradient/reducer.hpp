@@ -58,7 +58,7 @@ class Reducer final : public Watch {
       sizes.push_back({tensor.numel(), tensor.scalar_type(), tensor.device()});
     const auto plan = plan_buckets(sizes, options.caps);
     for (std::size_t b = 0; b < plan.size(); ++b) {
-      buckets_.emplace_back(plan[b], ledger.parameters(), memory_for(Bucket::bytes(plan[b]), plan[b].dtype));
+      buckets_.emplace_back(plan[b], ledger.parameters(), backend.allocate(Bucket::bytes(plan[b])).view(plan[b].dtype));
       for (const std::size_t i : plan[b].parameters) bucket_of_[i] = b;
     }
     pending_.resize(buckets_.size());
@@ -156,14 +156,9 @@ class Reducer final : public Watch {
 
   void start_next() {
     Bucket& bucket = buckets_[next_];
-    if (bucket.is_held_elsewhere()) bucket.move_to(memory_for(bucket.bytes(), bucket.dtype()));
     bucket.fill(*ledger_);
     works_.push_back(backend_->all_reduce(bucket.payload(), ReduceOp::sum));
     ++next_;
-  }
-
-  [[nodiscard]] at::Tensor memory_for(Bytes bytes, c10::ScalarType dtype) {
-    return backend_->allocate(bytes).view(dtype);
   }
 
   std::vector<tensor::NamedTensor> parameters_;

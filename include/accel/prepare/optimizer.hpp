@@ -59,9 +59,9 @@ std::size_t drop_repeated(O& optimizer) {
 ///
 /// step() does nothing in a micro-step that only accumulates; while a window is open it belongs inside
 /// of a micro-step. zero_grad() keeps gradients that are not reduced yet, so it may stand before
-/// backward or after step; those of a backward that threw half-way it always lets go. The wrapped optimizer's own calls,
-/// `optimizer->step()` and `optimizer->zero_grad()`, are without guards: for gradients of another
-/// source, and to give up a window.
+/// backward or after step; those of a backward that threw half-way it always lets go. The wrapped
+/// optimizer's own calls, `optimizer->step()` and `optimizer->zero_grad()`, are without guards: for
+/// gradients of another source, and to give up a window.
 ///
 /// Throws   InvalidArgument from step(): see Session::check_before_step. Also if gradients are there
 ///          that accelerator.backward did not make, and after a loop that has ended in mid-window.
