@@ -112,17 +112,20 @@ class Accelerator {
   /// one argument gives the object itself. Lvalues are borrowed and must outlive what is returned.
   ///
   /// Order    collective. Rank 0's parameters and buffers are what every rank has afterwards.
-  /// Throws   InvalidArgument on every rank if the models differ between ranks, or if an optimizer
-  ///          holds what no prepared model has.
+  /// Throws   InvalidArgument on every rank if the models, the optimizers' options or the accelerators'
+  ///          settings differ between ranks, if a tensor is not dense, or if an optimizer holds what no
+  ///          prepared model has.
   template <class... Args>
   [[nodiscard]] auto prepare(Args&&... args) {
-    return at_rank([&] { return prepare_parts(prepare::part_of(std::forward<Args>(args))...); });
+    return at_rank([&] { return prepare::prepare(engine_, prepare::part_of(std::forward<Args>(args))...); });
   }
 
   /// loss.backward(), and the mean of the gradients over the ranks. `.grad` is then what PyTorch's
   /// DDP leaves there; in micro-steps that only accumulate it holds this rank's share of the mean.
   ///
   /// Shape    loss: one number, the mean over the rows of this rank's batch.
+  /// Throws   what autograd throws, and InvalidArgument. On any rank, in a backward that reduces, either
+  ///          ends the group: every other rank's call throws CommError with the reason.
   void backward(const at::Tensor& loss, bool retain_graph = false) {
     at_rank([&] { engine_->backward(loss, retain_graph); });
   }
@@ -131,7 +134,7 @@ class Accelerator {
   /// members. The accumulation_steps-th, or the epoch's last, reduces and lets the optimizer step.
   template <class Batch>
   [[nodiscard]] prepare::MicroStep accumulate(const Batch& batch) {
-    return at_rank([&] { return prepare::MicroStep(engine_, position_of(std::addressof(batch))); });
+    return at_rank([&] { return prepare::MicroStep(engine_, engine_->in_flight.position_of(std::addressof(batch))); });
   }
   /// The same for data that no prepared loader gave: no window is known to end early.
   [[nodiscard]] prepare::MicroStep accumulate() {
@@ -162,15 +165,8 @@ class Accelerator {
   /// left out, so that an epoch gives every row of the dataset once. Several values give a tuple.
   template <class... Trees>
   [[nodiscard]] auto gather_for_metrics(Trees... trees) {
-    const auto gather_one = [&](auto&& tree) {
-      return metrics::gather_for_metrics(engine_->backend, engine_->in_flight.innermost(),
-                                         std::forward<decltype(tree)>(tree));
-    };
     return at_rank([&] {
-      if constexpr (sizeof...(Trees) == 1)
-        return (gather_one(std::move(trees)), ...);
-      else
-        return std::tuple{gather_one(std::move(trees))...};
+      return metrics::gather_for_metrics(engine_->backend, engine_->in_flight.innermost(), std::move(trees)...);
     });
   }
 
@@ -231,23 +227,6 @@ class Accelerator {
       : engine_(prepare::connect<BackendType, PrecisionType>(options, launch)),
         description_(prepare::description(*engine_, options, launch,
                                           prepare::set_threads(options.threads, engine_->topology.local_world_size))) {}
-
-  template <class... Parts>
-  auto prepare_parts(Parts... parts) {
-    engine_->prepare(parts...);
-    if constexpr (sizeof...(Parts) == 1)
-      return (prepare::wrap(std::move(parts), engine_), ...);
-    else
-      return std::tuple{prepare::wrap(std::move(parts), engine_)...};
-  }
-
-  [[nodiscard]] data::Position position_of(const void* batch) const {
-    const data::Pass* pass = engine_->in_flight.find(batch);
-    ACCEL_CHECK(pass != nullptr, InvalidArgument,
-                "accumulate: this is no batch of a prepared loader that is in flight; ",
-                "iterate by reference, `for (auto& batch : loader)`, or call accumulate() for data of another source");
-    return pass->position;
-  }
 
   template <class Body>
   decltype(auto) at_rank(Body&& body) const {

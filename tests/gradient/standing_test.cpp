@@ -220,3 +220,25 @@ TEST_CASE("a torn window that is reduced all the same ends the group, with the r
                           ContainsSubstring("rank 1") && ContainsSubstring("threw half-way"));
   });
 }
+
+TEST_CASE("a rank that cannot go backward where the others do ends the group, with its reason", "[torn]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Halves>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    accelerator.backward(net->left(noise(rank.rank)).sum());
+    optimizer.step();
+    optimizer.zero_grad();
+    const auto before = bits(net->parameters());
+    auto loss = net->left(noise(rank.rank)).sum();
+    if (rank.rank == 1) loss = loss.detach();
+    if (rank.rank == 1)
+      REQUIRE_THROWS_WITH(accelerator.backward(loss), ContainsSubstring("depends on no parameter"));
+    else
+      REQUIRE_THROWS_WITH(accelerator.backward(loss),
+                          ContainsSubstring("rank 1") && ContainsSubstring("depends on no parameter"));
+    // A loop that caught this would give a step of one rank to another step of the others.
+    REQUIRE_THROWS_WITH(accelerator.backward(net->left(noise(0)).sum()), ContainsSubstring("given up earlier"));
+    REQUIRE(bits(net->parameters()) == before);
+  });
+}

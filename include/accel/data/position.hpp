@@ -64,6 +64,17 @@ class InFlight {
     return nullptr;
   }
 
+  /// Where the batch at `address` stands.
+  ///
+  /// Throws   InvalidArgument for what no pass has handed out.
+  [[nodiscard]] Position position_of(const void* address) const {
+    const Pass* pass = find(address);
+    ACCEL_CHECK(pass != nullptr, InvalidArgument,
+                "accumulate: this is no batch of a prepared loader that is in flight; iterate by reference, ",
+                "`for (auto& batch : loader)`, or call accumulate() for data of another source");
+    return pass->position;
+  }
+
   /// This rank's share of the current round; `even` where no pass is in flight.
   ///
   /// Throws   InvalidArgument if passes disagree: then only accumulate(batch) says which is meant.

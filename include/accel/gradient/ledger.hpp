@@ -54,6 +54,7 @@ class Ledger {
     // At one rank a mean is kept as it is; but a window may be cut short, see rescale().
     if (state_ == State::means && (world_size_ > 1 || !synchronises)) share_out();
     mark_ = mark();
+    in_backward_ = true;
   }
 
   /// The backward has added to one of them.
@@ -64,6 +65,7 @@ class Ledger {
 
   /// It has ended, and nothing is reduced.
   void added_up() {
+    in_backward_ = false;
     if (touched())
       state_ = State::waiting;
     else if (state_ == State::means)
@@ -73,13 +75,15 @@ class Ledger {
 
   /// It has ended, and they are means.
   void reduced() {
+    in_backward_ = false;
     state_ = State::means;
     for (auto& one : standing_) one.stands = false;
     if (world_size_ == 1) part_numbers();
   }
 
-  /// It threw.
+  /// It threw, if one had begun.
   void threw() {
+    if (!std::exchange(in_backward_, false)) return;
     if (touched())
       state_ = State::torn;
     else if (state_ == State::means)
@@ -186,7 +190,8 @@ class Ledger {
   State state_ = State::means;
   std::vector<Standing> standing_;   // by parameter
   std::vector<at::Tensor> numbers_;  // parameters of one element
-  std::uint64_t mark_ = 0;           // when the backward began
+  bool in_backward_ = false;
+  std::uint64_t mark_ = 0;  // when the backward began
 };
 
 }  // namespace accel::inline v0_1::gradient

@@ -26,7 +26,7 @@ namespace accel::inline v0_1::gradient {
 struct ReducerOptions {
   BucketCaps caps{};
   bool overlap = true;            // start a bucket when it is full; false: all of them after backward
-  bool broadcast_buffers = true;  // rank 0's, whenever a backward has reduced: DDP's default
+  bool broadcast_buffers = true;  // rank 0's, whenever a backward has reduced their model: DDP's default
 };
 
 /// Sums the gradients of one model over the ranks while backward still runs.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -39,6 +40,15 @@ template <Backend B, class Tree>
   });
   return tensor::map(std::move(tree),
                      [&](const at::Tensor& tensor) { return collective::gather_rows(backend, tensor, rows); });
+}
+
+/// The same for several, as a tuple.
+template <Backend B, class First, class... Others>
+  requires(sizeof...(Others) > 0)
+[[nodiscard]] std::tuple<First, Others...> gather_for_metrics(B& backend, const data::Pass* pass, First first,
+                                                              Others... others) {
+  // Braces: from left to right, which is the order on the wire.
+  return {gather_for_metrics(backend, pass, std::move(first)), gather_for_metrics(backend, pass, std::move(others))...};
 }
 
 }  // namespace accel::inline v0_1::metrics

@@ -81,23 +81,26 @@ class Engine final : public Session {
                 "accelerator.backward, from a hook or on another thread; inside of a hook call loss.backward(), ",
                 "and reduce what comes of it with the next accelerator.backward");
     const Leaving leaving{in_backward_};
-    check_loss(loss);
     accumulation.check_scope();
+    const double factor = share() * accumulation.loss_factor();
     const bool synchronises = accumulation.synchronises();
-    check_torn(synchronises);
-    const auto factor = gradient::split_factor(share() * accumulation.loss_factor(), arrival_.is_narrow(loss));
-    begin(synchronises, factor.arrival);
     try {
-      loss.backward(gradient::root_gradient(loss, factor.root), retain_graph);
+      check_loss(loss);
+      check_torn();
+      const auto split = gradient::split_factor(factor, arrival_.is_narrow(loss));
+      begin(synchronises, split.arrival);
+      loss.backward(gradient::root_gradient(loss, split.root), retain_graph);
       end(synchronises);
     } catch (const CommError&) {
       give_up();  // the ranks know why
       throw;
+    } catch (const std::exception& error) {
+      give_up();
+      if (synchronises) end_group(first_line(error));
+      throw;
     } catch (...) {
       give_up();
-      // The other ranks reduce what this one has not, or wait for it: whatever it sends next would be
-      // taken for that.
-      if (synchronises && topology.world_size > 1) backend.abort("a backward that reduces threw on this rank");
+      if (synchronises) end_group("something that is no std::exception");
       throw;
     }
     accumulation.after_backward();
@@ -162,14 +165,18 @@ class Engine final : public Session {
         "backward: the loss depends on no parameter that requires a gradient; was forward run without gradients?");
   }
 
-  void check_torn(bool synchronises) {
+  void check_torn() {
     for (const auto& model : models) {
       if (!model->ledger.torn()) continue;
       if (topology.world_size > 1) backend.control().check_failure("backward");  // then that is what is wrong
-      const std::string problem = torn(*model);
-      if (synchronises && topology.world_size > 1) backend.abort(problem);  // the others are about to wait
-      throw InvalidArgument(message("backward: ", problem));
+      throw InvalidArgument(message("backward: ", torn(*model)));
     }
+  }
+
+  /// A backward that reduces threw on this rank. The others reduce what it has not, or wait for it:
+  /// whatever it sends next would be taken for that.
+  void end_group(const std::string& reason) noexcept {
+    if (topology.world_size > 1) backend.abort("its backward threw: " + reason);
   }
 
   /// This rank's share of the mean over the rows of all.
@@ -267,6 +274,16 @@ template <class S, Backend B, Precision P>
 template <class D, Backend B, Precision P>
 [[nodiscard]] auto wrap(LoaderPart<D>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
   return Loader<D>(std::move(part.loader), engine, part.seed);
+}
+
+/// What Accelerator::prepare gives: one wrapper, or a tuple of several.
+template <Backend B, Precision P, class... Parts>
+[[nodiscard]] auto prepare(const std::shared_ptr<Engine<B, P>>& engine, Parts... parts) {
+  engine->prepare(parts...);
+  if constexpr (sizeof...(Parts) == 1)
+    return (wrap(std::move(parts), engine), ...);
+  else
+    return std::tuple{wrap(std::move(parts), engine)...};
 }
 
 }  // namespace accel::inline v0_1::prepare

@@ -23,6 +23,7 @@ concept SchedulerLike =
 /// step(loss) takes each rank's own: the mean over the ranks is judged, so that all have one rate.
 ///
 /// Cost     of step(loss) one all_reduce of a number, which the host waits for.
+/// Order    step(loss) is collective.
 /// Differs  Accelerate advances world_size times a step, and leaves each rank to its own loss.
 template <class S>
 class Scheduler {
