@@ -125,3 +125,36 @@ TEST_CASE("parameters that require a gradient are broadcast, and still require i
     CHECK(parameter.is_leaf());
   });
 }
+
+TEST_CASE("tensors that are broadcast again and again arrive in one message, unseen by autograd", "[collective]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Group<Gloo> group;
+    const auto base = at::full({2, 1}, rank.rank, at::kDouble);
+    const std::vector<at::Tensor> tensors{at::full({3}, rank.rank, at::kByte), at::full({}, rank.rank, at::kLong),
+                                          at::full({0, 2}, rank.rank),         base.expand({2, 5}),
+                                          at::full({7}, rank.rank, at::kHalf), at::full({2, 3}, rank.rank).t()};
+    accel::collective::RepeatedBroadcast<Gloo> broadcast(*group, tensors, rank.world_size - 1);
+    for (int round = 0; round < 3; ++round) {
+      for (const auto& tensor : tensors) accel::tensor::without_expansion(tensor).fill_(10 * round + rank.rank);
+      if (round == 2) tensors[0].set_data(at::full({3}, 10 * round + rank.rank, at::kByte));  // other memory
+      const auto version = tensors[1]._version();
+      const auto number = group->control().begin("before");
+      broadcast.start();
+      broadcast.wait();
+      CHECK(group->control().begin("after") - number == 2);  // one collective between
+      for (const auto& tensor : tensors) CHECK(tensor.eq(10 * round + rank.world_size - 1).all().item<bool>());
+      CHECK(tensors[1]._version() == version);
+    }
+  });
+}
+
+TEST_CASE("nothing is broadcast again and again without a word", "[collective]") {
+  on_ranks({2}, [](Rank) {
+    Group<Gloo> group;
+    accel::collective::RepeatedBroadcast<Gloo> none(*group, {at::zeros({0})}, 0);
+    const auto number = group->control().begin("before");
+    none.start();
+    none.wait();
+    CHECK(group->control().begin("after") - number == 1);
+  });
+}

@@ -232,8 +232,12 @@ TEST_CASE("what a rank cannot go on with is what the others read", "[faults]") {
   const std::vector<Way> ways = {
       {"abort", "failed after 3 steps and 4 collectives, the last operation all_reduce: the disk is full",
        [](Accelerator& accelerator) { accelerator.abort("the disk is full"); }},
-      {"an error of the library", "was ended by an exception after 3 steps",
+      {"a backward",
+       "failed after 3 steps and 4 collectives, the last operation all_reduce: its backward threw: backward: "
+       "expected a loss of one number, found f32[2]",
        [](Accelerator& accelerator) { accelerator.backward(torch::ones({2})); }},
+      {"an error of the library", "was ended by an exception after 3 steps",
+       [](Accelerator& accelerator) { (void)accelerator.gather_for_metrics(torch::ones({2})); }},
   };
   for (const auto& way : ways) {
     const int culprit = 1;
@@ -257,6 +261,7 @@ TEST_CASE("a rank that has left the training is named by those that go on", "[fa
   on_ranks({2, 3}, [](Rank rank) {
     const int leaver = rank.world_size - 1;
     Accelerator accelerator(beating());
+    accelerator.wait_for_everyone();  // or the others would still be connecting to the one that leaves
     if (rank.rank == leaver) {
       {
         const Accelerator gone = std::move(accelerator);

@@ -113,3 +113,24 @@ TEST_CASE("a view of a buffer has the shape, the strides and the place asked for
   view.zero_();  // it is the buffer's memory
   CHECK(flat.sum().item<std::int64_t>() == 435 - (5 + 6 + 7 + 8 + 9 + 10));
 }
+
+TEST_CASE("views of a buffer that is a part of a storage stay in it, whatever their strides", "[tensor]") {
+  const at::Tensor pool = at::arange(100, Float);
+  const at::Tensor flat = pool.narrow(0, 40, 30);  // as a pool or an arena cuts it
+  const at::Tensor rows = at::empty({2, 3}, Float);
+  CHECK(view_like(flat, 5, rows).equal(at::arange(45, 51, Float).view({2, 3})));
+  CHECK(view_like(flat, 5, rows.t()).equal(at::arange(45, 51, Float).view({2, 3}).t()));
+  CHECK(view_like(flat, 5, rows.expand({4, 2, 3}).narrow(0, 0, 1)).equal(at::arange(45, 51, Float).view({1, 2, 3})));
+  CHECK(view_like(flat, 29, at::empty({}, Float)).item<float>() == 69);
+}
+
+TEST_CASE("of an expanded tensor the elements with memory of their own are left", "[tensor]") {
+  using accel::tensor::without_expansion;
+  const at::Tensor base = at::arange(6, Float).view({2, 1, 3});
+  const at::Tensor expanded = base.expand({5, 2, 4, 3});
+  const at::Tensor left = without_expansion(expanded);
+  CHECK(left.sizes() == at::IntArrayRef({1, 2, 1, 3}));
+  CHECK(left.const_data_ptr() == base.const_data_ptr());
+  CHECK(without_expansion(base).sizes() == base.sizes());
+  CHECK(without_expansion(at::zeros({0, 3}, Float)).numel() == 0);
+}

@@ -44,3 +44,13 @@ TEST_CASE("dtypes have short names, rare ones LibTorch's", "[tensor]") {
   CHECK(dtype_name(ComplexDouble) == "c128");
   CHECK(dtype_name(QInt8) == "QInt8");
 }
+
+TEST_CASE("a layout says how elements lie in memory where that is not usual", "[tensor]") {
+  using accel::tensor::layout;
+  const at::Tensor rows = at::empty({2, 3});
+  CHECK(layout(rows) == "f32[2, 3]");
+  CHECK(layout(rows.t()) == "f32[3, 2] with strides [1, 3]");
+  CHECK(layout(rows.narrow(0, 0, 1).expand({4, 3})) == "f32[4, 3] with strides [0, 1]");
+  CHECK(layout(at::empty({})) == "f32[]");
+  CHECK(layout(rows.zero_().to_sparse()) == "f32[2, 3] of layout Sparse");
+}
