@@ -45,8 +45,8 @@ find_package_handle_standard_args(NCCL
                 NCCL_CUDA_NV_INCLUDE_DIR NCCL_CUDART_LIBRARY NCCL_C10_CUDA_LIBRARY NCCL_TORCH_CUDA_LIBRARY
   VERSION_VAR NCCL_VERSION
   REASON_FAILURE_MESSAGE
-    "it needs a LibTorch for CUDA, NCCL and the headers of the CUDA runtime, crt/ and nv/ among them (pip install nvidia-cuda-crt \
-nvidia-cuda-cccl, or set NCCL_ROOT and CUDA_HOME)")
+    "it needs a LibTorch for CUDA, NCCL and the headers of the CUDA runtime, crt/ and nv/ among them \
+(pip install nvidia-cuda-crt nvidia-cuda-cccl, or set NCCL_ROOT and CUDA_HOME)")
 
 if(NCCL_FOUND AND NOT TARGET NCCL::NCCL)
   add_library(NCCL::NCCL SHARED IMPORTED)
