@@ -17,15 +17,12 @@ endif()
 
 if(ACCEL_BUILD_TESTS)
   find_package(Catch2 3 QUIET)
-  if(Catch2_FOUND)
-    include(Catch)
-  else()
+  if(NOT Catch2_FOUND)
     message(STATUS "Catch2 3 is not installed: fetching 3.7.1")
     FetchContent_Declare(Catch2
       GIT_REPOSITORY https://github.com/catchorg/Catch2.git
       GIT_TAG fa43b77429ba76c462b1898d6cd2f2d7a9416b14  # v3.7.1
       SYSTEM)
     FetchContent_MakeAvailable(Catch2)
-    include("${catch2_SOURCE_DIR}/extras/Catch.cmake")
   endif()
 endif()

@@ -210,7 +210,10 @@ print_summary() {
   printf '%s\n' "${minutes[@]}"
   if [[ -s "$folders" ]]; then
     say "==> the minutes of each folder of tests, and of each test that is a command"
-    LC_ALL=C sort -t $'\t' -k 1,1nr "$folders" | LC_ALL=C awk -F '\t' '{ printf "%6.1f min  %s\n", $1 / 60, $2 }'
+    LC_ALL=C sort -t $'\t' -k 1,1nr "$folders" | LC_ALL=C awk -F '\t' '
+      $1 >= 3 { printf "%6.1f min  %s\n", $1 / 60, $2; next }
+      { rest += $1; ++n }
+      END { if (n) printf "%6.1f min  %d more, of less than 3 s each\n", rest / 60, n }'
     say "==> the ten slowest test cases"
     LC_ALL=C sort -t $'\t' -k 2,2nr "$cases" | LC_ALL=C awk -F '\t' 'NR <= 10 { printf "%6.1f s    %s\n", $2, $3 }'
   fi
@@ -237,6 +240,7 @@ case "$what" in
     timed "set-up" set_up_gpu
     timed "compiling what needs a GPU" build_gpu
     timed "running it" run_tests "$gpu" "" -L gpu
+    left_out+=("benchmarks: none of those here runs on a GPU")
     ;;
   *)
     timed "set-up" set_up_for tests

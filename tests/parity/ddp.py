@@ -1,6 +1,6 @@
 """PyTorch's DDP on the same model and data as ddp_test.cpp: writes what it finds and leaves at every step.
 
-usage: python -m torch.distributed.run --nproc-per-node N ddp.py folder steps rows
+usage: python ddp.py folder steps rows world_size port
 
 Reads folder/{parameters,data,target}.bin as raw float32, float32, int64; rank r writes folder/seen<r>.bin, raw
 float32. For windows of one and of two micro-steps, the first of two under no_sync: the statistics that each forward
@@ -8,19 +8,29 @@ finds; .grad after each backward that reduces, all parameters in order of regist
 says of the first rows when it is evaluated.
 """
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch._dynamo  # as DDP would, in each rank
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-folder, steps, rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, steps, rows, world, port = Path(sys.argv[1]), *map(int, sys.argv[2:6])
+
+# Importing torch takes seconds, so the other ranks are forks of rank 0, which has done it.
+rank, others = 0, []
+for number in range(1, world):
+    child = os.fork()
+    if child == 0:
+        rank, others = number, []
+        break
+    others.append(child)
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 
 
 class Normed(torch.nn.Module):
@@ -78,3 +88,4 @@ train(2)
 flat = torch.cat([one.flatten() for one in seen])
 (folder / f"seen{rank}.bin").write_bytes(bytes(flat.view(torch.uint8).tolist()))
 dist.destroy_process_group()
+sys.exit(any([os.waitpid(child, 0)[1] for child in others]))

@@ -49,9 +49,8 @@ void train_ddp(int world_size, const std::filesystem::path& folder) {
   write(folder / "target.bin", data.all.target);
   ReservedPort port;
   const auto result =
-      run_program({ACCEL_TEST_PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", std::to_string(world_size),
-                   "--master-port", std::to_string(port.number()), ACCEL_TEST_DIR "/parity/ddp.py", folder.string(),
-                   std::to_string(ddp_steps), std::to_string(ddp_rows)},
+      run_program({ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/parity/ddp.py", folder.string(), std::to_string(ddp_steps),
+                   std::to_string(ddp_rows), std::to_string(world_size), std::to_string(port.number())},
                   {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
   INFO(result.output);
   REQUIRE(result.succeeded());

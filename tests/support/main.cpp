@@ -67,6 +67,7 @@ class Results {
  public:
   void open() {
     if (const char* path = std::getenv("ACCEL_TEST_RESULTS")) file_.open(path, std::ios::trunc);
+    file_ << std::fixed;
   }
   template <class... Fields>
   void note(const std::string& outcome, const Fields&... fields) {

@@ -87,6 +87,7 @@ pid_t start_program(std::vector<std::string> arguments, std::vector<std::string>
 Process::Process(const std::function<pid_t(int output)>& start)
     : output_(::memfd_create("output", MFD_CLOEXEC)), start_(Clock::now()) {
   if (output_ < 0) throw_errno("memfd_create");
+  ::fcntl(output_, F_SETFL, O_APPEND);  // or what processes write at the same time may overwrite each other
   id_ = start(output_);
 }
 
@@ -98,8 +99,11 @@ Process::~Process() {
 bool Process::ended() {
   if (result_) return true;
   int status = 0;
-  const pid_t found = ::waitpid(id_, &status, WNOHANG);
-  if (found != 0) finish(status);
+  const pid_t found = ::waitpid(id_, &status, WNOHANG | WUNTRACED | WCONTINUED);
+  if (found > 0 && (WIFSTOPPED(status) || WIFCONTINUED(status)))
+    stopped_ = WIFSTOPPED(status);
+  else if (found != 0)
+    finish(status);
   return result_.has_value();
 }
 
@@ -136,21 +140,24 @@ std::string Process::read_output() const {
 
 void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> grace_after_failure) {
   using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds for_news_of_waking(100);
   const auto duration = [](Seconds span) { return std::chrono::duration_cast<Clock::duration>(span); };
   auto end = Clock::now() + duration(deadline * slowness);
+  auto last_seen_running = Clock::now();
   bool failure_seen = false;
   for (;;) {
-    bool running = false;
+    bool left = false;
     for (auto& process : processes) {
       if (!process->ended()) {
-        running = true;
+        left = true;
+        if (!process->is_stopped()) last_seen_running = Clock::now();
       } else if (grace_after_failure && !failure_seen && !process->result().succeeded()) {
         failure_seen = true;
         end = std::min(end, Clock::now() + duration(*grace_after_failure * slowness));
       }
     }
-    if (!running) return;
-    if (Clock::now() >= end) break;
+    if (!left) return;
+    if (Clock::now() >= end || Clock::now() > last_seen_running + for_news_of_waking) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   for (auto& process : processes)

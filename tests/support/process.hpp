@@ -38,6 +38,9 @@ class Process {
   /// Looks whether the process has ended, without waiting.
   bool ended();
 
+  /// As it was when ended() was asked: it waits for SIGCONT.
+  [[nodiscard]] bool is_stopped() const { return stopped_; }
+
   /// Ends the process and the children it left behind, and waits for it.
   void kill();
 
@@ -52,13 +55,14 @@ class Process {
   int output_;  // file in memory
   Clock::time_point start_;
   pid_t id_ = -1;
+  bool stopped_ = false;
   std::optional<ProcessResult> result_;
 };
 
 using Processes = std::vector<std::unique_ptr<Process>>;
 
-/// Waits until all have ended, `deadline` has passed, or one failed `grace_after_failure` ago; ends
-/// the rest.
+/// Waits until all have ended, or are stopped with nobody left to wake them, `deadline` has passed, or one failed
+/// `grace_after_failure` ago; ends the rest.
 void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> grace_after_failure);
 
 }  // namespace accel::testing

@@ -29,7 +29,7 @@ struct Rank {
 struct ProcessResult {
   int exit_code = 0;       // 0 also where a signal ended it
   int signal = 0;          // the signal that ended it, or 0
-  bool timed_out = false;  // it was killed because it still ran at its deadline
+  bool timed_out = false;  // it was killed: it ran at its deadline, or was stopped when all others had ended
   std::string output;      // stdout and stderr together
   double seconds = 0;      // from its start to its end
   double ended_at = 0;     // its end, in seconds of the system's steady clock, which all processes share

@@ -153,9 +153,28 @@ TEST_CASE("a rank that hangs is killed at the deadline", "[support]") {
   CHECK(results[1].seconds >= 3);
 }
 
-TEST_CASE("a stopped rank is killed at the deadline", "[support]") {
-  const auto results = run_ranks(1, [](Rank) { std::raise(SIGSTOP); }, {.deadline = Seconds(3)});
+TEST_CASE("a stopped rank is killed once nobody is left who could wake it", "[support]") {
+  const auto results = run_ranks(2, [](Rank rank) {
+    if (rank.rank == 0) std::raise(SIGSTOP);
+    std::this_thread::sleep_for(Seconds(0.5));
+  });
   CHECK(results.front().timed_out);
+  CHECK(results.front().seconds >= 0.5);
+  CHECK(results.front().seconds < 30);
+}
+
+TEST_CASE("a stopped rank that is woken goes on", "[support]") {
+  const auto results = run_ranks(1, [](Rank) {
+    const pid_t sleeper = ::getpid();
+    if (::fork() == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(40));
+      ::kill(sleeper, SIGCONT);
+      ::_exit(0);
+    }
+    std::raise(SIGSTOP);
+    std::this_thread::sleep_for(Seconds(0.3));
+  });
+  CHECK(results.front().succeeded());
 }
 
 TEST_CASE("a rank that crashes is told apart from one that exits", "[support]") {
@@ -216,6 +235,7 @@ TEST_CASE("ranks that skip make the test skip, with the reason", "[support]") {
 
 TEST_CASE("hidden: rank 0 notes all processes and hangs", "[.][support]") {
   on_ranks({2}, [](Rank rank) {
+    while (rank.rank == 0 && children_of(::getppid()).size() < 3) std::this_thread::sleep_for(Seconds(0.01));
     if (rank.rank == 0) {
       std::ofstream note(variable("TEST_NOTE"));
       for (const pid_t child : children_of(::getppid())) note << child << "\n";
@@ -240,18 +260,20 @@ TEST_CASE("no rank outlives a test program that is killed, nor does the server t
 
 TEST_CASE("a rank finds nothing of what an earlier one did", "[support]") {
   static int changed = 0;
-  const auto fresh = at::rand({1}).item<float>();  // the seed is that of a new process, here and in the ranks
+  const auto drawn = std::to_string(at::rand({1}).item<float>());  // here and, once more, in each rank
   for (int round = 0; round < 2; ++round)
-    on_ranks({2}, [&](Rank) {
-      CHECK(changed++ == 0);
-      CHECK(at::rand({1}).item<float>() == fresh);
-      CHECK(variable("TEST_LEFT_BEHIND").empty());
-      CHECK(at::get_num_threads() == 1);
-      CHECK(c10::GradMode::is_enabled());
-      ::setenv("TEST_LEFT_BEHIND", "x", 1);
-      at::set_num_threads(3);
-      c10::GradMode::set_enabled(false);
-    });
+    on_ranks({2},
+             [&](Rank) {
+               CHECK(changed++ == 0);
+               CHECK(variable("TEST_DRAWN") == drawn);
+               CHECK(variable("TEST_LEFT_BEHIND").empty());
+               CHECK(at::get_num_threads() == 1);
+               CHECK(c10::GradMode::is_enabled());
+               ::setenv("TEST_LEFT_BEHIND", "x", 1);
+               at::set_num_threads(3);
+               c10::GradMode::set_enabled(false);
+             },
+             {.variables = {{"TEST_DRAWN", drawn}}});
   CHECK(changed == 0);
 }
 

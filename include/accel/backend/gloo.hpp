@@ -194,6 +194,8 @@ class Gloo {
             engine->setTimeout(std::chrono::ceil<std::chrono::milliseconds>(timeout));
             return c10::intrusive_ptr<c10d::Backend>(std::move(engine));
           });
+      // A rank that is connected and leaves at once would break those that still are at it.
+      control().barrier("Gloo: connecting", deadline);
     } catch (const std::exception& error) {
       throw CommError(message("Gloo: rank ", rank(), " by ", endpoint_.text(), " did not reach the other ",
                               world_size() - 1, deadline.passed() ? message(" within ", deadline.span_s(), " s") : "",
