@@ -141,6 +141,12 @@ class Accelerator {
     return at_rank([&] { return prepare::MicroStep(engine_, std::nullopt); });
   }
 
+  /// Forgets the accumulation window that is open, and the gradients that wait for its reduction, as
+  /// after a backward in it threw. The next micro-step begins a window.
+  ///
+  /// Order    every rank, at the same place.
+  void give_up_window() { engine_->give_up_window(); }
+
   [[nodiscard]] prepare::NoSync no_sync() { return prepare::NoSync(engine_); }
   [[nodiscard]] bool sync_gradients() const { return engine_->accumulation.synchronises(); }
 

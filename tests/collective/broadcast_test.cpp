@@ -133,7 +133,8 @@ TEST_CASE("tensors that are broadcast again and again arrive in one message, uns
     const std::vector<at::Tensor> tensors{at::full({3}, rank.rank, at::kByte), at::full({}, rank.rank, at::kLong),
                                           at::full({0, 2}, rank.rank),         base.expand({2, 5}),
                                           at::full({7}, rank.rank, at::kHalf), at::full({2, 3}, rank.rank).t()};
-    accel::collective::RepeatedBroadcast<Gloo> broadcast(*group, tensors, rank.world_size - 1);
+    accel::collective::RepeatedBroadcast<Gloo> broadcast(
+        *group, {{tensors[0], tensors[1]}, {}, {tensors.begin() + 2, tensors.end()}}, rank.world_size - 1);
     for (int round = 0; round < 3; ++round) {
       for (const auto& tensor : tensors) accel::tensor::without_expansion(tensor).fill_(10 * round + rank.rank);
       if (round == 2) tensors[0].set_data(at::full({3}, 10 * round + rank.rank, at::kByte));  // other memory
@@ -142,6 +143,10 @@ TEST_CASE("tensors that are broadcast again and again arrive in one message, uns
       broadcast.start();
       broadcast.wait();
       CHECK(group->control().begin("after") - number == 2);  // one collective between
+      broadcast.put(1);
+      broadcast.put(2);
+      CHECK(tensors[0].eq(10 * round + rank.rank).all().item<bool>());  // nothing is put before it is asked for
+      broadcast.put(0);
       for (const auto& tensor : tensors) CHECK(tensor.eq(10 * round + rank.world_size - 1).all().item<bool>());
       CHECK(tensors[1]._version() == version);
     }
@@ -151,10 +156,11 @@ TEST_CASE("tensors that are broadcast again and again arrive in one message, uns
 TEST_CASE("nothing is broadcast again and again without a word", "[collective]") {
   on_ranks({2}, [](Rank) {
     Group<Gloo> group;
-    accel::collective::RepeatedBroadcast<Gloo> none(*group, {at::zeros({0})}, 0);
+    accel::collective::RepeatedBroadcast<Gloo> none(*group, {{at::zeros({0})}, {}}, 0);
     const auto number = group->control().begin("before");
     none.start();
     none.wait();
+    none.put(0);
     CHECK(group->control().begin("after") - number == 1);
   });
 }

@@ -93,3 +93,43 @@ TEST_CASE("a loss in few bits leaves the mean exact: what bf16 cannot hold is mu
     }
   });
 }
+
+TEST_CASE("few bits on the way from the loss to the weights leave the mean exact, too", "[root]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    for (const auto dtype : {torch::kBFloat16, torch::kHalf}) {
+      Gloo accelerator({.accumulation_steps = 3});
+      auto net = std::make_shared<torch::nn::LinearImpl>(torch::nn::LinearOptions(4, 1).bias(false));
+      auto model = accelerator.prepare(net);
+      for (int i = 0; i < 3; ++i) {
+        auto micro_step = accelerator.accumulate();
+        accelerator.backward(net->weight.to(dtype).sum().to(torch::kFloat));
+      }
+      REQUIRE(distance({net->weight.grad()}, {torch::ones({1, 4})}) < 1e-6);
+    }
+  });
+}
+
+TEST_CASE("weights that are added are clipped and added to one by one", "[root]") {
+  on_ranks({1, 2}, [](Rank) {
+    // As the embeddings of position and type: autograd gives both one gradient, of which each is a view.
+    struct Added : torch::nn::Module {
+      torch::Tensor position = register_parameter("position", torch::zeros({3}));
+      torch::Tensor type = register_parameter("type", torch::zeros({3}));
+    };
+    Gloo accelerator;
+    auto net = std::make_shared<Added>();
+    auto model = accelerator.prepare(net);
+    const auto x = torch::tensor({1.0F, 2.0F, 2.0F});
+    const auto backward = [&] {
+      accelerator.backward(((net->position.unsqueeze(0) + net->type.unsqueeze(0)) * x).sum());
+    };
+    backward();
+    backward();
+    REQUIRE(torch::equal(net->position.grad(), 2 * x));  // plain LibTorch: 3 x
+    REQUIRE(torch::equal(net->type.grad(), 2 * x));
+    net->zero_grad();
+    backward();
+    REQUIRE(std::abs(accelerator.clip_grad_norm_(model, 1.0).item<double>() - std::sqrt(18.0)) < 1e-6);
+    REQUIRE(distance({net->position.grad()}, {x / std::sqrt(18.0)}) < 1e-6);  // scaled twice where memory is shared
+  });
+}

@@ -242,3 +242,94 @@ TEST_CASE("a rank that cannot go backward where the others do ends the group, wi
     REQUIRE(bits(net->parameters()) == before);
   });
 }
+
+TEST_CASE("an alias of a gradient that is not cleared follows it, as at one rank", "[standing]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto model = accelerator.prepare(net);
+    const auto loss = [&] { return (model(torch::ones({1}, torch::kDouble)) * 6.0 * (rank.rank + 1)).sum(); };
+    accelerator.backward(loss());
+    const auto alias = net->weight.grad().detach();
+    for (int i = 0; i < 2; ++i) {
+      accelerator.backward(loss());
+      REQUIRE(alias.item<double>() == net->weight.grad().item<double>());
+    }
+  });
+}
+
+TEST_CASE("gradients set by hand are means: expanded, shared, or of strides of their own", "[standing]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Mlp>();
+    auto model = accelerator.prepare(net);
+    accelerator.backward(model(noise(0)).sum() * 0);
+    const auto one = torch::ones({1});
+    net->first->weight.mutable_grad() = one.expand({7, 5});
+    net->second->weight.mutable_grad() = torch::ones({7, 3}).t();
+    net->first->bias.mutable_grad() = torch::ones({7});
+    net->second->bias.mutable_grad() = net->first->bias.grad().narrow(0, 0, 3);
+    {
+      auto local = accelerator.no_sync();
+      accelerator.backward(net->first(noise(1)).sum() * 0);
+    }
+    accelerator.backward(model(noise(2)).sum() * 0);
+    for (const auto& parameter : net->parameters())
+      REQUIRE(distance({parameter.grad()}, {torch::ones_like(parameter)}) < 1e-6);
+    REQUIRE(one.item<float>() == 1);
+  });
+}
+
+TEST_CASE("what stood before the first reduction is averaged, also where nobody adds to it", "[standing]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Halves>();
+    net->left->bias.mutable_grad() = torch::full({40}, rank.rank + 1.0);
+    auto model = accelerator.prepare(net);
+    accelerator.backward(net->right(noise(rank.rank)).sum());
+    REQUIRE(distance({net->left->bias.grad()}, {torch::full({40}, (rank.world_size + 1) / 2.0)}) < 1e-6);
+  });
+}
+
+TEST_CASE("zero_grad lets means go on every rank, also where one of them waits", "[standing]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto other = std::make_shared<Line>();
+    auto [model, second, optimizer] = accelerator.prepare(net, other, SGD(net->parameters(), 1.0));
+    const auto one = torch::ones({1}, torch::kDouble);
+    accelerator.backward(10 * model(one).sum());
+    {
+      auto local = accelerator.no_sync();
+      auto loss = second(one).sum();
+      if (rank.rank == 0) loss = loss + model(one).sum() * rank.world_size;
+      accelerator.backward(loss);
+    }
+    optimizer.zero_grad();
+    accelerator.backward(model(one).sum());
+    REQUIRE(std::abs(net->weight.grad().item<double>() - 2) < 1e-12);  // 1 that waited, and 1; not the 10
+  });
+}
+
+TEST_CASE("zero_grad lets torn gradients go where those of another model wait", "[torn]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto other = std::make_shared<Halves>();
+    auto [model, second, optimizer] =
+        accelerator.prepare(net, other, SGD({net->weight, other->left->weight, other->right->weight}, 1.0));
+    const auto one = torch::ones({1}, torch::kDouble);
+    {
+      auto local = accelerator.no_sync();
+      accelerator.backward(model(one).sum());
+      auto hidden = tearing(other->left(noise(0)));
+      REQUIRE_THROWS(accelerator.backward(other->right(hidden.narrow(1, 0, 5)).sum()));
+    }
+    optimizer.zero_grad();
+    REQUIRE(net->weight.grad().defined());  // it waits
+    REQUIRE_FALSE(other->right->weight.grad().defined());
+    accelerator.backward(model(one).sum() + other->left(noise(0)).sum());
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -2);
+  });
+}

@@ -65,8 +65,8 @@ void train_accel(int window, std::int64_t world_size, std::vector<torch::Tensor>
   auto [model, loader] = accelerator.prepare(net, data::DataLoader{data, {.batch_size = ddp_rows}});
   for (auto& batch : loader) {
     auto micro_step = accelerator.accumulate(batch);
-    seen.push_back(net->norm->running_mean.clone());
-    seen.push_back(net->norm->running_var.clone());
+    seen.push_back(model->norm->running_mean.clone());
+    seen.push_back(model->norm->running_var.clone());
     accelerator.backward(cross_entropy(model(batch.data), batch.target));
     if (!micro_step.synchronises()) continue;
     torch::NoGradGuard no_grad;

@@ -6,6 +6,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <optional>
@@ -32,71 +33,67 @@ using Value = std::optional<double>;  // all elements of a gradient are equal; n
 /// What every rank's gradients of one model must be. Every rank computes those of all.
 struct Reference {
   Reference(int world_size, std::size_t parameters)
-      : world(world_size),
-        gradients(ranks(), std::vector<Value>(parameters)),
-        fresh(ranks(), std::vector<bool>(parameters, false)),
-        waiting(ranks(), false),
-        weights(parameters, 0.0) {}
+      : world(world_size), means(ranks(), std::vector<Value>(parameters)), added(means), weights(parameters, 0.0) {}
 
   [[nodiscard]] std::size_t ranks() const { return static_cast<std::size_t>(world); }
 
-  /// A rank that a backward touches keeps its share of the means that stand.
+  [[nodiscard]] bool waits(std::size_t rank) const {
+    return std::any_of(added[rank].begin(), added[rank].end(), [](const Value& one) { return one.has_value(); });
+  }
+
+  [[nodiscard]] bool anybody_waits() const {
+    for (std::size_t rank = 0; rank < ranks(); ++rank)
+      if (waits(rank)) return true;
+    return false;
+  }
+
+  /// `.grad` on a rank: means that stand, or its share of them where something was added to the model.
+  [[nodiscard]] Value gradient(std::size_t rank, std::size_t p) const {
+    if (!means[rank][p] && !added[rank][p]) return std::nullopt;
+    return means[rank][p].value_or(0) / (waits(rank) ? world : 1) + added[rank][p].value_or(0);
+  }
+
   void add(std::size_t rank, const std::vector<Value>& contributions) {
-    if (!waiting[rank])
-      for (auto& gradient : gradients[rank])
-        if (gradient) *gradient /= world;
-    for (std::size_t p = 0; p < contributions.size(); ++p) {
-      if (!contributions[p]) continue;
-      gradients[rank][p] = gradients[rank][p].value_or(0) + *contributions[p] / world;
-      fresh[rank][p] = true;
-    }
+    for (std::size_t p = 0; p < contributions.size(); ++p)
+      if (contributions[p]) added[rank][p] = added[rank][p].value_or(0) + *contributions[p] / world;
   }
 
-  void add_up(std::size_t rank, const std::vector<Value>& contributions) {
-    bool touched = false;
-    for (const auto& one : contributions) touched = touched || one.has_value();
-    if (!touched) return;
-    add(rank, contributions);
-    waiting[rank] = true;
-  }
-
-  void reduce(const std::vector<std::vector<Value>>& contributions) {
-    const auto before = gradients;
-    for (std::size_t rank = 0; rank < ranks(); ++rank) add(rank, contributions[rank]);
+  /// What nobody has added to is the mean it was.
+  void reduce() {
     for (std::size_t p = 0; p < weights.size(); ++p) {
       bool news = false;
       double sum = 0;
       for (std::size_t rank = 0; rank < ranks(); ++rank) {
-        news = news || (fresh[rank][p] && gradients[rank][p]);
-        sum += gradients[rank][p].value_or(0);
+        news = news || added[rank][p];
+        sum += means[rank][p].value_or(0) / world + added[rank][p].value_or(0);
       }
       for (std::size_t rank = 0; rank < ranks(); ++rank) {
-        // What nobody has added to is the mean it was before the window, on the ranks that have it still.
-        gradients[rank][p] = news ? Value(sum) : gradients[rank][p] ? Value(means_of(before, p)) : std::nullopt;
-        fresh[rank][p] = false;
+        if (news) means[rank][p] = sum;
+        added[rank][p].reset();
       }
     }
-    waiting.assign(ranks(), false);
   }
 
-  /// A mean is divided only where its rank has been touched meanwhile.
-  [[nodiscard]] double means_of(const std::vector<std::vector<Value>>& before, std::size_t p) const {
-    for (std::size_t rank = 0; rank < ranks(); ++rank)
-      if (before[rank][p]) return *before[rank][p] * (waiting[rank] ? world : 1);
-    return 0;
+  /// Means go, on every rank; what waits stays.
+  void zero_grad(bool set_to_none) {
+    for (std::size_t rank = 0; rank < ranks(); ++rank) {
+      const bool waiting = waits(rank);
+      for (std::size_t p = 0; p < weights.size(); ++p) {
+        if (!means[rank][p]) continue;
+        means[rank][p] = set_to_none || waiting ? Value() : Value(0.0);
+        if (waiting && !set_to_none) added[rank][p] = added[rank][p].value_or(0);
+      }
+    }
   }
 
   void clear() {
-    for (auto& rank : gradients) rank.assign(rank.size(), std::nullopt);
-    for (auto& rank : fresh) rank.assign(rank.size(), false);
+    for (auto* values : {&means, &added})
+      for (auto& rank : *values) rank.assign(rank.size(), std::nullopt);
   }
 
-  [[nodiscard]] bool anybody_waits() const { return std::find(waiting.begin(), waiting.end(), true) != waiting.end(); }
-
   int world;
-  std::vector<std::vector<Value>> gradients;  // [rank][parameter]
-  std::vector<std::vector<bool>> fresh;       // added to since the last reduction
-  std::vector<bool> waiting;
+  std::vector<std::vector<Value>> means;  // [rank][parameter], of the last reduction
+  std::vector<std::vector<Value>> added;  // since then
   std::vector<double> weights;
 };
 
@@ -154,35 +151,33 @@ struct Program {
       return " keep";
     }
     if (choice == 7) {
-      if (reference.anybody_waits()) {
-        optimizers[m]->zero_grad();  // the wrapped one: gives the window up
+      if (one_in(4)) {
+        optimizers[m]->zero_grad();  // the wrapped one keeps nothing
         reference.clear();
-        return " give_up";
+        return " wrapped_zero_grad";
       }
       const bool to_none = !one_in(3);
       optimizers[m].zero_grad(to_none);
-      for (auto& gradients : reference.gradients)
-        for (auto& gradient : gradients)
-          if (gradient) gradient = to_none ? Value() : Value(0.0);
+      reference.zero_grad(to_none);
       return to_none ? " zero_grad" : " zero_grad(false)";
     }
     if (reference.anybody_waits()) return " -";
     if (choice == 8) {
       double sum = 0;
       for (std::size_t p = 0; p < reference.weights.size(); ++p) {
-        const double value = reference.gradients[0][p].value_or(0);
+        const double value = reference.means[0][p].value_or(0);
         sum += value * value * static_cast<double>(nets[m]->weights[p].numel());
       }
       const double norm = std::sqrt(sum);
       REQUIRE(std::abs(accelerator.clip_grad_norm_(models[m], 5.0).item<double>() - norm) <= 1e-9 * (1 + norm));
-      for (auto& gradients : reference.gradients)
-        for (auto& gradient : gradients)
-          if (gradient && norm + 1e-6 > 5) *gradient *= 5 / (norm + 1e-6);
+      for (auto& means : reference.means)
+        for (auto& mean : means)
+          if (mean && norm + 1e-6 > 5) *mean *= 5 / (norm + 1e-6);
       return " clip";
     }
     optimizers[m].step();
     for (std::size_t p = 0; p < reference.weights.size(); ++p)
-      reference.weights[p] -= reference.gradients[0][p].value_or(0);
+      reference.weights[p] -= reference.means[0][p].value_or(0);
     return " step";
   }
 
@@ -192,19 +187,17 @@ struct Program {
     for (std::size_t m = 0; m < nets.size(); ++m) {
       const bool passed_over = nets.size() > 1 && one_in(3);
       std::vector<std::vector<Value>> contributions(references[m].ranks());
-      bool anybody = nets.size() == 1;
       for (std::size_t r = 0; r < references[m].ranks(); ++r) {
         contributions[r].resize(nets[m]->weights.size());
         for (std::size_t p = 0; p < nets[m]->weights.size(); ++p) {
           const double factor = up_to(40) - 20;
           if (passed_over || one_in(3)) continue;
           contributions[r][p] = factor;
-          anybody = true;
           if (r == static_cast<std::size_t>(rank.rank)) loss = loss + nets[m]->weights[p].sum() * factor;
         }
-        if (!synchronises) references[m].add_up(r, contributions[r]);
+        references[m].add(r, contributions[r]);
       }
-      if (synchronises && (anybody || references[m].anybody_waits())) references[m].reduce(contributions);
+      if (synchronises) references[m].reduce();
     }
     if (synchronises) {
       accelerator.backward(loss);
@@ -219,7 +212,7 @@ struct Program {
     for (std::size_t p = 0; p < nets[m]->weights.size(); ++p) {
       const auto& gradient = nets[m]->weights[p].grad();
       if (!gradient.defined()) continue;
-      const double value = *references[m].gradients[static_cast<std::size_t>(rank.rank)][p];
+      const double value = *references[m].gradient(static_cast<std::size_t>(rank.rank), p);
       kept.push_back({one_in(2) ? gradient : gradient.detach().view({-1}), value});
     }
     optimizers[m].zero_grad();
@@ -229,12 +222,12 @@ struct Program {
   void check() const {
     INFO("world size " << rank.world_size << ", rank " << rank.rank << ", so far:" << done);
     for (std::size_t m = 0; m < nets.size(); ++m) {
-      const auto& own = references[m].gradients[static_cast<std::size_t>(rank.rank)];
-      for (std::size_t p = 0; p < own.size(); ++p) {
+      for (std::size_t p = 0; p < nets[m]->weights.size(); ++p) {
+        const Value own = references[m].gradient(static_cast<std::size_t>(rank.rank), p);
         INFO("model " << m << ", parameter " << p << ": " << nets[m]->weights[p].grad() << " expected "
-                      << own[p].value_or(-1e99));
-        REQUIRE(nets[m]->weights[p].grad().defined() == own[p].has_value());
-        if (own[p]) REQUIRE(all_near(nets[m]->weights[p].grad(), *own[p]));
+                      << own.value_or(-1e99));
+        REQUIRE(nets[m]->weights[p].grad().defined() == own.has_value());
+        if (own) REQUIRE(all_near(nets[m]->weights[p].grad(), *own));
         REQUIRE(all_near(nets[m]->weights[p], references[m].weights[p]));
       }
     }

@@ -107,6 +107,25 @@ struct SilentOptions : torch::optim::OptimizerCloneableOptions<SilentOptions> {
   double lr;
 };
 
+/// Holds a tensor, of which a text shows four digits, and something nested.
+struct RichOptions : torch::optim::OptimizerCloneableOptions<RichOptions> {
+  explicit RichOptions(double weight) : weights(torch::full({2}, weight, torch::kDouble)) {}
+  void serialize(torch::serialize::OutputArchive& archive) const override {
+    archive.write("weights", weights);
+    torch::serialize::OutputArchive nested(archive.compilation_unit());
+    nested.write("more", weights);
+    archive.write("nested", nested);
+  }
+  void serialize(torch::serialize::InputArchive&) override {}
+  torch::Tensor weights;
+};
+
+struct Rich : torch::optim::Optimizer {
+  Rich(std::vector<torch::Tensor> parameters, double weight)
+      : Optimizer(std::move(parameters), std::make_unique<RichOptions>(weight)) {}
+  torch::Tensor step(LossClosure = nullptr) override { return {}; }
+};
+
 struct Silent : torch::optim::Optimizer {
   Silent(std::vector<torch::Tensor> parameters, double lr)
       : Optimizer(std::move(parameters), std::make_unique<SilentOptions>(lr)) {}
@@ -124,6 +143,18 @@ TEST_CASE("an optimizer that does not serialize its options is compared by its r
     auto other = std::make_shared<Line>();
     REQUIRE_THROWS_WITH(accelerator.prepare(other, Silent(other->parameters(), 0.1 * (rank.rank + 1))),
                         ContainsSubstring("lr = 0.1") && ContainsSubstring("lr = 0.2"));
+  });
+}
+
+TEST_CASE("tensors among an optimizer's options are compared to the last bit", "[agreement]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, Rich(net->parameters(), 1.5));
+    if (rank.world_size == 1) return;
+    auto other = std::make_shared<Line>();
+    REQUIRE_THROWS_WITH(accelerator.prepare(other, Rich(other->parameters(), 1.5 + 1e-15 * rank.rank)),
+                        ContainsSubstring("weights = f64[2] "));
   });
 }
 

@@ -36,14 +36,16 @@ torch::Tensor rows(int seed) {
   return torch::randn({6, 5}, generator) + seed;
 }
 
-std::vector<std::string> statistics(const Normed& net) {
-  return bits(net.buffers());
+/// As the next forward finds them.
+std::vector<std::string> statistics(const prepare::Model<Normed, precision::Fp32>& model) {
+  return bits(model->buffers());
 }
 
-/// The buffers of rank `rank`, on every rank.
+/// Those of rank `rank`, on every rank.
 template <class Accelerator>
-std::vector<std::string> of_rank(Accelerator& accelerator, const Normed& net, int rank) {
-  auto buffers = copies(net.buffers());
+std::vector<std::string> of_rank(Accelerator& accelerator, const prepare::Model<Normed, precision::Fp32>& model,
+                                 int rank) {
+  auto buffers = copies(model->buffers());
   for (auto& buffer : buffers) buffer = accelerator.broadcast(buffer.contiguous(), rank);
   return bits(buffers);
 }
@@ -62,10 +64,10 @@ TEST_CASE("after a step every rank has rank 0's statistics, those that a run of 
       for (int step = 0; step < 4; ++step) {
         accelerator.backward(model(rows(step * 7 + rank.rank)).square().sum());
         (void)alone.forward(rows(step * 7));
-        REQUIRE(statistics(*net) == statistics(alone));
+        REQUIRE(statistics(model) == bits(alone.buffers()));
       }
       REQUIRE(net->norm->num_batches_tracked.item<int>() == 4);
-      REQUIRE(statistics(*other) == statistics(Normed()));
+      REQUIRE(bits(other->buffers()) == bits(Normed().buffers()));
     }
   });
 }
@@ -78,7 +80,7 @@ TEST_CASE("a backward that only adds up leaves the statistics of a rank its own"
     for (int i = 0; i < 2; ++i) {
       auto micro_step = accelerator.accumulate();
       accelerator.backward(model(rows(rank.rank + 3 * i)).square().sum());
-      const bool same = of_rank(accelerator, *net, 0) == of_rank(accelerator, *net, 1);
+      const bool same = of_rank(accelerator, model, 0) == of_rank(accelerator, model, 1);
       REQUIRE(same == micro_step.synchronises());
     }
   });
@@ -98,7 +100,7 @@ TEST_CASE("a forward sends nothing: a rank may evaluate alone, in any mode", "[b
       (void)model(rows(3));
     }
     accelerator.backward(net->out(rows(rank.rank)).sum());
-    REQUIRE(statistics(*net) == of_rank(accelerator, *net, 0));
+    REQUIRE(statistics(model) == of_rank(accelerator, model, 0));
   });
 }
 
@@ -111,7 +113,7 @@ TEST_CASE("with broadcast_buffers = false every rank keeps its own statistics", 
     for (int step = 0; step < 2; ++step) {
       accelerator.backward(model(rows(step * 7 + rank.rank)).square().sum());
       (void)alone.forward(rows(step * 7 + rank.rank));
-      REQUIRE(statistics(*net) == statistics(alone));
+      REQUIRE(statistics(model) == bits(alone.buffers()));
     }
   });
 }
@@ -127,5 +129,79 @@ TEST_CASE("a graph that is kept can be gone through again after the statistics h
     net->zero_grad();
     accelerator.backward(loss);
     REQUIRE(bits(once) == bits(gradients(net->parameters())));
+  });
+}
+
+TEST_CASE("a graph that is kept finds the buffers it was made with", "[buffers]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    struct Scaled : torch::nn::Module {
+      torch::Tensor weight = register_parameter("weight", torch::zeros({1}));
+      torch::Tensor scale = register_buffer("scale", torch::zeros({1}));
+    };
+    Gloo accelerator;
+    auto net = std::make_shared<Scaled>();
+    auto model = accelerator.prepare(net);
+    net->scale.fill_(rank.rank + 1.0);  // each rank's own, until the next forward after a reduction
+    const auto loss = (model->weight * model->scale).sum();
+    for (const bool keeps : {true, false}) {
+      accelerator.backward(loss, keeps);
+      REQUIRE(std::abs(net->weight.grad().item<double>() - (rank.world_size + 1) / 2.0) < 1e-6);
+      net->zero_grad();
+    }
+    REQUIRE(model->scale.item<double>() == 1);
+  });
+}
+
+TEST_CASE("models that the backward does not touch have rank 0's statistics, too", "[buffers]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto frozen = std::make_shared<Normed>();
+    for (auto& parameter : frozen->parameters()) parameter.requires_grad_(false);
+    auto [trained, judge, teacher] =
+        accelerator.prepare(std::make_shared<Normed>(), std::make_shared<Normed>(), frozen);
+    Normed alone;
+    // As in the generator's step of a GAN: forward goes through the others, backward does not.
+    accelerator.backward(trained(rows(rank.rank)).square().sum());
+    for (int step = 1; step < 3; ++step) {
+      (void)judge(rows(step * 7 + rank.rank));
+      (void)teacher(rows(step * 7 + rank.rank));
+      (void)alone.forward(rows(step * 7));
+      accelerator.backward(trained(rows(rank.rank)).square().sum());
+      REQUIRE(statistics(judge) == bits(alone.buffers()));
+      REQUIRE(statistics(teacher) == bits(alone.buffers()));
+    }
+  });
+}
+
+namespace {
+
+/// Gloo that counts the broadcasts it was asked for.
+struct CountingBroadcasts : backend::Gloo {
+  using Gloo::Gloo;
+  explicit CountingBroadcasts(Gloo&& part) : Gloo(std::move(part)) {}
+
+  Work broadcast(const at::Tensor& tensor, int root) {
+    ++started;
+    return Gloo::broadcast(tensor, root);
+  }
+  CountingBroadcasts split(std::span<const int> ranks, std::string_view part_name) {
+    return CountingBroadcasts(Gloo::split(ranks, part_name));
+  }
+
+  static inline int started = 0;
+};
+
+}  // namespace
+
+TEST_CASE("all buffers of a step are one broadcast, and where there are none there is none", "[buffers]") {
+  on_ranks({2}, [](Rank) {
+    for (const bool with_buffers : {true, false}) {
+      Accelerator<CountingBroadcasts, precision::Fp32> accelerator;
+      auto plain = accelerator.prepare(std::make_shared<Mlp>());
+      if (with_buffers) (void)accelerator.prepare(std::make_shared<Normed>(), std::make_shared<Normed>());
+      CountingBroadcasts::started = 0;
+      for (int step = 0; step < 3; ++step) accelerator.backward(plain(rows(1)).sum());
+      REQUIRE(CountingBroadcasts::started == (with_buffers ? 3 : 0));
+    }
   });
 }

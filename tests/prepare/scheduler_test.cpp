@@ -104,3 +104,19 @@ TEST_CASE("a value that all ranks share is judged as it is", "[scheduler]") {
     REQUIRE(rate(sgd) == 0.5);
   });
 }
+
+TEST_CASE("whole numbers are averaged, too", "[scheduler]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    SGD sgd(net->parameters(), 1.0);
+    using Plateau = torch::optim::ReduceLROnPlateauScheduler;
+    Plateau plateau(sgd, Plateau::max, 0.5F, /*patience=*/0);
+    auto [model, optimizer, scheduler] = accelerator.prepare(net, sgd, plateau);
+    for (int right : {10, 20, 30}) scheduler.step(rank.rank == 0 ? right : 10 * rank.world_size);
+    scheduler.step(std::int64_t{1});
+    REQUIRE(rate(sgd) == 0.5);
+    const auto everywhere = accelerator.gather(torch::tensor(rate(sgd)));
+    for (int r = 0; r < rank.world_size; ++r) REQUIRE(everywhere[r].item<double>() == rate(sgd));
+  });
+}

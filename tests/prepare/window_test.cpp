@@ -54,7 +54,7 @@ TEST_CASE("a step after the loop, in mid-window, is an error that says how to en
     for (int i = 0; i < 6; ++i) REQUIRE(micro() == (i == 3));
     REQUIRE(net->weight.item<double>() == -1.0);
     REQUIRE_THROWS_WITH(optimizer.step(),
-                        ContainsSubstring("2 of 4 micro-steps") && ContainsSubstring("optimizer->zero_grad()"));
+                        ContainsSubstring("2 of 4 micro-steps") && ContainsSubstring("give_up_window()"));
     REQUIRE_THROWS_WITH(optimizer.step([&] { return model(a_one()).sum(); }), ContainsSubstring("2 of 4 micro-steps"));
     REQUIRE_FALSE(micro());
     REQUIRE(micro());  // the window goes on, and ends
@@ -144,5 +144,105 @@ TEST_CASE("a window that is cut short keeps the mean that stood before it", "[wi
     }
     for (auto& batch : short_loader) train(batch);                     // ends the window after two of four
     REQUIRE(std::abs(net->weight.grad().item<double>() - 2) < 1e-12);  // nobody has cleared the first mean
+  });
+}
+
+TEST_CASE("a window that is given up leaves nothing behind, and the next one is whole", "[window]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator({.accumulation_steps = 4});
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    const auto micro = [&](double factor) {
+      auto micro_step = accelerator.accumulate();
+      accelerator.backward(factor * model(a_one()).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+      return micro_step.synchronises();
+    };
+    for (int i = 0; i < 2; ++i) REQUIRE_FALSE(micro(100));
+    accelerator.give_up_window();
+    optimizer.step();  // of nothing
+    for (int i = 0; i < 4; ++i) REQUIRE(micro(1) == (i == 3));
+    REQUIRE(net->weight.item<double>() == -1.0);
+  });
+}
+
+TEST_CASE("a window in which a backward threw is given up before it goes on", "[window]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator({.accumulation_steps = 2});
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    const auto micro = [&](bool throws) {
+      auto micro_step = accelerator.accumulate();
+      auto loss = model(a_one()).sum();
+      if (throws) loss.register_hook([](const torch::Tensor&) { throw std::runtime_error("a user's hook"); });
+      accelerator.backward(loss);
+      optimizer.step();
+      optimizer.zero_grad();
+    };
+    REQUIRE_THROWS_WITH(micro(true), ContainsSubstring("a user's hook"));
+    if (accelerator.world_size() == 1)  // with others it would end the group
+      REQUIRE_THROWS_WITH(micro(false),
+                          ContainsSubstring("lack a micro-batch") && ContainsSubstring("give_up_window()"));
+    accelerator.give_up_window();
+    micro(false);
+    micro(false);
+    REQUIRE(net->weight.item<double>() == -1.0);
+  });
+}
+
+TEST_CASE("a window whose last micro-step runs no backward is not carried into the next", "[window]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator({.accumulation_steps = 2});
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    for (const bool skips : {false, true}) {
+      auto micro_step = accelerator.accumulate();
+      if (skips) continue;  // a batch of nothing but padding, say
+      accelerator.backward(model(a_one()).sum());
+    }
+    REQUIRE_THROWS_WITH(accelerator.accumulate(), ContainsSubstring("ran no backward"));
+    accelerator.give_up_window();
+    auto micro_step = accelerator.accumulate();
+    REQUIRE_FALSE(micro_step.synchronises());
+  });
+}
+
+TEST_CASE("a backward outside of accumulate on one rank ends the group: its windows would drift", "[window]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator({.accumulation_steps = 2});
+    auto model = accelerator.prepare(std::make_shared<Line>());
+    if (rank.rank == 1)
+      REQUIRE_THROWS_WITH(accelerator.backward(model(a_one()).sum()), ContainsSubstring("outside of accumulate"));
+    const auto train = [&] {
+      for (int i = 0; i < 2; ++i) {
+        auto micro_step = accelerator.accumulate();
+        accelerator.backward(model(a_one()).sum());
+      }
+    };
+    REQUIRE_THROWS_AS(train(), CommError);
+  });
+}
+
+TEST_CASE("a closure that is evaluated again cannot see a whole window, and is refused", "[window]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator({.accumulation_steps = 2});
+    auto net = std::make_shared<Line>();
+    auto other = std::make_shared<Line>();
+    auto [model, sgd, second, lbfgs] =
+        accelerator.prepare(net, SGD(net->parameters(), 1.0), other, torch::optim::LBFGS(other->parameters(), 1.0));
+    const auto step = [&](auto& trained, auto& optimizer) {
+      for (int i = 0; i < 2; ++i) {
+        auto micro_step = accelerator.accumulate();
+        (void)optimizer.step([&] {
+          auto loss = squared_error(trained(a_one()), 2 * a_one());
+          accelerator.backward(loss);
+          return loss;
+        });
+      }
+    };
+    step(model, sgd);
+    REQUIRE(net->weight.item<double>() == 4.0);
+    REQUIRE_THROWS_WITH(step(second, lbfgs), ContainsSubstring("evaluates its closure again"));
   });
 }

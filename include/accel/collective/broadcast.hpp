@@ -1,6 +1,7 @@
 // Broadcast: what one rank holds, on every rank.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -46,63 +47,92 @@ void broadcast_coalesced(B& backend, std::span<const at::Tensor> tensors, int ro
 }
 
 /// The same for tensors that are broadcast again and again: in one message, whatever their dtypes, and
-/// from memory that stays. Autograd does not see that they change, as it does not where a layer
-/// updates its statistics: a graph that is kept can be gone through again.
+/// from memory that stays. What arrives is put where it belongs later, group by group.
+///
+/// Autograd does not see that they change, as it does not where a layer updates its statistics.
 ///
 /// Memory   a copy of the tensors.
 template <Backend B>
 class RepeatedBroadcast {
  public:
-  RepeatedBroadcast(B& backend, std::vector<at::Tensor> tensors, int root)
-      : backend_(&backend), root_(root), tensors_(std::move(tensors)), elements_(tensors_.size()) {
+  using Group = std::vector<at::Tensor>;
+
+  RepeatedBroadcast(B& backend, std::vector<Group> groups, int root) : backend_(&backend), root_(root) {
     constexpr std::int64_t alignment = 16;  // bytes: of the widest dtype
     const auto end_of = [](std::int64_t begin, const at::Tensor& part) {
       const auto end = begin + static_cast<std::int64_t>(part.nbytes());
       return (end + alignment - 1) / alignment * alignment;
     };
-    look_at_tensors();
+    for (auto& tensors : groups) groups_.push_back({.tensors = std::move(tensors)});
     std::int64_t bytes = 0;
-    for (const auto& part : elements_) bytes = end_of(bytes, part);
+    for (auto& group : groups_) {
+      group.look_at_tensors();
+      for (const auto& part : group.elements) bytes = end_of(bytes, part);
+    }
     if (bytes == 0) return;
     message_ = backend.allocate({bytes});
     std::int64_t begin = 0;
-    for (const auto& part : elements_) {
-      const auto size = static_cast<std::int64_t>(part.nbytes());
-      parts_.push_back(message_.narrow(0, begin, size).view(part.scalar_type()).view(part.sizes()));
-      begin = end_of(begin, part);
-    }
+    for (auto& group : groups_)
+      for (const auto& part : group.elements) {
+        const auto size = static_cast<std::int64_t>(part.nbytes());
+        group.parts.push_back(message_.narrow(0, begin, size).view(part.scalar_type()).view(part.sizes()));
+        begin = end_of(begin, part);
+      }
   }
 
+  /// Sends what rank `root` holds now.
   void start() {
     if (!message_.defined()) return;
     const c10::AutoGradMode no_grad(false);
-    look_at_tensors();
-    if (backend_->rank() == root_) at::_foreach_copy_(parts_, elements_);
+    if (backend_->rank() == root_)
+      for (auto& group : groups_) {
+        group.look_at_tensors();
+        if (!group.parts.empty()) at::_foreach_copy_(group.parts, group.elements);
+      }
     work_.emplace(backend_->broadcast(message_, root_));
   }
 
   void wait() {
     if (!work_) return;
-    const c10::AutoGradMode no_grad(false);
     work_->wait();
     work_.reset();
-    if (backend_->rank() != root_) at::_foreach_copy_(elements_, parts_);
+    if (backend_->rank() == root_) return;
+    for (auto& group : groups_) group.arrived = true;
+  }
+
+  /// Overwrites the tensors of a group with what has arrived since the last time, if anything has.
+  void put(std::size_t group_number) {
+    State& group = groups_[group_number];
+    if (!std::exchange(group.arrived, false) || group.parts.empty()) return;
+    const c10::AutoGradMode no_grad(false);
+    group.look_at_tensors();
+    at::_foreach_copy_(group.elements, group.parts);
+  }
+
+  void put_all() {
+    for (std::size_t number = 0; number < groups_.size(); ++number) put(number);
   }
 
  private:
-  /// A tensor may have got other memory since.
-  void look_at_tensors() {
-    for (std::size_t i = 0; i < tensors_.size(); ++i)
-      if (!elements_[i].defined() || elements_[i].const_data_ptr() != tensors_[i].const_data_ptr())
-        elements_[i] = tensor::without_expansion(tensors_[i].variable_data());
-  }
+  struct State {
+    Group tensors;
+    Group elements{};  // of each, with a version counter of its own
+    Group parts{};     // of the message, like elements
+    bool arrived = false;
+
+    /// A tensor may have got other memory since.
+    void look_at_tensors() {
+      elements.resize(tensors.size());
+      for (std::size_t i = 0; i < tensors.size(); ++i)
+        if (!elements[i].defined() || elements[i].const_data_ptr() != tensors[i].const_data_ptr())
+          elements[i] = tensor::without_expansion(tensors[i].variable_data());
+    }
+  };
 
   B* backend_;
   int root_;
-  std::vector<at::Tensor> tensors_;
-  std::vector<at::Tensor> elements_;  // of each, with a version counter of its own
-  at::Tensor message_;                // u8[bytes]; undefined if there is nothing to send
-  std::vector<at::Tensor> parts_;     // of the message, like elements_
+  std::vector<State> groups_;
+  at::Tensor message_;  // u8[bytes]; undefined if there is nothing to send
   std::optional<backend::WorkOf<B>> work_;
 };
 

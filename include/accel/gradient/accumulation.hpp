@@ -41,7 +41,11 @@ class Accumulation {
     ACCEL_CHECK(!in_scope_, InvalidArgument, "accumulate: it is called inside of another micro-step; ",
                 "one `auto micro_step = accelerator.accumulate(batch);` is enough for all models of a step");
     position_ = position;
-    if (count_ == window_) count_ = 0;
+    ran_ = false;
+    if (count_ == window_) {
+      count_ = 0;
+      broken_ = false;
+    }
     if (count_ == 0) {
       window_ = steps_;
       if (position) window_ = std::min<std::int64_t>(steps_, position->length - position->index);
@@ -63,16 +67,38 @@ class Accumulation {
   /// Whether the current micro-step reduces and steps. Keeps its value until the next one begins.
   [[nodiscard]] bool synchronises() const { return synchronises_ && no_sync_ == 0; }
 
+  /// A backward may run: inside of a micro-step, or where there is nothing to accumulate.
+  [[nodiscard]] bool admits_backward() const { return in_scope_ || steps_ == 1; }
+
   /// Inside of a micro-step that adds up and does nothing more: steps and clipping have to wait.
   [[nodiscard]] bool only_adds_up() const { return in_scope_ && !synchronises_ && no_sync_ == 0; }
 
   /// Throws   InvalidArgument after a loop that has ended in mid-window.
   void check_window_is_over() const {
-    ACCEL_CHECK(in_scope_ || synchronises_ || no_sync_ > 0, InvalidArgument, "step: ", count_, " of ", window_,
-                " micro-steps of this window are done, and none is under way, so there is nothing to step yet; ",
-                "call step() while micro_step lives, as at every micro-step; after the last batch run the missing ",
-                "micro-steps, or give the window up with optimizer->zero_grad()");
+    ACCEL_CHECK(
+        in_scope_ || synchronises_ || count_ == 0 || no_sync_ > 0, InvalidArgument, "step: ", count_, " of ", window_,
+        " micro-steps of this window are done, and none is under way, so there is nothing to step ",
+        "yet; call step() while micro_step lives, as at every micro-step; after the last batch run the missing ",
+        "micro-steps, or give the window up with accelerator.give_up_window()");
   }
+
+  /// Throws   InvalidArgument if a backward of this window threw: a micro-batch is missing in its mean.
+  void check_window_is_whole() const {
+    ACCEL_CHECK(!broken_, InvalidArgument, "backward: an earlier backward of this accumulation window threw, so its ",
+                "mean would lack a micro-batch; give the window up, on every rank: accelerator.give_up_window()");
+  }
+
+  /// The window's last micro-step is over and ran no backward: nothing was reduced.
+  [[nodiscard]] bool ended_without_backward() const { return !in_scope_ && synchronises_ && !ran_ && count_ > 0; }
+
+  /// The next micro-step begins a window.
+  void give_up() {
+    count_ = window_ = 0;
+    broken_ = false;
+    if (!in_scope_) synchronises_ = true;
+  }
+
+  void backward_threw() { broken_ = in_scope_ && steps_ > 1; }
 
   void enter_no_sync() { ++no_sync_; }
   void leave_no_sync() { --no_sync_; }
@@ -90,7 +116,7 @@ class Accumulation {
 
   /// Backward is only right inside accumulate() if there is something to accumulate.
   void check_scope() const {
-    ACCEL_CHECK(in_scope_ || steps_ == 1, InvalidArgument, "accumulation_steps = ", steps_,
+    ACCEL_CHECK(admits_backward(), InvalidArgument, "accumulation_steps = ", steps_,
                 ", but backward was called outside of accumulate(batch); write `auto micro_step = ",
                 "accelerator.accumulate(batch);` first in the loop");
   }
@@ -98,6 +124,7 @@ class Accumulation {
   /// A backward has run to its end.
   void after_backward() {
     if (in_scope_ && synchronises_) count_ = window_;
+    ran_ = true;
     ++backwards_;
   }
 
@@ -113,6 +140,8 @@ class Accumulation {
   int no_sync_ = 0;  // guards alive
   bool in_scope_ = false;
   bool synchronises_ = true;
+  bool ran_ = true;      // a backward, in this micro-step
+  bool broken_ = false;  // a backward of this window threw
   std::int64_t backwards_ = 0;
   std::optional<data::Position> position_;
 };

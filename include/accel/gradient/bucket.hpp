@@ -47,9 +47,25 @@ class Bucket {
   /// What is summed over the ranks. Sums of complex numbers are those of their parts.
   [[nodiscard]] at::Tensor payload() const { return flat_.is_complex() ? at::view_as_real(flat_) : flat_; }
 
+  /// Before anything is written: somebody may hold a gradient of an earlier step that will be. They keep
+  /// what they see, in other memory; ours stays where the backend has put it, which may be known to other
+  /// ranks. What holds a gradient that is still its parameter's follows it, as it does in LibTorch.
+  void leave_to_holders() {
+    bool all_are_gradients = true;
+    for (std::size_t k = 0; k < size(); ++k) {
+      if (is_gradient(k)) continue;
+      all_are_gradients = false;
+      if (views_[k].use_count() == 1) continue;
+      views_[k].set_data(views_[k].clone());
+      views_[k] = view(k);
+    }
+    // By a tensor that shares the memory, as `.detach()` gives: whose, a storage does not tell.
+    const bool alone_in_storage = flat_.storage().nbytes() == static_cast<std::size_t>(bytes(plan_).count);
+    if (!all_are_gradients && alone_in_storage && flat_.storage().use_count() != 2 + size()) part_storages();
+  }
+
   /// Brings every gradient into the buffer, in one pass, and makes `.grad` its view.
   void fill(const Ledger& ledger) {
-    leave_to_holders();
     sources_.clear();
     targets_.clear();
     followers_.clear();
@@ -109,19 +125,6 @@ class Bucket {
   /// Shares the memory without being a view to autograd: LibTorch's zero_grad calls detach_ on it.
   [[nodiscard]] at::Tensor view(std::size_t k) const {
     return tensor::view_like(flat_, plan_.offsets[k], parameters_[k]).variable_data();
-  }
-
-  /// Somebody may hold a gradient of an earlier step that is about to be overwritten. They keep what they
-  /// see, in other memory; ours stays where the backend has put it, which may be known to other ranks.
-  void leave_to_holders() {
-    for (std::size_t k = 0; k < size(); ++k) {
-      if (is_gradient(k) || views_[k].use_count() == 1) continue;
-      views_[k].set_data(views_[k].clone());
-      views_[k] = view(k);
-    }
-    // By a tensor that shares the memory, as `.detach()` gives: whose, a storage does not tell.
-    const bool alone_in_storage = flat_.storage().nbytes() == static_cast<std::size_t>(bytes(plan_).count);
-    if (alone_in_storage && flat_.storage().use_count() != 2 + size()) part_storages();
   }
 
   /// The storage that others know goes on with a copy, and the memory gets a new one, which is ours.

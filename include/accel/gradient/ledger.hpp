@@ -1,8 +1,10 @@
 // Ledger: what the gradients of a model are between two backwards. Known here and nowhere else.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -30,27 +32,20 @@ class Ledger {
   Ledger() = default;
   /// `parameters` are the trainable ones of the model.
   Ledger(std::vector<at::Tensor> parameters, int world_size)
-      : parameters_(std::move(parameters)), world_size_(world_size), standing_(parameters_.size()) {
-    for (const auto& parameter : parameters_)
-      if (parameter.numel() == 1) numbers_.push_back(parameter);
-  }
+      : parameters_(std::move(parameters)), world_size_(world_size), standing_(parameters_.size()) {}
 
   [[nodiscard]] const std::vector<at::Tensor>& parameters() const { return parameters_; }
 
-  /// They are this rank's share and wait for the last backward of a step: zero_grad keeps them.
-  [[nodiscard]] bool waiting() const { return state_ == State::waiting; }
+  /// They are this rank's share and wait for the last backward of a step: zero_grad keeps them. Over as
+  /// soon as they are cleared, by whom ever.
+  [[nodiscard]] bool waiting() const { return state_ == State::waiting && has_gradients(); }
 
-  /// They are parts of sums. Over as soon as they are cleared, by whom ever.
-  [[nodiscard]] bool torn() const {
-    if (state_ != State::torn) return false;
-    for (const auto& parameter : parameters_)
-      if (parameter.grad().defined()) return true;
-    return false;
-  }
+  /// They are parts of sums. Over as soon as they are cleared, too.
+  [[nodiscard]] bool torn() const { return state_ == State::torn && has_gradients(); }
 
   /// A backward begins; `synchronises` if it reduces.
   void begin(bool synchronises) {
-    if (state_ == State::torn) state_ = State::means;  // there is nothing left of them, see torn()
+    if (!has_gradients()) state_ = State::means;
     // At one rank a mean is kept as it is; but a window may be cut short, see rescale().
     if (state_ == State::means && (world_size_ > 1 || !synchronises)) share_out();
     mark_ = mark();
@@ -70,15 +65,16 @@ class Ledger {
       state_ = State::waiting;
     else if (state_ == State::means)
       restore();
-    part_numbers();
+    part_shared(/*lone=*/true);
   }
 
   /// It has ended, and they are means.
   void reduced() {
     in_backward_ = false;
     state_ = State::means;
+    agreed_ = true;
     for (auto& one : standing_) one.stands = false;
-    if (world_size_ == 1) part_numbers();
+    if (world_size_ == 1) part_shared(/*lone=*/true);
   }
 
   /// It threw, if one had begun.
@@ -90,10 +86,39 @@ class Ledger {
       restore();
   }
 
-  /// Whether this rank has something new for parameter i, not only a mean that stands.
+  /// zero_grad for those of `which` that are this model's: means go, what waits for a reduction stays.
+  /// What is torn goes as a whole, to none.
+  void clear(const std::vector<at::Tensor>& which, bool set_to_none) {
+    const c10::AutoGradMode no_grad(false);
+    if (torn()) return let_go();
+    const bool waits = waiting();
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      at::Tensor& gradient = parameters_[i].mutable_grad();
+      if (!gradient.defined() || (waits && !standing_[i].is_in(gradient))) continue;
+      if (std::none_of(which.begin(), which.end(), [&](const auto& one) { return one.is_same(parameters_[i]); }))
+        continue;
+      if (waits && has_news(i))
+        gradient.sub_(standing_[i].mean, 1.0 / world_size_);
+      else if (set_to_none)
+        gradient.reset();
+      else
+        gradient.detach_().zero_();
+      standing_[i].stands = false;
+    }
+  }
+
+  /// Nothing is left of them.
+  void let_go() {
+    for (auto& parameter : parameters_) parameter.mutable_grad().reset();
+    state_ = State::means;
+  }
+
+  /// Whether this rank has something new for parameter i, not only a mean that stands. Before the first
+  /// reduction nobody knows whether what stands is one: DDP averages it.
   [[nodiscard]] bool has_news(std::size_t i) const {
     const at::Tensor& gradient = parameters_[i].grad();
-    return gradient.defined() && !(standing_[i].is_in(gradient) && standing_[i].version == gradient._version());
+    return gradient.defined() &&
+           !(agreed_ && standing_[i].is_in(gradient) && standing_[i].version == gradient._version());
   }
 
   /// Nobody had news for parameter i: its mean, where one stood, is what it was.
@@ -131,25 +156,42 @@ class Ledger {
     }
   };
 
+  [[nodiscard]] bool has_gradients() const {
+    return std::any_of(parameters_.begin(), parameters_.end(), [](const auto& one) { return one.grad().defined(); });
+  }
+
   void share_out() {
     const c10::AutoGradMode no_grad(false);
+    part_shared(/*lone=*/false);
+    for (std::size_t i = 0; i < parameters_.size(); ++i) keep_mean(i);
+    // Nothing is left half-way should a copy fail: this allocates nothing.
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      at::Tensor& gradient = parameters_[i].mutable_grad();
       Standing& one = standing_[i];
+      at::Tensor& gradient = parameters_[i].mutable_grad();
       one.stands = gradient.defined();
-      if (!one.stands) {
-        one.mean.reset();
-        continue;
-      }
-      if (gradient.is_sparse()) gradient = gradient.to_dense();
-      if (one.mean.defined() && one.mean.strides() == gradient.strides() && one.mean.sizes() == gradient.sizes())
-        one.mean.copy_(gradient);
-      else
-        one.mean = gradient.detach().clone();
+      if (!one.stands) continue;
       if (world_size_ > 1) gradient.mul_(1.0 / world_size_);
       one.share = gradient.getIntrusivePtr();
       one.version = gradient._version();
     }
+  }
+
+  void keep_mean(std::size_t i) {
+    at::Tensor& gradient = parameters_[i].mutable_grad();
+    at::Tensor& mean = standing_[i].mean;
+    standing_[i].stands = false;
+    if (!gradient.defined()) {
+      mean.reset();
+      return;
+    }
+    if (gradient.is_sparse())
+      gradient = gradient.to_dense();
+    else if (!gradient.is_non_overlapping_and_dense())  // set by hand; nothing could be added to it
+      gradient = gradient.detach().clone(at::MemoryFormat::Contiguous);
+    if (mean.defined() && mean.strides() == gradient.strides() && mean.sizes() == gradient.sizes())
+      mean.copy_(gradient);
+    else
+      mean = gradient.detach().clone();
   }
 
   void restore() {
@@ -174,14 +216,28 @@ class Ledger {
     return mark;
   }
 
-  /// Autograd hands one tensor to all that a sum of single numbers is made of, and they keep it as their
-  /// gradient: the next backward would add to it once for each.
-  void part_numbers() {
-    for (auto& number : numbers_) {
-      at::Tensor& gradient = number.mutable_grad();
-      if (gradient.defined() && !gradient.is_sparse() && gradient.storage().use_count() > 1 &&
-          gradient.use_count() == 1)
-        gradient = gradient.detach().clone();
+  /// Autograd hands one tensor to all that a sum is made of, and they may keep it as their gradient: the
+  /// next backward would add to it once for each, and clipping scale it so. Gives each its own.
+  ///
+  /// `lone` passes over gradients of which somebody has a handle, as the buckets have of theirs.
+  void part_shared(bool lone) {
+    shared_.clear();
+    for (auto& parameter : parameters_) {
+      at::Tensor& gradient = parameter.mutable_grad();
+      if (!gradient.defined() || gradient.is_sparse() || gradient.numel() == 0) continue;
+      const bool has_handle = gradient.use_count() > 1;
+      if (lone ? !has_handle && gradient.storage().use_count() > 1 : has_handle || gradient.storage().use_count() > 1)
+        shared_.push_back(&gradient);
+    }
+    const auto begin_of = [](const at::Tensor* one) { return static_cast<const char*>(one->const_data_ptr()); };
+    std::sort(shared_.begin(), shared_.end(),
+              [&](auto* a, auto* b) { return std::less<>()(begin_of(a), begin_of(b)); });
+    const char* end = nullptr;  // of those seen
+    for (at::Tensor* gradient : shared_) {
+      const char* const begin = begin_of(gradient);
+      const char* const own_end = begin + gradient->nbytes();
+      if (end != nullptr && std::less<>()(begin, end)) *gradient = gradient->detach().clone();
+      if (end == nullptr || std::less<>()(end, own_end)) end = own_end;
     }
   }
 
@@ -189,7 +245,8 @@ class Ledger {
   int world_size_ = 1;
   State state_ = State::means;
   std::vector<Standing> standing_;   // by parameter
-  std::vector<at::Tensor> numbers_;  // parameters of one element
+  std::vector<at::Tensor*> shared_;  // of part_shared()
+  bool agreed_ = false;              // there has been a reduction, so that means are the same on all ranks
   bool in_backward_ = false;
   std::uint64_t mark_ = 0;  // when the backward began
 };

@@ -72,9 +72,13 @@ class Reducer final : public Watch {
   /// touches it: several fill their buckets in an order that may depend on the rank.
   enum class Task { add_up, reduce_after, reduce_meanwhile };
 
+  ///
+  /// Order    before Ledger::begin(), which writes to gradients.
   void begin(Task task) {
+    const c10::AutoGradMode no_grad(false);
     forget_cleared_strays();
     works_.clear();
+    for (auto& bucket : buckets_) bucket.leave_to_holders();
     next_ = 0;
     std::fill(arrivals_.begin(), arrivals_.end(), std::uint8_t{0});
     for (std::size_t b = 0; b < buckets_.size(); ++b) pending_[b] = buckets_[b].size();

@@ -1,15 +1,13 @@
-// Root: what backward starts from, and the part of its factor that the loss's dtype cannot hold.
+// Root: what backward starts from, and the part of its factor that is no power of two.
 #pragma once
 
 #include <cmath>
-#include <cstddef>
 #include <optional>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/full.h>
-#include <c10/core/ScalarType.h>
 
 namespace accel::inline v0_1::gradient {
 
@@ -19,12 +17,12 @@ struct SplitFactor {
   double arrival = 1.0;  // what gradients are multiplied by where they arrive
 };
 
-/// Powers of two are exact in any dtype and stay in the root. The rest follows where a dtype is narrow
-/// for it: 1/3 in bf16 is 0.33398, and all gradients would be 0.2 % too large.
-[[nodiscard]] inline SplitFactor split_factor(double factor, bool narrow) {
+/// Powers of two are exact in any dtype on the way and stay in the root. The rest follows where
+/// gradients arrive: 1/3 in bf16 is 0.33398, and all gradients behind it would be 0.2 % too large.
+[[nodiscard]] inline SplitFactor split_factor(double factor) {
   int exponent = 0;
   const double mantissa = std::frexp(factor, &exponent);  // in [0.5, 1), or 0
-  if (!narrow || mantissa == 0.5 || mantissa == 0.0) return {factor, 1.0};
+  if (mantissa == 0.5 || mantissa == 0.0) return {factor, 1.0};
   return {std::ldexp(1.0, exponent - 1), 2 * mantissa};
 }
 
@@ -51,16 +49,7 @@ class ArrivalFactor {
   }
 
   void add(const std::vector<at::Tensor>& parameters) {
-    for (const auto& parameter : parameters) {
-      parameters_.push_back({parameter, std::nullopt});
-      wide_ = wide_ || parameter.scalar_type() == at::kDouble || parameter.scalar_type() == at::kComplexDouble;
-      narrow_ = narrow_ || c10::elementSize(c10::toRealValueType(parameter.scalar_type())) < sizeof(float);
-    }
-  }
-
-  /// Whether the loss, or a parameter between it and the others, has too few bits for any factor.
-  [[nodiscard]] bool is_narrow(const at::Tensor& loss) const {
-    return narrow_ || c10::elementSize(loss.scalar_type()) < (wide_ ? sizeof(double) : sizeof(float));
+    for (const auto& parameter : parameters) parameters_.push_back({parameter, std::nullopt});
   }
 
   /// From now on; 1 outside of a backward of the accelerator.
@@ -85,8 +74,6 @@ class ArrivalFactor {
 
   std::vector<Hooked> parameters_;
   double factor_ = 1.0;
-  bool wide_ = false;    // a parameter has 64 bits ...
-  bool narrow_ = false;  // ... or fewer than 32
 };
 
 }  // namespace accel::inline v0_1::gradient

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <ios>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -15,7 +17,6 @@
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
@@ -65,6 +66,7 @@ class Engine final : public Session {
     });
     collective::require_equal(control, "prepare: what it is given", inspection.lines, deadline);
     for (auto& model : inspection.models) take(std::move(model));
+    take_buffers();
     std::string seeds;
     const auto fallback = at::globalContext().defaultGenerator(c10::Device(c10::DeviceType::CPU)).current_seed();
     (propose_seed(parts, fallback, seeds), ...);
@@ -77,17 +79,19 @@ class Engine final : public Session {
   /// Backward of `loss` and, if this micro-step synchronises, the mean of all gradients over the
   /// ranks. On return everything has arrived.
   void backward(const at::Tensor& loss, bool retain_graph) {
-    ACCEL_CHECK(!in_backward_.exchange(true), InvalidArgument, "backward: it is called inside of another ",
-                "accelerator.backward, from a hook or on another thread; inside of a hook call loss.backward(), ",
-                "and reduce what comes of it with the next accelerator.backward");
+    ACCEL_CHECK(
+        !in_backward_.exchange(true), InvalidArgument, "backward: it is called inside of another ",
+        "accelerator.backward, from a hook or on another thread; add what its loss is to the loss of the outer one");
     const Leaving leaving{in_backward_};
-    accumulation.check_scope();
-    const double factor = share() * accumulation.loss_factor();
     const bool synchronises = accumulation.synchronises();
+    // Where no micro-step is under way but should be, the windows of the ranks would drift apart.
+    const bool others_wait = synchronises || !accumulation.admits_backward();
     try {
+      accumulation.check_scope();
+      accumulation.check_window_is_whole();
       check_loss(loss);
       check_torn();
-      const auto split = gradient::split_factor(factor, arrival_.is_narrow(loss));
+      const auto split = gradient::split_factor(share() * accumulation.loss_factor());
       begin(synchronises, split.arrival);
       loss.backward(gradient::root_gradient(loss, split.root), retain_graph);
       end(synchronises);
@@ -96,11 +100,11 @@ class Engine final : public Session {
       throw;
     } catch (const std::exception& error) {
       give_up();
-      if (synchronises) end_group(first_line(error));
+      if (others_wait) end_group(first_line(error));
       throw;
     } catch (...) {
       give_up();
-      if (synchronises) end_group("something that is no std::exception");
+      if (others_wait) end_group("something that is no std::exception");
       throw;
     }
     accumulation.after_backward();
@@ -119,23 +123,27 @@ class Engine final : public Session {
   }
 
   [[nodiscard]] double mean(double value) override {
-    at::Tensor sum = at::full({}, value, at::TensorOptions().dtype(at::kDouble).device(device));
-    auto work = backend.all_reduce(sum, ReduceOp::sum);
-    work.wait();
-    return sum.item<double>() / topology.world_size;
+    if (topology.world_size == 1) return value;
+    const auto texts = backend.control().all_gather("the mean of a value", message(std::hexfloat, value),
+                                                    Deadline::in(backend.timeout()));
+    if (std::count(texts.begin(), texts.end(), texts.front()) == topology.world_size) return value;
+    double sum = 0;
+    for (const auto& text : texts) sum += std::stod(text);
+    return sum / topology.world_size;
+  }
+
+  void put_buffers(const PreparedModel& model) override {
+    if (buffers_) buffers_->put(model.number);
   }
 
  private:
   /// A model with something to reduce, where there is another rank.
   struct Replica {
     Replica(std::shared_ptr<PreparedModel> own, B& backend, const gradient::ReducerOptions& options)
-        : model(std::move(own)),
-          reducer(model->record.trainable_parameters(), model->ledger, backend, options),
-          buffers(backend, options.broadcast_buffers ? model->record.buffer_tensors() : std::vector<at::Tensor>(), 0) {}
+        : model(std::move(own)), reducer(model->record.trainable_parameters(), model->ledger, backend, options) {}
 
     std::shared_ptr<PreparedModel> model;
     gradient::Reducer<B> reducer;
-    collective::RepeatedBroadcast<B> buffers;
   };
 
   struct Leaving {
@@ -154,7 +162,17 @@ class Engine final : public Session {
       replicas_.push_back(std::make_unique<Replica>(model, backend, reducer_options_));
       model->watch = &replicas_.back()->reducer;
     }
+    model->number = models.size();
     models.push_back(std::move(model));
+  }
+
+  /// Of all models, whether a backward touches them or not: forward alone changes statistics.
+  void take_buffers() {
+    if (!reducer_options_.broadcast_buffers || topology.world_size == 1) return;
+    if (buffers_) buffers_->put_all();  // what has arrived for those that were there already
+    std::vector<std::vector<at::Tensor>> groups;
+    for (const auto& model : models) groups.push_back(model->record.buffer_tensors());
+    buffers_.emplace(backend, std::move(groups), 0);
   }
 
   static void check_loss(const at::Tensor& loss) {
@@ -191,11 +209,11 @@ class Engine final : public Session {
                       : replicas_.size() == 1 ? Task::reduce_meanwhile
                                               : Task::reduce_after;
     const double correction = accumulation.take_correction();
+    for (const auto& replica : replicas_) replica->reducer.begin(task);
     for (const auto& model : models) {
       if (correction != 1.0) model->ledger.rescale(correction);
       model->ledger.begin(synchronises);
     }
-    for (const auto& replica : replicas_) replica->reducer.begin(task);
     arrival_.set(arrival_factor);
   }
 
@@ -213,18 +231,19 @@ class Engine final : public Session {
     arrival_.set(1.0);
     for (const auto& replica : replicas_) replica->reducer.end();
     for (const auto& model : models) model->ledger.threw();
+    accumulation.backward_threw();
   }
 
   /// Everything is under way before anything is waited for; the buffers go last, behind the gradients.
   void reduce() {
     const auto due = due_replicas();
     for (Replica* replica : due) replica->reducer.start_rest();
-    for (Replica* replica : due) replica->buffers.start();
+    if (buffers_) buffers_->start();
     for (Replica* replica : due) {
       replica->reducer.wait();
-      replica->buffers.wait();
       replica->model->ledger.reduced();
     }
+    if (buffers_) buffers_->wait();
     for (const auto& replica : replicas_)
       if (std::find(due.begin(), due.end(), replica.get()) == due.end()) replica->model->ledger.added_up();
   }
@@ -255,6 +274,7 @@ class Engine final : public Session {
   gradient::ReducerOptions reducer_options_;
   std::vector<std::unique_ptr<Replica>> replicas_;
   gradient::ArrivalFactor arrival_;
+  std::optional<collective::RepeatedBroadcast<B>> buffers_;  // of all models, in their order
   std::atomic<bool> in_backward_ = false;
 };
 

@@ -74,6 +74,7 @@ class Model {
   template <class... Args>
   decltype(auto) operator()(Args&&... args) {
     return session_->at_rank([&]() -> decltype(auto) {
+      session_->put_buffers(*prepared_);
       const auto guard = precision_->autocast(session_->device);
       if constexpr (requires { net_->forward(std::forward<Args>(args)...); }) {
         return precision_->output(net_->forward(std::forward<Args>(args)...));
@@ -85,8 +86,11 @@ class Model {
     });
   }
 
-  [[nodiscard]] Net* operator->() const { return net_.get(); }
-  [[nodiscard]] Net& operator*() const { return *net_; }
+  [[nodiscard]] Net* operator->() const { return std::addressof(**this); }
+  [[nodiscard]] Net& operator*() const {
+    session_->put_buffers(*prepared_);
+    return *net_;
+  }
 
   /// The module itself, for torch::save and the like.
   [[nodiscard]] const std::shared_ptr<Net>& ptr() const { return net_; }

@@ -61,7 +61,7 @@ std::size_t drop_repeated(O& optimizer) {
 /// of a micro-step. zero_grad() keeps gradients that are not reduced yet, so it may stand before
 /// backward or after step; those of a backward that threw half-way it always lets go. The wrapped
 /// optimizer's own calls, `optimizer->step()` and `optimizer->zero_grad()`, are without guards: for
-/// gradients of another source, and to give up a window.
+/// gradients of another source. A window is given up by accelerator.give_up_window().
 ///
 /// Throws   InvalidArgument from step(): see Session::check_before_step. Also if gradients are there
 ///          that accelerator.backward did not make, and after a loop that has ended in mid-window.
@@ -85,7 +85,8 @@ class Optimizer {
   }
 
   /// For optimizers that call the closure themselves, as LBFGS does. The closure calls
-  /// accelerator.backward; in a micro-step that only accumulates it is called once. The optimizer sees,
+  /// accelerator.backward; in a micro-step that only accumulates it is called once, and with
+  /// accumulation_steps above 1 it may not be called again in the last. The optimizer sees,
   /// and this returns, the mean loss over the ranks: by its own, each rank would decide differently how
   /// often to call.
   template <class Closure>
@@ -93,7 +94,11 @@ class Optimizer {
     return session_->at_rank([&]() -> at::Tensor {
       if (session_->accumulation.only_adds_up()) return closure();
       session_->accumulation.check_window_is_over();
+      bool evaluated = false;
       at::Tensor mean_loss = optimizer_->step([&]() -> at::Tensor {
+        ACCEL_CHECK(!std::exchange(evaluated, true) || session_->accumulation.steps() == 1, InvalidArgument,
+                    "step: the optimizer evaluates its closure again, which would be on the last micro-batch of the ",
+                    "window alone; with accumulation_steps above 1 use an optimizer that evaluates it once");
         at::Tensor loss = closure();
         check_before_step();
         return session_->mean_loss(loss);
@@ -104,16 +109,19 @@ class Optimizer {
   }
 
   void zero_grad(bool set_to_none = true) {
-    bool torn = false;
-    for (const auto& model : models_) {
-      if (model->ledger.waiting()) return;
-      torn = torn || model->ledger.torn();
+    const auto plain = [](const auto& model) { return !model->ledger.waiting() && !model->ledger.torn(); };
+    if (std::all_of(models_.begin(), models_.end(), plain)) {
+      optimizer_->zero_grad(set_to_none);
+    } else {
+      std::vector<at::Tensor> own;
+      for (auto& group : optimizer_->param_groups())
+        own.insert(own.end(), group.params().begin(), group.params().end());
+      for (const auto& model : models_) model->ledger.clear(own, set_to_none);
     }
-    optimizer_->zero_grad(set_to_none || torn);
-    if (set_to_none || torn) backwards_at_clear_ = session_->accumulation.backwards();
+    if (!has_gradients()) backwards_at_clear_ = session_->accumulation.backwards();
     for (auto& group : optimizer_->param_groups())
       for (const auto& model : models_)
-        if (model->watch != nullptr) model->watch->clear_stray(group.params());
+        if (model->watch != nullptr && plain(model)) model->watch->clear_stray(group.params());
   }
 
   decltype(auto) param_groups() { return optimizer_->param_groups(); }

@@ -3,6 +3,7 @@
 
 #include <concepts>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include <accel/prepare/optimizer.hpp>
@@ -22,7 +23,7 @@ concept SchedulerLike =
 ///
 /// step(loss) takes each rank's own: the mean over the ranks is judged, so that all have one rate.
 ///
-/// Cost     of step(loss) one all_reduce of a number, which the host waits for.
+/// Cost     of step(loss) one round over the control plane, which the host waits for.
 /// Order    step(loss) is collective.
 /// Differs  Accelerate advances world_size times a step, and leaves each rank to its own loss.
 template <class S>
@@ -33,18 +34,30 @@ class Scheduler {
 
   template <class... Args>
   void step(Args&&... args) {
-    if (counts()) scheduler_->step(std::forward<Args>(args)...);
-  }
-
-  template <std::floating_point Value>
-  void step(Value value) {
-    if (counts()) session_->at_rank([&] { scheduler_->step(static_cast<Value>(session_->mean(value))); });
+    if (!counts()) return;
+    session_->at_rank([&] {
+      if constexpr (judges_values && sizeof...(Args) == 1)
+        scheduler_->step(mean(std::forward<Args>(args)...));
+      else
+        scheduler_->step(std::forward<Args>(args)...);
+    });
   }
 
   [[nodiscard]] S* operator->() { return scheduler_.get(); }
   [[nodiscard]] S& unwrap() { return *scheduler_; }
 
  private:
+  /// It wants to know how training goes, and not only that a step is over.
+  static constexpr bool judges_values = !requires(S& scheduler) { scheduler.step(); };
+
+  /// Of each rank's own, in a type that the scheduler takes as it took the rank's.
+  template <class Value>
+  [[nodiscard]] auto mean(Value value) const {
+    static_assert(std::is_arithmetic_v<Value>, "step(value) of a prepared scheduler takes a number");
+    using Mean = std::conditional_t<std::is_floating_point_v<Value>, Value, float>;  // of integers: as LibTorch's
+    return static_cast<Mean>(session_->mean(static_cast<double>(value)));
+  }
+
   [[nodiscard]] bool counts() const {
     const auto& accumulation = session_->accumulation;
     return !accumulation.only_adds_up() && !accumulation.in_no_sync();

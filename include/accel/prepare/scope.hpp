@@ -11,11 +11,12 @@ namespace accel::inline v0_1::prepare {
 
 /// One micro-step, from accumulate() to the end of the scope.
 ///
-/// Throws   InvalidArgument inside of another one.
+/// Throws   InvalidArgument inside of another one, and if the last of the window before ran no backward.
 class [[nodiscard]] MicroStep {
  public:
   MicroStep(std::shared_ptr<Session> session, const std::optional<data::Position>& position)
       : session_(std::move(session)) {
+    session_->check_last_window();
     session_->accumulation.begin(position);
   }
   MicroStep(const MicroStep&) = delete;

@@ -1,6 +1,7 @@
 // Session: what an accelerator shares with the objects it has prepared.
 #pragma once
 
+#include <cstddef>
 #include <exception>
 #include <limits>
 #include <memory>
@@ -28,6 +29,7 @@ namespace accel::inline v0_1::prepare {
 /// A prepared model, what its gradients are, and who reduces them.
 struct PreparedModel {
   tensor::Record record;
+  std::size_t number = 0;  // among those of its session
   gradient::Ledger ledger;
   gradient::Watch* watch = nullptr;  // the reducer; null at one rank and for frozen models
   at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
@@ -46,10 +48,13 @@ struct Session {
   /// Cost     one all_reduce of a number, which the host waits for.
   [[nodiscard]] virtual at::Tensor mean_loss(const at::Tensor& loss) = 0;
 
-  /// The mean of `value` over the ranks: one that is equal on all of them is what it was.
+  /// The mean of `value` over the ranks; one that is equal on all of them is what it was, bit for bit.
   ///
-  /// Cost     one all_reduce of a number, which the host waits for.
+  /// Cost     one round over the control plane, which the host waits for.
   [[nodiscard]] virtual double mean(double value) = 0;
+
+  /// Before a forward of `model`: its buffers are rank 0's of the last reduction, if there was one since.
+  virtual void put_buffers(const PreparedModel&) {}
 
   /// What the other ranks, where there are any, hear should this one fail.
   virtual void note_step() noexcept {}
@@ -93,6 +98,22 @@ struct Session {
     return model.norm = gradient::clip_grad_norm_(model.record.parameter_tensors(), max_norm, norm_type);
   }
 
+  /// Lets go of the gradients that wait for a reduction, and of torn ones; the next micro-step begins a window.
+  void give_up_window() {
+    for (const auto& model : models)
+      if (model->ledger.waiting() || model->ledger.torn()) model->ledger.let_go();
+    accumulation.give_up();
+  }
+
+  /// Refuses to carry the gradients of a window into the next.
+  void check_last_window() const {
+    if (!accumulation.ended_without_backward()) return;
+    for (const auto& model : models)
+      ACCEL_CHECK(!model->ledger.waiting(), InvalidArgument, "accumulate: the last micro-step of the window ran no ",
+                  "backward, so the gradients of ", model->record.label, " still wait for their reduction; ",
+                  "run it, or give the window up, on every rank: accelerator.give_up_window()");
+  }
+
   /// Refuses to go on with gradients that are not means over the ranks.
   void check_gradients(const PreparedModel& model, std::string_view call) const {
     ACCEL_CHECK(!model.ledger.torn(), InvalidArgument, call, ": ", torn(model));
@@ -104,7 +125,8 @@ struct Session {
   /// Why gradients are torn, and what to do.
   [[nodiscard]] static std::string torn(const PreparedModel& model) {
     return message("an earlier backward of ", model.record.label, " threw half-way, so its gradients are incomplete; ",
-                   "clear them first, by optimizer.zero_grad()");
+                   "clear them first, by optimizer.zero_grad(), or in an accumulation window, on every rank, by ",
+                   "accelerator.give_up_window()");
   }
 
   /// Refuses a step on a model that is not what was prepared, or whose gradients are not reduced.
