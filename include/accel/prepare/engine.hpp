@@ -53,8 +53,8 @@ class Engine final : public Session {
   B backend;
   P precision;
 
-  /// Prepares everything, or throws on every rank. Order: move to the device, list tied parameters
-  /// once, compare between ranks, broadcast from rank 0, hook.
+  /// Prepares everything, or throws on every rank. Order: list tied parameters once, compare between
+  /// ranks, move to the device, broadcast from rank 0, hook.
   template <class... Parts>
   void prepare(Parts&... parts) {
     const Deadline deadline = Deadline::in(backend.timeout());
@@ -65,6 +65,8 @@ class Engine final : public Session {
       (inspect(parts, inspection), ...);
     });
     collective::require_equal(control, "prepare: what it is given", inspection.lines, deadline);
+    collective::all_or_none<InvalidArgument>(control, "prepare: moving to the device", deadline,
+                                             [&] { (move_model(parts, device), ...); });
     for (auto& model : inspection.models) take(std::move(model));
     take_buffers();
     std::string seeds;

@@ -88,7 +88,7 @@ struct Inspection {
   Session& session;
   std::vector<std::shared_ptr<PreparedModel>> models{};  // of this call
   std::vector<std::string> lines{};                      // must be equal on all ranks
-  bool moved = false;                                    // some model changed its device
+  bool moved = false;                                    // some model will change its device
   int optimizers = 0;
   int loaders = 0;
 
@@ -107,7 +107,6 @@ template <class Net>
 void inspect_model(ModelPart<Net>& part, Inspection& inspection) {
   const c10::Device device = inspection.session.device;
   for (const auto& parameter : part.net->parameters()) inspection.moved |= parameter.device() != device;
-  part.net->to(device);
   const auto number = inspection.session.models.size() + inspection.models.size();
   part.prepared->record = tensor::record(*part.net, message("model ", number));
   part.prepared->record.check_layouts();
@@ -120,6 +119,16 @@ void inspect_model(ModelPart<Net>& part, Inspection& inspection) {
 
 template <class Part>
 void inspect_model(Part&, Inspection&) {}
+
+// Once all ranks have agreed: what is refused stays where it is. LibTorch's tensors keep their identity.
+
+template <class Net>
+void move_model(ModelPart<Net>& part, c10::Device device) {
+  part.net->to(device);
+}
+
+template <class Part>
+void move_model(Part&, c10::Device) {}
 
 template <class O>
 void inspect(OptimizerPart<O>& part, Inspection& inspection) {
@@ -143,7 +152,7 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
     inspection.lines.push_back(message(label, ": group ", group_number++, ": ", options_text(group)));
   }
   ACCEL_CHECK(!inspection.moved || optimizer.state().empty(), InvalidArgument, "prepare: ", label,
-              " has state from earlier steps, and its model has just been moved to ", inspection.session.device.str(),
+              " has state from earlier steps, and its model would be moved to ", inspection.session.device.str(),
               " without it; prepare before the first step, or move the model yourself before making the optimizer");
   inspection.lines.push_back(message(label, ": state of ", optimizer.state().size(), " parameters"));
 }
