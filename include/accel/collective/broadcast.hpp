@@ -57,13 +57,13 @@ class RepeatedBroadcast {
  public:
   using Group = std::vector<at::Tensor>;
 
-  RepeatedBroadcast(B& backend, std::vector<Group> groups, int root) : backend_(&backend), root_(root) {
+  RepeatedBroadcast(B& backend, const std::vector<Group>& groups, int root) : backend_(&backend), root_(root) {
     constexpr std::int64_t alignment = 16;  // bytes: of the widest dtype
     const auto end_of = [](std::int64_t begin, const at::Tensor& part) {
       const auto end = begin + static_cast<std::int64_t>(part.nbytes());
       return (end + alignment - 1) / alignment * alignment;
     };
-    for (auto& tensors : groups) groups_.push_back({.tensors = std::move(tensors)});
+    for (const auto& tensors : groups) groups_.push_back({.tensors = tensors});
     std::int64_t bytes = 0;
     for (auto& group : groups_) {
       group.look_at_tensors();

@@ -101,7 +101,7 @@ class Bucket {
     if (without_news_.empty()) return;
     const at::Tensor ranks =
         (flags_.is_complex() ? at::view_as_real(flags_).select(1, 0) : flags_).to(at::kCPU, at::kDouble);
-    const double* const with_news = ranks.const_data_ptr<double>();
+    const auto* const with_news = ranks.const_data_ptr<double>();
     for (const std::size_t k : without_news_) {
       at::Tensor& gradient = parameters_[k].mutable_grad();
       if (with_news[k] == 0)

@@ -123,7 +123,7 @@ class Ledger {
 
   /// Nobody had news for parameter i: its mean, where one stood, is what it was.
   void restore(std::size_t i) {
-    at::Tensor& gradient = parameters_[i].mutable_grad();
+    const at::Tensor& gradient = parameters_[i].grad();
     if (standing_[i].stands && gradient.defined()) gradient.copy_(standing_[i].mean);
   }
 
@@ -133,7 +133,7 @@ class Ledger {
     const c10::AutoGradMode no_grad(false);
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       if (!has_news(i)) continue;
-      at::Tensor& gradient = parameters_[i].mutable_grad();
+      const at::Tensor& gradient = parameters_[i].grad();
       gradient.mul_(factor);
       if (standing_[i].is_in(gradient)) gradient.add_(standing_[i].mean, (1.0 - factor) / world_size_);
     }
@@ -167,7 +167,7 @@ class Ledger {
     // Nothing is left half-way should a copy fail: this allocates nothing.
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       Standing& one = standing_[i];
-      at::Tensor& gradient = parameters_[i].mutable_grad();
+      const at::Tensor& gradient = parameters_[i].grad();
       one.stands = gradient.defined();
       if (!one.stands) continue;
       if (world_size_ > 1) gradient.mul_(1.0 / world_size_);

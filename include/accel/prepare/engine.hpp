@@ -174,7 +174,7 @@ class Engine final : public Session {
     if (buffers_) buffers_->put_all();  // what has arrived for those that were there already
     std::vector<std::vector<at::Tensor>> groups;
     for (const auto& model : models) groups.push_back(model->record.buffer_tensors());
-    buffers_.emplace(backend, std::move(groups), 0);
+    buffers_.emplace(backend, groups, 0);
   }
 
   static void check_loss(const at::Tensor& loss) {
