@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs the tests.
 #
-#   bash tests/run.sh           all of them: about 12 minutes on two cores from an empty machine, 4 when built
+#   bash tests/run.sh           all of them: about 10 minutes on two cores from an empty machine, 4 when built
 #   bash tests/run.sh --full    and each header alone, the quickstart, the tests with ranks under AddressSanitizer and
 #                               UBSan, and what of --matrix fits into 30 minutes in all; it says what was left out
 #   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
@@ -269,6 +269,6 @@ print_summary
 failed="$(count failed)"
 say "$(count passed) passed, $failed failed, $(count skipped) skipped"
 if ((failed > 0 || ${#broken[@]} > 0)); then
-  say "FAILED: ${broken[*]:-}"
+  ((${#broken[@]} == 0)) || say "FAILED: ${broken[*]}"
   exit 1
 fi
