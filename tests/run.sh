@@ -172,10 +172,11 @@ minutes_left() {
   return 1
 }
 
-# From here on the other compiler, with the LibTorch that is there.
+# From here on the other compiler, with the LibTorch that is there. 2.11 was built with the names that Clang 17 and GCC
+# make of constrained templates.
 set_up_other_compiler() {
   ensure_clang
-  accel_cmake_arguments+=(-DCMAKE_CXX_COMPILER="$CXX")
+  accel_cmake_arguments+=(-DCMAKE_CXX_COMPILER="$CXX" -DCMAKE_CXX_FLAGS=-fclang-abi-compat=17)
 }
 
 need_gpu() {
