@@ -20,20 +20,6 @@ build_program() {
   logged build "the benchmark does not compile" "Read the log" cmake --build "$build" --target "$name"
 }
 
-# Rank 0 speaks; the others' words are shown only where they fail.
-run_ranks() {
-  local rank pids=() log="$accel_setup_dir/benchmark-rank"
-  export WORLD_SIZE="$world_size" MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + RANDOM % 10000)) OMP_NUM_THREADS=1
-  for ((rank = 1; rank < world_size; ++rank)); do
-    RANK="$rank" "$build/benchmarks/$name" >"$log$rank.log" 2>&1 </dev/null &
-    pids+=($!)
-  done
-  RANK=0 "$build/benchmarks/$name" </dev/null || fail "rank 0 failed; what it said stands above"
-  for ((rank = 1; rank < world_size; ++rank)); do
-    wait "${pids[rank - 1]}" || fail "rank $rank failed; what it said is in $log$rank.log"
-  done
-}
-
 accel_setup quickstart
 stage "compiling $name" build_program
-stage "running it on $world_size ranks" run_ranks
+stage "running it on $world_size ranks" bash "$accel_root/tests/support/ranks.sh" "$world_size" "$build/benchmarks/$name"

@@ -13,6 +13,7 @@
 
 // Floor 0: standard library only
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 #include <accel/core/log.hpp>
 #include <accel/core/named.hpp>
 #include <accel/core/units.hpp>
@@ -88,7 +89,7 @@ class Accelerator {
  public:
   using Options = AcceleratorOptions<BackendType>;
 
-  explicit Accelerator(Options options = {}) : Accelerator(options, launch::detect()) {}
+  explicit Accelerator(const Options& options = {}) : Accelerator(options, launch::detect()) {}
 
   // Who am I
 

@@ -1,3 +1,4 @@
+#include "support/counting.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
 
@@ -41,42 +42,21 @@ TEST_CASE("after backward every gradient is the mean over the ranks", "[reducer]
   });
 }
 
-namespace {
-
-/// Gloo that counts the reductions it was asked for: also an example of a backend in a user's program.
-struct Counting : backend::Gloo {
-  using Gloo::Gloo;
-  explicit Counting(Gloo&& part) : Gloo(std::move(part)) {}
-
-  Work all_reduce(const at::Tensor& tensor, ReduceOp op) {
-    ++started;
-    return Gloo::all_reduce(tensor, op);
-  }
-  Work all_reduce(std::span<at::Tensor> tensors, ReduceOp op) { return Gloo::all_reduce(tensors, op); }
-  Counting split(std::span<const int> ranks, std::string_view part_name) {
-    return Counting(Gloo::split(ranks, part_name));
-  }
-
-  static inline int started = 0;
-};
-
-}  // namespace
-
 TEST_CASE("a bucket's reduction starts when it is full, while backward still runs", "[reducer]") {
   on_ranks({2, 3}, [](Rank) {
     for (const bool overlap : {true, false}) {
-      Accelerator<Counting, precision::Fp32>::Options options;
+      Accelerator<CountingGloo, precision::Fp32>::Options options;
       options.gradient = many_buckets;
       options.gradient.overlap = overlap;
-      Accelerator<Counting, precision::Fp32> accelerator(options);
+      Accelerator<CountingGloo, precision::Fp32> accelerator(options);
       auto model = accelerator.prepare(std::make_shared<Mlp>());
       const auto hidden = model->first(torch::ones({2, 5}));
       const auto loss = model->second(hidden).sum();
       int before_first_layer = -1;
-      hidden.register_hook([&](const torch::Tensor&) { before_first_layer = Counting::started; });
-      Counting::started = 0;
+      hidden.register_hook([&](const torch::Tensor&) { before_first_layer = CountingGloo::all_reduces; });
+      CountingGloo::all_reduces = 0;
       accelerator.backward(loss);
-      REQUIRE(Counting::started == 4);  // two weights, two biases, each in a bucket of its own
+      REQUIRE(CountingGloo::all_reduces == 4);  // two weights, two biases, each in a bucket of its own
       REQUIRE(before_first_layer == (overlap ? 2 : 0));
     }
   });

@@ -1,4 +1,5 @@
 // Buffers during training: rank 0's on every rank once a backward has reduced.
+#include "support/counting.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
 
@@ -173,35 +174,15 @@ TEST_CASE("models that the backward does not touch have rank 0's statistics, too
   });
 }
 
-namespace {
-
-/// Gloo that counts the broadcasts it was asked for.
-struct CountingBroadcasts : backend::Gloo {
-  using Gloo::Gloo;
-  explicit CountingBroadcasts(Gloo&& part) : Gloo(std::move(part)) {}
-
-  Work broadcast(const at::Tensor& tensor, int root) {
-    ++started;
-    return Gloo::broadcast(tensor, root);
-  }
-  CountingBroadcasts split(std::span<const int> ranks, std::string_view part_name) {
-    return CountingBroadcasts(Gloo::split(ranks, part_name));
-  }
-
-  static inline int started = 0;
-};
-
-}  // namespace
-
 TEST_CASE("all buffers of a step are one broadcast, and where there are none there is none", "[buffers]") {
   on_ranks({2}, [](Rank) {
     for (const bool with_buffers : {true, false}) {
-      Accelerator<CountingBroadcasts, precision::Fp32> accelerator;
+      Accelerator<CountingGloo, precision::Fp32> accelerator;
       auto plain = accelerator.prepare(std::make_shared<Mlp>());
       if (with_buffers) (void)accelerator.prepare(std::make_shared<Normed>(), std::make_shared<Normed>());
-      CountingBroadcasts::started = 0;
+      CountingGloo::broadcasts = 0;
       for (int step = 0; step < 3; ++step) accelerator.backward(plain(rows(1)).sum());
-      REQUIRE(CountingBroadcasts::started == (with_buffers ? 3 : 0));
+      REQUIRE(CountingGloo::broadcasts == (with_buffers ? 3 : 0));
     }
   });
 }

@@ -15,9 +15,6 @@
 
 namespace accel::testing {
 
-/// By what a bound on time is multiplied: sanitizers slow everything down.
-inline constexpr double patience = sanitized ? 3 : 1;
-
 /// Seconds since it was made.
 class Stopwatch {
  public:

@@ -142,7 +142,7 @@ void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> gra
   using Clock = std::chrono::steady_clock;
   constexpr std::chrono::milliseconds for_news_of_waking(100);
   const auto duration = [](Seconds span) { return std::chrono::duration_cast<Clock::duration>(span); };
-  auto end = Clock::now() + duration(deadline * slowness);
+  auto end = Clock::now() + duration(deadline * patience);
   auto last_seen_running = Clock::now();
   bool failure_seen = false;
   for (;;) {
@@ -153,7 +153,7 @@ void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> gra
         if (!process->is_stopped()) last_seen_running = Clock::now();
       } else if (grace_after_failure && !failure_seen && !process->result().succeeded()) {
         failure_seen = true;
-        end = std::min(end, Clock::now() + duration(*grace_after_failure * slowness));
+        end = std::min(end, Clock::now() + duration(*grace_after_failure * patience));
       }
     }
     if (!left) return;

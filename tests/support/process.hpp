@@ -14,8 +14,6 @@
 
 namespace accel::testing {
 
-inline constexpr double slowness = sanitized ? 3 : 1;
-
 [[noreturn]] void throw_errno(const char* what);
 
 /// This program's environment as `name=value`, without what launchers and these tests set, plus `variables`.

@@ -17,6 +17,9 @@ inline constexpr bool sanitized = true;
 inline constexpr bool sanitized = false;
 #endif
 
+/// By what a bound on time is multiplied: sanitizers slow everything down.
+inline constexpr double patience = sanitized ? 3 : 1;
+
 using Seconds = std::chrono::duration<double>;
 
 /// Who the body of on_ranks runs as.

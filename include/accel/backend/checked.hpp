@@ -23,6 +23,7 @@
 #include <ATen/ops/empty.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/core/hash.hpp>
 
 namespace accel::inline v0_1::backend {
 
@@ -238,17 +239,11 @@ class Checked {
     return op == ReduceOp::sum ? "sum" : op == ReduceOp::max ? "max" : "min";
   }
 
-  /// FNV-1a: equal on every host.
-  static std::int64_t hash(std::string_view text) {
-    std::uint64_t value = 0xcbf29ce484222325U;
-    for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
-    return static_cast<std::int64_t>(value);
-  }
+  static std::int64_t hash(std::string_view text) { return static_cast<std::int64_t>(fnv1a(text)); }
 
   void check_both(std::string_view operation, const at::Tensor& output, const at::Tensor& input) {
-    control().check_failure(operation);
-    check_tensor(operation, output, device());
-    check_tensor(operation, input, device());
+    check(*this, operation, output);
+    check(*this, operation, input);
   }
 
   /// What only this rank's call has wrong is refused at once: the others do not know of it.

@@ -12,23 +12,13 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
 
 namespace accel::inline v0_1::collective {
 
 namespace detail {
-
-/// FNV-1a with 64 bits: equal on every platform, unlike std::hash.
-inline std::uint64_t hash(std::span<const std::string> lines) {
-  std::uint64_t value = 0xcbf29ce484222325U;
-  const auto add = [&value](char c) { value = (value ^ static_cast<unsigned char>(c)) * 0x100000001b3U; };
-  for (const auto& line : lines) {
-    for (const char c : line) add(c);
-    add('\n');
-  }
-  return value;
-}
 
 inline std::vector<std::string> split_lines(const std::string& text) {
   std::vector<std::string> lines;
@@ -49,12 +39,12 @@ inline std::vector<std::string> split_lines(const std::string& text) {
 /// Throws   InvalidArgument that begins with `subject`.
 inline void require_equal(launch::ControlPlane& control, std::string_view subject, std::span<const std::string> lines,
                           Deadline deadline) {
-  const auto hashes = control.all_gather(subject, std::to_string(detail::hash(lines)), deadline);
+  std::string text;
+  for (const auto& line : lines) text += line + "\n";
+  const auto hashes = control.all_gather(subject, std::to_string(fnv1a(text)), deadline);
   bool equal = true;
   for (const auto& hash : hashes) equal = equal && hash == hashes.front();
   if (equal) return;
-  std::string text;
-  for (const auto& line : lines) text += line + "\n";
   const auto texts = control.all_gather(subject, text, deadline);
   const auto reference = detail::split_lines(texts.front());
   for (std::size_t rank = 1; rank < texts.size(); ++rank) {

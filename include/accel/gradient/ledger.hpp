@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,8 @@
 #include <c10/core/TensorImpl.h>
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
+
+#include <accel/tensor/named_tensor.hpp>
 
 namespace accel::inline v0_1::gradient {
 
@@ -45,9 +48,10 @@ class Ledger {
 
   /// A backward begins; `synchronises` if it reduces.
   void begin(bool synchronises) {
-    if (!has_gradients()) state_ = State::means;
+    if (!has_gradients()) forget();
     // At one rank a mean is kept as it is; but a window may be cut short, see rescale().
-    if (state_ == State::means && (world_size_ > 1 || !synchronises)) share_out();
+    else if (state_ == State::means && (world_size_ > 1 || !synchronises))
+      share_out();
     mark_ = mark();
     in_backward_ = true;
   }
@@ -88,15 +92,14 @@ class Ledger {
 
   /// zero_grad for those of `which` that are this model's: means go, what waits for a reduction stays.
   /// What is torn goes as a whole, to none.
-  void clear(const std::vector<at::Tensor>& which, bool set_to_none) {
+  void clear(std::span<const at::Tensor> which, bool set_to_none) {
     const c10::AutoGradMode no_grad(false);
     if (torn()) return let_go();
     const bool waits = waiting();
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       at::Tensor& gradient = parameters_[i].mutable_grad();
       if (!gradient.defined() || (waits && !standing_[i].is_in(gradient))) continue;
-      if (std::none_of(which.begin(), which.end(), [&](const auto& one) { return one.is_same(parameters_[i]); }))
-        continue;
+      if (!tensor::is_among(parameters_[i], which)) continue;
       if (waits && has_news(i))
         gradient.sub_(standing_[i].mean, 1.0 / world_size_);
       else if (set_to_none)
@@ -158,6 +161,15 @@ class Ledger {
 
   [[nodiscard]] bool has_gradients() const {
     return std::any_of(parameters_.begin(), parameters_.end(), [](const auto& one) { return one.grad().defined(); });
+  }
+
+  /// Nothing stands: as most steps begin.
+  void forget() {
+    state_ = State::means;
+    for (auto& one : standing_) {
+      one.stands = false;
+      one.mean.reset();
+    }
   }
 
   void share_out() {

@@ -108,14 +108,15 @@ class Reducer final : public Watch {
   [[nodiscard]] const std::string* stray(std::span<const at::Tensor> parameters) const override {
     if (strays_ == 0) return nullptr;
     for (std::size_t i = 0; i < parameters_.size(); ++i)
-      if (stray_[i] != 0 && parameters_[i].tensor.grad().defined() && is_in(parameters_[i].tensor, parameters))
+      if (stray_[i] != 0 && parameters_[i].tensor.grad().defined() &&
+          tensor::is_among(parameters_[i].tensor, parameters))
         return &parameters_[i].name;
     return nullptr;
   }
 
   void clear_stray(std::span<const at::Tensor> parameters) override {
     for (std::size_t i = 0; strays_ > 0 && i < parameters_.size(); ++i)
-      if (stray_[i] != 0 && is_in(parameters_[i].tensor, parameters)) {
+      if (stray_[i] != 0 && tensor::is_among(parameters_[i].tensor, parameters)) {
         stray_[i] = 0;
         --strays_;
       }
@@ -128,10 +129,6 @@ class Reducer final : public Watch {
   }
 
  private:
-  static bool is_in(const at::Tensor& one, std::span<const at::Tensor> tensors) {
-    return std::any_of(tensors.begin(), tensors.end(), [&](const at::Tensor& tensor) { return tensor.is_same(one); });
-  }
-
   /// net->zero_grad() tells nobody, but leaves no gradient.
   void forget_cleared_strays() {
     for (std::size_t i = 0; strays_ > 0 && i < parameters_.size(); ++i)

@@ -5,17 +5,18 @@
 #include <charconv>
 #include <concepts>
 #include <cstddef>
-#include <cstdint>
 #include <exception>
 #include <ios>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -41,14 +42,12 @@ concept Serializable = requires {
   return {buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), number).ptr};
 }
 
-/// `f32[3] 9c2e03a41b7d55f0`: what it looks like, and a hash of its bytes (FNV-1a).
+/// `f32[3] 9c2e03a41b7d55f0`: what it looks like, and a hash of its bytes.
 [[nodiscard]] inline std::string text_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return tensor::spec(tensor);
   const at::Tensor host = tensor.detach().to(at::kCPU).contiguous();
-  const auto* const bytes = static_cast<const unsigned char*>(host.const_data_ptr());
-  std::uint64_t hash = 0xcbf29ce484222325U;
-  for (std::size_t i = 0; i < host.nbytes(); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3U;
-  return message(tensor::spec(tensor), " ", std::hex, hash);
+  const std::string_view bytes(static_cast<const char*>(host.const_data_ptr()), host.nbytes());
+  return message(tensor::spec(tensor), " ", std::hex, fnv1a(bytes));
 }
 
 template <std::same_as<c10::IValue> Value>  // not instantiated where LibTorch's value is only declared

@@ -16,6 +16,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/prepare/session.hpp>
+#include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -46,8 +47,7 @@ std::size_t drop_repeated(O& optimizer) {
   std::size_t dropped = 0;
   for (auto& group : optimizer.param_groups()) {
     dropped += std::erase_if(group.params(), [&](const at::Tensor& parameter) {
-      const bool repeated =
-          std::any_of(seen.begin(), seen.end(), [&](const auto& one) { return one.is_same(parameter); });
+      const bool repeated = tensor::is_among(parameter, seen);
       if (!repeated) seen.push_back(parameter);
       return repeated;
     });

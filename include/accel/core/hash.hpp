@@ -1,0 +1,16 @@
+// Hash: a short number for a long text, to compare it between ranks.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace accel::inline v0_1 {
+
+/// FNV-1a with 64 bits: equal on every platform, unlike std::hash.
+[[nodiscard]] constexpr std::uint64_t fnv1a(std::string_view bytes) {
+  std::uint64_t value = 0xcbf29ce484222325U;
+  for (const char byte : bytes) value = (value ^ static_cast<unsigned char>(byte)) * 0x100000001b3U;
+  return value;
+}
+
+}  // namespace accel::inline v0_1
