@@ -14,7 +14,7 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-constexpr gradient::ReducerOptions many_buckets{.caps = {.bucket_cap = 64_B, .last_bucket_cap = 32_B}};
+const gradient::ReducerOptions many_buckets{.caps = {.bucket_cap = 64_B, .last_bucket_cap = 32_B}};
 
 /// A branch that only some inputs take, and one that nobody takes.
 struct Branches : torch::nn::Module {
@@ -56,7 +56,7 @@ TEST_CASE("a bucket's reduction starts when it is full, while backward still run
       hidden.register_hook([&](const torch::Tensor&) { before_first_layer = CountingGloo::all_reduces; });
       CountingGloo::all_reduces = 0;
       accelerator.backward(loss);
-      REQUIRE(CountingGloo::all_reduces == 4);  // two weights, two biases, each in a bucket of its own
+      REQUIRE(CountingGloo::all_reduces == 5);  // two weights, two biases, each in a bucket of its own; who used what
       REQUIRE(before_first_layer == (overlap ? 2 : 0));
     }
   });
@@ -251,19 +251,18 @@ TEST_CASE("a backward that throws where nothing is reduced leaves the model usab
 }
 
 TEST_CASE("the gradients of one rank carry no hooks, and their memory is LibTorch's", "[reducer]") {
+  using torch::autograd::impl::post_acc_grad_hooks;
   on_ranks({1}, [](Rank) {
     Gloo accelerator;
     auto model = accelerator.prepare(std::make_shared<Mlp>());
-    for (const auto& parameter : model.parameters())
-      REQUIRE(torch::autograd::impl::grad_accumulator(parameter)->post_hooks().empty());
+    for (const auto& parameter : model.parameters()) REQUIRE(post_acc_grad_hooks(parameter) == nullptr);
   });
   on_ranks({2}, [](Rank) {
     auto net = std::make_shared<Mlp>();
     {
       Gloo accelerator;
       auto model = accelerator.prepare(net);
-      for (const auto& parameter : model.parameters())
-        REQUIRE(torch::autograd::impl::grad_accumulator(parameter)->post_hooks().size() == 1);
+      for (const auto& parameter : model.parameters()) REQUIRE(post_acc_grad_hooks(parameter) != nullptr);
       accelerator.backward(model(torch::ones({2, 5})).sum());
       // Views of one buffer, that LibTorch's own zero_grad accepts.
       const auto parameters = model.parameters();
@@ -271,6 +270,27 @@ TEST_CASE("the gradients of one rank carry no hooks, and their memory is LibTorc
       net->zero_grad();
     }
     for (const auto& parameter : net->parameters())  // gone with the accelerator
-      REQUIRE(torch::autograd::impl::grad_accumulator(parameter)->post_hooks().empty());
+      REQUIRE(post_acc_grad_hooks(parameter) == nullptr);
+  });
+}
+
+TEST_CASE("a hook that stands at a parameter is called, too, and stands there again afterwards", "[reducer]") {
+  struct Count final : torch::autograd::PostAccumulateGradHook {
+    explicit Count(int& number) : calls(&number) {}
+    void operator()(const torch::Tensor&) override { ++*calls; }
+    int* calls;
+  };
+  on_ranks({1, 2}, [](Rank) {
+    int calls = 0;
+    auto net = std::make_shared<Line>();
+    torch::autograd::impl::set_post_acc_grad_hooks(net->weight, std::make_unique<Count>(calls));
+    {
+      Gloo accelerator;
+      auto model = accelerator.prepare(net);
+      accelerator.backward(model(torch::ones({1}, torch::kDouble)).sum());
+      REQUIRE(calls == 1);
+    }
+    net->forward(torch::ones({1}, torch::kDouble)).sum().backward();
+    REQUIRE(calls == 2);
   });
 }

@@ -40,10 +40,12 @@ void refuse(Rank rank, const std::function<void(Gloo&, bool)>& prepare, const st
 TEST_CASE("settings that differ between ranks are refused by prepare", "[agreement]") {
   on_ranks({2, 3}, [](Rank rank) {
     differ(
-        rank, [](auto& options) { options.gradient.caps.bucket_cap = 1_MiB; }, "buckets of 25 MiB", "buckets of 1 MiB");
+        rank, [](auto& options) { options.gradient.caps.bucket_cap = 1_MiB; },
+        "buckets of an eighth of the gradients (1 to 25 MiB)", "buckets of 1 MiB");
     differ(
         rank, [](auto& options) { options.gradient.caps.last_bucket_cap = 64_B; },
-        "buckets of 25 MiB, the last of 1 MiB", "buckets of 25 MiB, the last of 64 B");
+        "buckets of an eighth of the gradients (1 to 25 MiB), the last of 1 MiB",
+        "buckets of an eighth of the gradients (1 to 25 MiB), the last of 64 B");
     differ(rank, [](auto& options) { options.gradient.overlap = false; }, "overlap = true", "overlap = false");
     differ(
         rank, [](auto& options) { options.gradient.broadcast_buffers = false; }, "broadcast_buffers = true",

@@ -186,14 +186,45 @@ TEST_CASE("a model that moves after prepare is an error at the next step", "[opt
     REQUIRE_THROWS_WITH(optimizer.step(),
                         ContainsSubstring("weight was f64 on cpu") && ContainsSubstring("before accelerator.prepare"));
   });
-  on_ranks({2}, [](Rank) {  // there and back again: the dtype is right, the hook is gone
+  on_ranks({2}, [](Rank rank) {  // there and back again: nothing is lost
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 1.0));
+    net->to(torch::kFloat);
+    net->to(torch::kDouble);
+    accelerator.backward(model(one).sum() * (rank.rank + 1));
+    optimizer.step();
+    REQUIRE(net->weight.item<double>() == -1.5);
+  });
+}
+
+TEST_CASE("a gradient of which nothing is heard any more is an error at the next step", "[optimizer]") {
+  struct Other final : torch::autograd::PostAccumulateGradHook {
+    void operator()(const torch::Tensor&) override {}
+  };
+  on_ranks({2}, [](Rank) {
     Gloo accelerator;
     auto net = std::make_shared<Line>();
     auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
-    net->to(torch::kFloat);
-    net->to(torch::kDouble);
+    torch::autograd::impl::set_post_acc_grad_hooks(net->weight, std::make_unique<Other>());
     accelerator.backward(model(one).sum());
     REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("no longer reports the gradient of weight"));
+  });
+}
+
+TEST_CASE("a step that one rank alone leaves out is an error at the next backward", "[optimizer]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    accelerator.backward(model(one).sum());
+    if (rank.rank != 1) optimizer.step();
+    optimizer.zero_grad();
+    const double before = net->weight.item<double>();
+    REQUIRE_THROWS_WITH(accelerator.backward(model(one).sum()),
+                        ContainsSubstring("not taken the same number of optimizer steps: this one ") &&
+                            ContainsSubstring("others from 0 to 1"));
+    REQUIRE(net->weight.item<double>() == before);
   });
 }
 

@@ -1,24 +1,31 @@
-// Reducer: autograd hooks fill buckets, full buckets start their reduction, the end waits.
+// Reducer: the way of a gradient from autograd to the other ranks and back, in order.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/view_as_real.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
 #include <accel/core/error.hpp>
-#include <accel/core/units.hpp>
-#include <accel/gradient/bucket.hpp>
+#include <accel/gradient/arena.hpp>
 #include <accel/gradient/bucket_plan.hpp>
-#include <accel/gradient/hooks.hpp>
+#include <accel/gradient/confirmation.hpp>
+#include <accel/gradient/forecast.hpp>
 #include <accel/gradient/ledger.hpp>
+#include <accel/gradient/watch.hpp>
 #include <accel/tensor/named_tensor.hpp>
 
 namespace accel::inline v0_1::gradient {
@@ -29,155 +36,378 @@ struct ReducerOptions {
   bool broadcast_buffers = true;  // rank 0's, whenever a backward has reduced their model: DDP's default
 };
 
-/// Sums the gradients of one model over the ranks while backward still runs.
+/// Sums the gradients of all models over the ranks while backward still runs.
 ///
-/// begin(), then autograd, then start_rest() and wait(). The root gradient of backward carries
+/// begin(), then autograd, then end(), start_rest() and wait(). The root gradient of backward carries
 /// 1/world_size (or a rank's share of the rows), so that the sums on the wire arrive as the mean that
-/// DDP leaves. What the gradients are in between, `ledger` knows; it must outlive the reducer.
+/// DDP leaves. What the gradients are in between, each model's ledger knows.
 ///
-/// Memory   one more copy of the trainable parameters; `.grad` are views of it after a reduction. A copy
-///          more for each step whose gradients somebody keeps.
+/// Memory   one more copy of the trainable parameters, of which `.grad` are views.
 /// Order    buckets start in the order of the plan, which is the same on all ranks.
 /// Source   Li et al. 2020, PyTorch Distributed: Experiences on Accelerating Data Parallel Training.
-/// Differs  from DDP: no traversal of the graph to find unused parameters, no planning in step 2. A
-///          sparse gradient is reduced as a dense one.
+/// Differs  from DDP: what is not used is told from earlier steps and not by a traversal of the graph, and
+///          costs neither bytes nor overlap. A sparse gradient is reduced as a dense one.
 template <Backend B>
-class Reducer final : public Watch {
+class Reducer final : Hooks::Listener {
  public:
-  Reducer(std::vector<tensor::NamedTensor> parameters, Ledger& ledger, B& backend, const ReducerOptions& options)
-      : parameters_(std::move(parameters)),
-        ledger_(&ledger),
-        backend_(&backend),
-        overlap_(options.overlap),
-        bucket_of_(parameters_.size()),
-        arrivals_(parameters_.size(), 0),
-        stray_(parameters_.size(), 0),
-        hooks_(ledger.parameters(), [this](std::size_t i) { arrived(i); }) {
-    std::vector<ParameterSize> sizes;
-    for (const auto& [name, tensor] : parameters_)
-      sizes.push_back({tensor.numel(), tensor.scalar_type(), tensor.device()});
-    const auto plan = plan_buckets(sizes, options.caps);
-    for (std::size_t b = 0; b < plan.size(); ++b) {
-      buckets_.emplace_back(plan[b], ledger.parameters(), backend.allocate(Bucket::bytes(plan[b])).view(plan[b].dtype));
-      for (const std::size_t i : plan[b].parameters) bucket_of_[i] = b;
+  Reducer(B& backend, const ReducerOptions& options) : backend_(&backend), options_(options) {}
+
+  /// One model more. `ledger` and the watch that it gets must outlive the reducer's last call.
+  ///
+  /// Order    every rank, with equal parameters.
+  void add(const std::vector<tensor::NamedTensor>& parameters, Ledger& ledger, std::unique_ptr<Watch>& watch) {
+    const std::size_t first = sizes_.size();
+    std::vector<at::Tensor> tensors = arena_.parameters();
+    for (const auto& [name, tensor] : parameters) {
+      sizes_.push_back({tensor.numel(), tensor.scalar_type(), tensor.device(), models_.size()});
+      model_of_.push_back(models_.size());
+      names_.push_back(name);
+      tensors.push_back(tensor);
     }
-    pending_.resize(buckets_.size());
-    works_.reserve(buckets_.size());
+    Hooks::Listener& self = *this;
+    watch = std::make_unique<Watch>(parameters, self, first);
+    models_.push_back({&ledger, watch.get(), first, sizes_.size()});
+    Layout layout = lay_out(sizes_, reverse_registration(sizes_.size()));
+    const auto memory = allocate(layout);
+    arena_ = Arena(std::move(tensors), std::move(layout), memory);  // gradients move in with the next backward
+    arrived_.assign(sizes_.size(), 0);
+    confirmation_ = Confirmation<B>(*backend_, sizes_.size());
+    forecast_ = Forecast(sizes_.size());
+    schedules_.clear();
+    schedule_of(0).expect(std::vector<std::uint8_t>(sizes_.size(), 1));
+    observed_.clear();
+    order_.reset();
+    observes_ = true;
   }
 
-  [[nodiscard]] std::size_t buckets() const { return buckets_.size(); }
+  /// There is a model with something to reduce.
+  [[nodiscard]] bool has_models() const { return !models_.empty(); }
 
-  /// What the next backward is to do: add up on this rank; reduce at its end; or reduce each bucket as
-  /// soon as it is full. That only where the model is the only one, so that every rank's backward
-  /// touches it: several fill their buckets in an order that may depend on the rank.
-  enum class Task { add_up, reduce_after, reduce_meanwhile };
+  /// Where gradients lie now.
+  [[nodiscard]] const Arena& arena() const { return arena_; }
 
+  /// An optimizer has taken a step on this rank.
+  void note_step() { confirmation_.note_step(); }
+
+  // 1. Backward begins.
+
+  /// `reduces`: it is the last of a step. `factor`: by what a gradient is multiplied when it moves into the
+  /// arena at once; others come multiplied.
   ///
   /// Order    before Ledger::begin(), which writes to gradients.
-  void begin(Task task) {
+  void begin(bool reduces, double factor) {
     const c10::AutoGradMode no_grad(false);
-    forget_cleared_strays();
+    for (const auto& model : models_) model.watch->begin();
+    if (reduces) take_order();
+    arena_.leave_to_holders();
+    arena_.move_in_all(arena_.layout().order);
+    factor_ = factor;
+    reduces_ = reduces;
+    if (!reduces) return;
+    learn();
+    std::fill(arrived_.begin(), arrived_.end(), std::uint8_t{0});
     works_.clear();
-    for (auto& bucket : buckets_) bucket.leave_to_holders();
+    aside_.clear();
+    late_.clear();
     next_ = 0;
-    std::fill(arrivals_.begin(), arrivals_.end(), std::uint8_t{0});
-    for (std::size_t b = 0; b < buckets_.size(); ++b) pending_[b] = buckets_[b].size();
-    reduces_ = task != Task::add_up;
-    meanwhile_ = task == Task::reduce_meanwhile && overlap_;
-    listens_ = true;
+    confirmation_.begin();
+    schedule_ = &schedule_of(forecast_.next());
+    missing_ = schedule_->expected;
   }
 
-  /// Backward is over: what comes from now on is nobody's that was announced.
-  void end() { listens_ = false; }
-
-  /// Starts the buckets that backward has not.
-  void start_rest() {
-    const c10::AutoGradMode no_grad(false);
-    while (next_ < buckets_.size()) start_next();
-  }
-
-  /// Until every gradient has arrived.
-  void wait() {
-    const c10::AutoGradMode no_grad(false);
-    for (std::size_t b = 0; b < works_.size(); ++b) {
-      works_[b].wait();
-      buckets_[b].settle(*ledger_);
-    }
-  }
-
-  [[nodiscard]] const std::string* stray(std::span<const at::Tensor> parameters) const override {
-    if (strays_ == 0) return nullptr;
-    for (std::size_t i = 0; i < parameters_.size(); ++i)
-      if (stray_[i] != 0 && parameters_[i].tensor.grad().defined() &&
-          tensor::is_among(parameters_[i].tensor, parameters))
-        return &parameters_[i].name;
-    return nullptr;
-  }
-
-  void clear_stray(std::span<const at::Tensor> parameters) override {
-    for (std::size_t i = 0; strays_ > 0 && i < parameters_.size(); ++i)
-      if (stray_[i] != 0 && tensor::is_among(parameters_[i].tensor, parameters)) {
-        stray_[i] = 0;
-        --strays_;
-      }
-  }
-
-  [[nodiscard]] const std::string* lost_hook() const override {
-    for (std::size_t i = 0; i < parameters_.size(); ++i)
-      if (arrivals_[i] == 0 && parameters_[i].tensor.requires_grad() && hooks_.lost(i)) return &parameters_[i].name;
-    return nullptr;
-  }
+  // 2. A gradient arrives.
 
  private:
-  /// net->zero_grad() tells nobody, but leaves no gradient.
-  void forget_cleared_strays() {
-    for (std::size_t i = 0; strays_ > 0 && i < parameters_.size(); ++i)
-      if (stray_[i] != 0 && !parameters_[i].tensor.grad().defined()) {
-        stray_[i] = 0;
-        --strays_;
-      }
-  }
-
-  void arrived(std::size_t i) {
-    if (!listens_) {
-      if (stray_[i] == 0) ++strays_;
-      stray_[i] = 1;
+  void arrived(std::size_t i) override {
+    const c10::AutoGradMode no_grad(false);
+    if (!reduces_) {
+      if (arena_.moves_at_once(i) && !arena_.is_in_place(i)) arena_.move_in(i, factor_);
       return;
     }
-    ++arrivals_[i];
-    if (!reduces_) return;
-    ACCEL_CHECK(arrivals_[i] == 1, InvalidArgument, "the gradient of ", parameters_[i].name,
-                " arrived twice in one backward, as it does when a part of the model runs backward by itself ",
-                "(checkpointing); run it under no_sync, and reduce with a last backward");
-    if (--pending_[bucket_of_[i]] > 0 || !meanwhile_) return;
+    ACCEL_CHECK(arrived_[i] == 0, InvalidArgument, "the gradient of ", names_[i], " arrived twice in one backward, ",
+                "as it does when a part of the model runs backward by itself (checkpointing); run it under no_sync, ",
+                "and reduce with a last backward");
+    arrived_[i] = 1;
+    if (observes_) observed_.push_back(static_cast<std::int32_t>(i));
+    const std::size_t bucket = schedule_->bucket_of[i];
+    if (bucket < next_) {  // nobody here expected it any more: its place is on its way without it
+      late_.push_back({i, std::exchange(gradient(i), at::Tensor())});
+      return;
+    }
+    if (arena_.moves_at_once(i) && !arena_.is_in_place(i)) arena_.move_in(i, factor_);
+    if (schedule_->arrives[i] == 0 || bucket == Schedule::none) return;
+    if (--missing_[bucket] > 0 || !options_.overlap) return;
     // Strictly in order, whichever is full first: all ranks must start the same one.
-    const c10::AutoGradMode no_grad(false);
-    while (next_ < buckets_.size() && pending_[next_] == 0) start_next();
+    while (next_ < missing_.size() && missing_[next_] == 0) start_next();
   }
 
+  // 3. A bucket starts: what is expected of it is there, or backward is over.
+
   void start_next() {
-    Bucket& bucket = buckets_[next_];
-    bucket.fill(*ledger_);
-    works_.push_back(backend_->all_reduce(bucket.payload(), ReduceOp::sum));
+    const PlannedBucket& bucket = schedule_->buckets[next_];
+    arena_.move_in_all(bucket.parameters);
+    for (const std::size_t i : bucket.parameters) {
+      if (has_news(i)) confirmation_.set(i, Use::announced);
+      if (!gradient(i).defined()) {
+        arena_.zero(i);
+      } else if (arrived_[i] == 0) {
+        gradient(i).reset();  // out of the reach of autograd, which would add to what is on its way
+        aside_.push_back(i);
+      }
+    }
+    works_.push_back(backend_->all_reduce(schedule_->payloads[next_], ReduceOp::sum));
     ++next_;
   }
 
-  std::vector<tensor::NamedTensor> parameters_;
-  Ledger* ledger_;
+  // 4. Backward is over.
+
+ public:
+  /// What comes from now on is nobody's that was announced.
+  void end() {
+    for (const auto& model : models_) model.watch->end();
+  }
+
+  /// The same where it threw.
+  void give_up() {
+    end();
+    for (const std::size_t i : std::exchange(aside_, {})) arena_.show(i);
+  }
+
+  /// Starts what backward has not, without waiting.
+  void start_rest() {
+    const c10::AutoGradMode no_grad(false);
+    while (next_ < schedule_->buckets.size()) start_next();
+    for (std::size_t i = 0; i < sizes_.size(); ++i)
+      if (schedule_->bucket_of[i] == Schedule::none && has_news(i)) confirmation_.set(i, Use::unannounced);
+    for (const auto& late : late_) confirmation_.set(late.parameter, Use::unannounced);
+    confirmation_.start(arrived_, schedule_->certain);
+    if (observes_ && schedules_.front().buckets.size() > 1) send_order();
+    observes_ = false;
+  }
+
+  /// Until every gradient has arrived; leaves each as it is to be, and tells the ledgers.
+  ///
+  /// Throws   InvalidArgument, on every rank, if their optimizers have not taken the same number of steps.
+  void wait() {
+    const c10::AutoGradMode no_grad(false);
+    for (auto& work : works_) work.wait();
+    const auto found = confirmation_.wait();
+    reduce_late(found);
+    settle(found);
+    if (confirmation_.is_read()) learn();
+  }
+
+  // 5. What no bucket took along: used against all expectation.
+
+ private:
+  void reduce_late(std::span<const Use> found) {
+    if (std::find(found.begin(), found.end(), Use::unannounced) == found.end()) return;
+    struct Late {
+      std::size_t i;
+      at::Tensor sum;
+      backend::WorkOf<B> work;
+    };
+    std::vector<Late> all;
+    for (const std::size_t i : arena_.layout().order) {
+      if (found[i] != Use::unannounced) continue;
+      at::Tensor sum = at::zeros_like(arena_.view(i));
+      contribute(i, sum);
+      auto work = backend_->all_reduce(elements(sum), ReduceOp::sum);
+      all.push_back({i, std::move(sum), std::move(work)});
+    }
+    for (auto& [i, sum, work] : all) {
+      work.wait();
+      at::Tensor view = arena_.view(i);
+      schedule_->bucket_of[i] == Schedule::none ? view.copy_(sum) : view.add_(sum);
+    }
+  }
+
+  /// What this rank has for parameter i beside what its bucket took along.
+  void contribute(std::size_t i, at::Tensor& sum) {
+    if (schedule_->bucket_of[i] == Schedule::none) {
+      const std::size_t one[] = {i};
+      arena_.move_in_all(one);
+      if (gradient(i).defined()) sum.copy_(gradient(i));
+      return;
+    }
+    for (const auto& late : late_)
+      if (late.parameter == i) {
+        sum.copy_(late.gradient.is_sparse() ? late.gradient.to_dense() : late.gradient);
+        if (arena_.moves_at_once(i) && factor_ != 1.0) sum.mul_(factor_);
+      }
+  }
+
+  /// The elements of a tensor without gaps, as they lie in memory; of complex ones their parts.
+  [[nodiscard]] static at::Tensor elements(const at::Tensor& tensor) {
+    const at::Tensor flat = tensor.as_strided({tensor.numel()}, {1});
+    return flat.is_complex() ? at::view_as_real(flat) : flat;
+  }
+
+  // 6. Everything has arrived.
+
+  /// A parameter without a gradient here has one now if another rank has used it, and stays without one
+  /// if nobody has, as in DDP. A model that nobody has touched is what it was.
+  void settle(std::span<const Use> found) {
+    for (const std::size_t i : std::exchange(aside_, {})) arena_.show(i);
+    for (const auto& [ledger, watch, first, end] : models_) {
+      const auto uses = found.subspan(first, end - first);
+      if (std::all_of(uses.begin(), uses.end(), [](Use use) { return use == Use::none; })) {
+        ledger->added_up();
+        continue;
+      }
+      for (std::size_t i = first; i < end; ++i)
+        if (found[i] == Use::none)
+          ledger->restore(i - first);
+        else if (!gradient(i).defined())
+          arena_.show(i);
+      ledger->reduced();
+    }
+  }
+
+  // 7. What is remembered for the next step.
+
+  void learn() {
+    const auto* learnt = confirmation_.take();
+    if (learnt == nullptr) return;
+    forecast_.learn(learnt->used);
+    if (schedules_.size() > forecast_.size()) schedules_.erase(schedules_.begin() + 1, schedules_.end());
+    Schedule& schedule = schedule_of(forecast_.last());
+    schedule.certain = learnt->complete && forecast_.last() == 0;
+    schedule.expect(arrived_);
+  }
+
+  /// Rank 0's order of arrival goes to all, behind everything else; nobody waits for it.
+  void send_order() {
+    for (const std::size_t i : arena_.layout().order)
+      if (arrived_[i] == 0) observed_.push_back(static_cast<std::int32_t>(i));
+    order_tensor_ = at::empty({static_cast<std::int64_t>(observed_.size())}, at::kInt);
+    std::copy(observed_.begin(), observed_.end(), order_tensor_.template mutable_data_ptr<std::int32_t>());
+    order_tensor_ = order_tensor_.to(backend_->device());
+    order_.emplace(backend_->broadcast(order_tensor_, 0));
+  }
+
+  /// The plan is made anew, once, if gradients arrive in an order that makes other buckets.
+  void take_order() {
+    if (!order_) return;
+    order_->wait();
+    order_.reset();
+    const at::Tensor host = order_tensor_.cpu();
+    const auto* const begin = host.template const_data_ptr<std::int32_t>();
+    Layout layout = lay_out(sizes_, std::vector<std::size_t>(begin, begin + host.numel()));
+    const auto together = [&](const Layout& one) {
+      auto plan = plan_buckets(one, options_.caps, forecast_.set(0));
+      std::vector<std::vector<std::size_t>> buckets;
+      for (auto& bucket : plan) {
+        std::sort(bucket.parameters.begin(), bucket.parameters.end());
+        buckets.push_back(std::move(bucket.parameters));
+      }
+      return buckets;
+    };
+    if (together(layout) == together(arena_.layout())) return;
+    const auto memory = allocate(layout);
+    arena_.move_to(std::move(layout), memory);
+    for (auto& schedule : schedules_) schedule.plan(arena_, options_.caps, schedule.used);
+  }
+
+  // What is started when.
+
+  /// The buckets of a used set, and what of it this rank waits for.
+  struct Schedule {
+    static constexpr auto none = static_cast<std::size_t>(-1);
+
+    std::vector<std::uint8_t> used;  // by parameter, as for all that follow
+    std::vector<PlannedBucket> buckets{};
+    std::vector<at::Tensor> payloads{};    // by bucket
+    std::vector<std::size_t> bucket_of{};  // by parameter; none: it is not in any
+    std::vector<std::uint8_t> arrives{};   // by parameter: on this rank, the last time
+    std::vector<std::size_t> expected{};   // by bucket: how many arrive
+    bool certain = false;                  // everything arrived, on every rank, the last time
+
+    void plan(const Arena& arena, const BucketCaps& caps, std::vector<std::uint8_t> set) {
+      used = std::move(set);
+      buckets = plan_buckets(arena.layout(), caps, used);
+      payloads.clear();
+      bucket_of.assign(used.size(), none);
+      for (std::size_t b = 0; b < buckets.size(); ++b) {
+        payloads.push_back(arena.payload(buckets[b]));
+        for (const std::size_t i : buckets[b].parameters) bucket_of[i] = b;
+      }
+      count();
+    }
+
+    void expect(const std::vector<std::uint8_t>& arrivals) {
+      if (arrives == arrivals) return;
+      arrives = arrivals;
+      count();
+    }
+
+   private:
+    void count() {
+      expected.assign(buckets.size(), 0);
+      for (std::size_t i = 0; i < arrives.size(); ++i)
+        if (arrives[i] != 0 && bucket_of[i] != none) ++expected[bucket_of[i]];
+    }
+  };
+
+  Schedule& schedule_of(std::size_t number) {
+    while (schedules_.size() <= number) {
+      schedules_.emplace_back();
+      schedules_.back().plan(arena_, options_.caps, forecast_.set(schedules_.size() - 1));
+    }
+    return schedules_[number];
+  }
+
+  struct Model {
+    Ledger* ledger;
+    Watch* watch;
+    std::size_t first, end;  // its parameters among all
+  };
+
+  struct LateGradient {
+    std::size_t parameter;
+    at::Tensor gradient;
+  };
+
+  [[nodiscard]] at::Tensor& gradient(std::size_t i) const { return arena_.parameters()[i].mutable_grad(); }
+
+  [[nodiscard]] bool has_news(std::size_t i) const {
+    const Model& model = models_[model_of_[i]];
+    return model.ledger->has_news(i - model.first);
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> allocate(const Layout& layout) {
+    std::vector<at::Tensor> memory;
+    for (const auto& segment : layout.segments) memory.push_back(backend_->allocate(Arena::bytes(segment)));
+    return memory;
+  }
+
   B* backend_;
-  bool overlap_;
-  std::vector<std::size_t> bucket_of_;  // by parameter
-  std::vector<std::uint8_t> arrivals_;  // in this backward, by parameter
-  std::vector<Bucket> buckets_;
-  std::vector<std::size_t> pending_;       // parameters still missing, by bucket
-  std::vector<backend::WorkOf<B>> works_;  // by bucket, as far as started
+  ReducerOptions options_;
+  std::vector<Model> models_;
+  std::vector<ParameterSize> sizes_;  // by parameter, of all models, as for all that follow
+  std::vector<std::size_t> model_of_;
+  std::vector<std::string> names_;
+  Arena arena_;
+  Forecast forecast_;
+  std::deque<Schedule> schedules_;  // by number of their used set
+  Confirmation<B> confirmation_;
+
+  // The backward that runs.
+  bool reduces_ = false;
+  double factor_ = 1.0;
+  Schedule* schedule_ = nullptr;
+  std::vector<std::uint8_t> arrived_;      // by parameter
+  std::vector<std::size_t> missing_;       // parameters still expected, by bucket
   std::size_t next_ = 0;                   // the bucket to start next
-  bool listens_ = false;                   // a backward of the accelerator runs, ...
-  bool reduces_ = false;                   // ... which is the last of a step, ...
-  bool meanwhile_ = false;                 // ... and starts buckets while it runs
-  std::size_t strays_ = 0;                 // gradients of a backward that nobody announced ...
-  std::vector<std::uint8_t> stray_;        // ... and whether, by parameter
-  Hooks hooks_;                            // last: no hook outlives what it calls
+  std::vector<backend::WorkOf<B>> works_;  // by bucket, as far as started
+  std::vector<std::size_t> aside_;         // whose gradient autograd must not see before the end
+  std::vector<LateGradient> late_;
+
+  // The order in which gradients arrive, looked at once.
+  bool observes_ = false;
+  std::vector<std::int32_t> observed_;
+  at::Tensor order_tensor_;
+  std::optional<backend::WorkOf<B>> order_;
 };
 
 }  // namespace accel::inline v0_1::gradient

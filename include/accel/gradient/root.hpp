@@ -37,7 +37,7 @@ struct SplitFactor {
 /// Multiplies gradients where they arrive at their parameters, before they are added to what is there.
 ///
 /// Cost     nothing before the first factor that is not 1, then a call per gradient; a new tensor for each
-///          gradient that is multiplied.
+///          gradient that is multiplied: none where somebody else does that who moves them anyway.
 class ArrivalFactor {
  public:
   ArrivalFactor() = default;
@@ -52,9 +52,11 @@ class ArrivalFactor {
     for (const auto& parameter : parameters) parameters_.push_back({parameter, std::nullopt});
   }
 
-  /// From now on; 1 outside of a backward of the accelerator.
-  void set(double factor) {
+  /// From now on; 1 outside of a backward of the accelerator. `but_fresh`: leaves out what arrives where
+  /// no gradient was.
+  void set(double factor, bool but_fresh = false) {
     factor_ = factor;
+    but_fresh_ = but_fresh;
     if (factor != 1.0) hook();
   }
 
@@ -65,15 +67,19 @@ class ArrivalFactor {
   };
 
   void hook() {
-    for (auto& [parameter, hook] : parameters_)
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      auto& [parameter, hook] = parameters_[i];
       if (!hook && parameter.requires_grad())  // a frozen one takes no hook, and may be thawed
-        hook = parameter.register_hook([this](const at::Tensor& gradient) {
-          return factor_ == 1.0 || !gradient.defined() ? at::Tensor() : gradient * factor_;
+        hook = parameter.register_hook([this, i](const at::Tensor& gradient) {
+          const bool stays = factor_ == 1.0 || (but_fresh_ && !parameters_[i].parameter.grad().defined());
+          return stays || !gradient.defined() ? at::Tensor() : gradient * factor_;
         });
+    }
   }
 
   std::vector<Hooked> parameters_;
   double factor_ = 1.0;
+  bool but_fresh_ = false;
 };
 
 }  // namespace accel::inline v0_1::gradient

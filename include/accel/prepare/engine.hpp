@@ -16,7 +16,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
@@ -45,7 +44,8 @@ class Engine final : public Session {
          const gradient::ReducerOptions& options)
       : Session(own, connected.device(), std::move(logger), std::move(windows)),
         backend(std::move(connected)),
-        reducer_options_(options) {}
+        reducer_options_(options),
+        reducer_(backend, options) {}
 
   /// Rank 0 may serve the store: it stays until the others no longer read from it.
   ~Engine() override { backend.control().farewell(); }
@@ -112,7 +112,10 @@ class Engine final : public Session {
     accumulation.after_backward();
   }
 
-  void note_step() noexcept override { backend.control().stepped(); }
+  void note_step() noexcept override {
+    backend.control().stepped();
+    reducer_.note_step();
+  }
   void note_error(std::string_view text) override { backend.control().note_error(text); }
 
   [[nodiscard]] at::Tensor mean_loss(const at::Tensor& loss) override {
@@ -139,15 +142,6 @@ class Engine final : public Session {
   }
 
  private:
-  /// A model with something to reduce, where there is another rank.
-  struct Replica {
-    Replica(std::shared_ptr<PreparedModel> own, B& backend, const gradient::ReducerOptions& options)
-        : model(std::move(own)), reducer(model->record.trainable_parameters(), model->ledger, backend, options) {}
-
-    std::shared_ptr<PreparedModel> model;
-    gradient::Reducer<B> reducer;
-  };
-
   struct Leaving {
     std::atomic<bool>& in_backward;
     ~Leaving() { in_backward = false; }
@@ -160,10 +154,8 @@ class Engine final : public Session {
     for (const auto& [name, parameter] : model->record.trainable_parameters()) trainable.push_back(parameter);
     arrival_.add(trainable);
     model->ledger = gradient::Ledger(std::move(trainable), topology.world_size);
-    if (topology.world_size > 1 && !model->ledger.parameters().empty()) {
-      replicas_.push_back(std::make_unique<Replica>(model, backend, reducer_options_));
-      model->watch = &replicas_.back()->reducer;
-    }
+    if (topology.world_size > 1 && !model->ledger.parameters().empty())
+      reducer_.add(model->record.trainable_parameters(), model->ledger, model->watch);
     model->number = models.size();
     models.push_back(std::move(model));
   }
@@ -206,22 +198,20 @@ class Engine final : public Session {
   }
 
   void begin(bool synchronises, double arrival_factor) {
-    using Task = typename gradient::Reducer<B>::Task;
-    const Task task = !synchronises           ? Task::add_up
-                      : replicas_.size() == 1 ? Task::reduce_meanwhile
-                                              : Task::reduce_after;
     const double correction = accumulation.take_correction();
-    for (const auto& replica : replicas_) replica->reducer.begin(task);
+    // What the reducer moves to its place is multiplied on the way; a GPU's gradients wait for their bucket.
+    const bool moves = topology.world_size > 1 && device.is_cpu();
+    if (reducer_.has_models()) reducer_.begin(synchronises, moves ? arrival_factor : 1.0);
     for (const auto& model : models) {
       if (correction != 1.0) model->ledger.rescale(correction);
       model->ledger.begin(synchronises);
     }
-    arrival_.set(arrival_factor);
+    arrival_.set(arrival_factor, moves);
   }
 
   void end(bool synchronises) {
     arrival_.set(1.0);
-    for (const auto& replica : replicas_) replica->reducer.end();
+    reducer_.end();
     if (synchronises && topology.world_size > 1) {
       reduce();
     } else {
@@ -231,50 +221,21 @@ class Engine final : public Session {
 
   void give_up() {
     arrival_.set(1.0);
-    for (const auto& replica : replicas_) replica->reducer.end();
+    reducer_.give_up();
     for (const auto& model : models) model->ledger.threw();
     accumulation.backward_threw();
   }
 
   /// Everything is under way before anything is waited for; the buffers go last, behind the gradients.
   void reduce() {
-    const auto due = due_replicas();
-    for (Replica* replica : due) replica->reducer.start_rest();
+    if (reducer_.has_models()) reducer_.start_rest();
     if (buffers_) buffers_->start();
-    for (Replica* replica : due) {
-      replica->reducer.wait();
-      replica->model->ledger.reduced();
-    }
+    if (reducer_.has_models()) reducer_.wait();
     if (buffers_) buffers_->wait();
-    for (const auto& replica : replicas_)
-      if (std::find(due.begin(), due.end(), replica.get()) == due.end()) replica->model->ledger.added_up();
-  }
-
-  /// With several models the ranks first agree which of them anybody's backward has touched: all must
-  /// reduce the same ones, in the same order.
-  ///
-  /// Cost     with several models one all_reduce of a byte for each, which the host waits for.
-  [[nodiscard]] std::vector<Replica*> due_replicas() {
-    std::vector<Replica*> due;
-    if (replicas_.size() < 2) {
-      for (const auto& replica : replicas_) due.push_back(replica.get());
-      return due;
-    }
-    at::Tensor news = at::empty({static_cast<std::int64_t>(replicas_.size())}, at::kByte);
-    auto* flags = news.template mutable_data_ptr<std::uint8_t>();
-    for (const auto& replica : replicas_) *flags++ = replica->model->ledger.has_news() ? 1 : 0;
-    news = news.to(device);
-    auto work = backend.all_reduce(news, ReduceOp::max);
-    work.wait();
-    news = news.cpu();
-    const auto* agreed = news.template const_data_ptr<std::uint8_t>();
-    for (const auto& replica : replicas_)
-      if (*agreed++ != 0) due.push_back(replica.get());
-    return due;
   }
 
   gradient::ReducerOptions reducer_options_;
-  std::vector<std::unique_ptr<Replica>> replicas_;
+  gradient::Reducer<B> reducer_;  // of all models, where there is another rank
   gradient::ArrivalFactor arrival_;
   std::optional<collective::RepeatedBroadcast<B>> buffers_;  // of all models, in their order
   std::atomic<bool> in_backward_ = false;

@@ -18,8 +18,8 @@
 #include <accel/data/position.hpp>
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/clip.hpp>
-#include <accel/gradient/hooks.hpp>
 #include <accel/gradient/ledger.hpp>
+#include <accel/gradient/watch.hpp>
 #include <accel/launch/topology.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
@@ -31,7 +31,7 @@ struct PreparedModel {
   tensor::Record record;
   std::size_t number = 0;  // among those of its session
   gradient::Ledger ledger;
-  gradient::Watch* watch = nullptr;  // the reducer; null at one rank and for frozen models
+  std::unique_ptr<gradient::Watch> watch;                                    // null at one rank and for frozen models
   at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
 };
 
@@ -146,7 +146,7 @@ struct Session {
     }
     const std::string* lost = model.watch == nullptr ? nullptr : model.watch->lost_hook();
     ACCEL_CHECK(lost == nullptr, InvalidArgument, "step: autograd no longer reports the gradient of ", *lost,
-                ", as after net->to(...); ", to_remedy);
+                ": its post-accumulate hook was replaced; set hooks of your own before accelerator.prepare");
     check_gradients(model, "step");
   }
 

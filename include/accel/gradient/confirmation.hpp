@@ -1,0 +1,140 @@
+// Confirmation: what every rank has contributed to a reduction, told to all behind the last bucket.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <accel/backend/backend.hpp>
+#include <accel/core/error.hpp>
+
+namespace accel::inline v0_1::gradient {
+
+/// Of a parameter, by any rank.
+enum class Use : std::uint8_t {
+  none,         // nobody has news for it
+  announced,    // its bucket took them along
+  unannounced,  // somebody has news that no bucket took along
+};
+
+/// One byte per parameter, of which the largest over the ranks counts, and three more: whether a rank
+/// lacks a gradient, and the number of its steps, to see that all have taken the same.
+///
+/// Cost     one all_reduce of a byte per parameter. A GPU's answer is waited for only where a parameter may
+///          have been unused or unannounced somewhere; else it is read when the next reduction begins.
+template <Backend B>
+class Confirmation {
+ public:
+  /// What the answer says of the reduction, for the ones to come.
+  struct Answer {
+    std::vector<std::uint8_t> used;  // by parameter
+    bool complete = false;           // no rank lacked a gradient
+  };
+
+  Confirmation() = default;
+  Confirmation(B& backend, std::size_t parameters)
+      : backend_(&backend),
+        parameters_(parameters),
+        mine_(at::zeros({static_cast<std::int64_t>(parameters + extras)}, host_options(backend))),
+        message_(mine_.to(backend.device())),
+        read_(message_.is_cpu() ? message_ : at::zeros_like(mine_, host_options(backend))) {
+    answer_.used.resize(parameters);
+  }
+
+  void note_step() { ++steps_; }
+
+  /// Order    after take().
+  void begin() { std::fill_n(bytes(mine_), parameters_ + extras, std::uint8_t{0}); }
+
+  void set(std::size_t i, Use use) { bytes(mine_)[i] = static_cast<std::uint8_t>(use); }
+
+  /// `certain`: by what all ranks know, everything is announced, and expected on every rank.
+  void start(std::span<const std::uint8_t> arrived, bool certain) {
+    const bool lacks = std::find(arrived.begin(), arrived.end(), 0) != arrived.end();
+    bytes(mine_)[parameters_] = lacks ? 1 : 0;
+    bytes(mine_)[parameters_ + 1] = steps_;
+    bytes(mine_)[parameters_ + 2] = static_cast<std::uint8_t>(255 - steps_);
+    if (!message_.is_cpu()) message_.copy_(mine_, /*non_blocking=*/true);
+    waits_ = message_.is_cpu() || !certain || lacks;
+    work_.emplace(backend_->all_reduce(message_, ReduceOp::max));
+  }
+
+  /// What all have said; or, where it can be nothing else, what this rank has.
+  ///
+  /// Throws   InvalidArgument, as take(), if it is read already.
+  [[nodiscard]] std::span<const Use> wait() {
+    work_->wait();
+    work_.reset();
+    pending_ = true;
+    if (!message_.is_cpu()) {
+      read_.copy_(message_, /*non_blocking=*/true);
+      if (!copied_) copied_.emplace(message_.device().type());
+      copied_->record(c10::impl::VirtualGuardImpl(message_.device().type()).getStream(message_.device()));
+    }
+    if (waits_) read();
+    return {reinterpret_cast<const Use*>(bytes(waits_ ? read_ : mine_)), parameters_};
+  }
+
+  /// The answer has been read.
+  [[nodiscard]] bool is_read() const { return waits_; }
+
+  /// The answer that nobody has taken yet, or null.
+  ///
+  /// Throws   InvalidArgument, on every rank, if they have not taken the same number of steps.
+  [[nodiscard]] const Answer* take() {
+    if (!pending_) return nullptr;
+    if (!waits_) read();
+    pending_ = false;
+    for (std::size_t i = 0; i < parameters_; ++i) answer_.used[i] = bytes(read_)[i] == 0 ? 0 : 1;
+    answer_.complete = bytes(read_)[parameters_] == 0;
+    return &answer_;
+  }
+
+ private:
+  static constexpr std::size_t extras = 3;
+
+  /// Pinned for a GPU, so that copies need not wait.
+  [[nodiscard]] static at::TensorOptions host_options(const B& backend) {
+    return at::TensorOptions(at::kByte).pinned_memory(backend.device().is_cuda());
+  }
+
+  [[nodiscard]] static std::uint8_t* bytes(const at::Tensor& tensor) {
+    return tensor.template mutable_data_ptr<std::uint8_t>();
+  }
+
+  void read() {
+    if (copied_) copied_->synchronize();
+    // The largest number of steps, and 255 minus the smallest: 255 in all where they are the same.
+    const int most = bytes(read_)[parameters_ + 1];
+    const int least = 255 - bytes(read_)[parameters_ + 2];
+    if (most == least) return;
+    pending_ = false;
+    throw InvalidArgument(message("backward: the ranks have not taken the same number of optimizer steps: this one ",
+                                  static_cast<int>(steps_), ", others from ", least, " to ", most, " (modulo 256), so ",
+                                  "their weights differ; an optimizer.step() was left out on some rank, or what it ",
+                                  "threw was caught; let every rank take the same steps"));
+  }
+
+  B* backend_ = nullptr;
+  std::size_t parameters_ = 0;
+  at::Tensor mine_;     // u8[parameters + extras], on the host
+  at::Tensor message_;  // the same on the device; the same tensor where that is the host
+  at::Tensor read_;     // the answer, on the host
+  std::optional<backend::WorkOf<B>> work_;
+  std::optional<c10::Event> copied_;
+  Answer answer_;
+  std::uint8_t steps_ = 0;
+  bool pending_ = false;  // there is an answer that nobody has taken
+  bool waits_ = true;     // and it was waited for
+};
+
+}  // namespace accel::inline v0_1::gradient
