@@ -56,6 +56,8 @@
 // Floor 5: what acts on whole results
 #include <accel/metrics/for_metrics.hpp>
 #include <accel/metrics/running_mean.hpp>
+#include <accel/optim/adamw.hpp>
+#include <accel/optim/sgd.hpp>
 // Floor 6: the user's objects on one side, the machinery on the other
 #include <accel/checkpoint/weights.hpp>
 #include <accel/prepare/engine.hpp>

@@ -1,10 +1,7 @@
 // Group options: what an optimizer's parameter group is set to, as text to compare between ranks.
 #pragma once
 
-#include <array>
-#include <charconv>
 #include <concepts>
-#include <cstddef>
 #include <exception>
 #include <ios>
 #include <sstream>
@@ -17,6 +14,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/hash.hpp>
+#include <accel/core/number.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -36,12 +34,6 @@ concept Serializable = requires {
   detail::input_archive<Options>(&Options::serialize);
 };
 
-/// The shortest text that reads back as the same number: `0.1`, not `0.10000000000000001`.
-[[nodiscard]] inline std::string text_of(double number) {
-  std::array<char, 32> buffer{};
-  return {buffer.data(), std::to_chars(buffer.data(), buffer.data() + buffer.size(), number).ptr};
-}
-
 /// `f32[3] 9c2e03a41b7d55f0`: what it looks like, and a hash of its bytes.
 [[nodiscard]] inline std::string text_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return tensor::spec(tensor);
@@ -52,7 +44,7 @@ concept Serializable = requires {
 
 template <std::same_as<c10::IValue> Value>  // not instantiated where LibTorch's value is only declared
 [[nodiscard]] std::string text_of(const Value& value) {
-  if (value.isDouble()) return text_of(value.toDouble());
+  if (value.isDouble()) return shortest(value.toDouble());
   if (value.isBool()) return value.toBool() ? "true" : "false";
   if (value.isTensor()) return text_of(value.toTensor());
   if (value.isObject()) return "an object";  // prints as an address
@@ -86,13 +78,14 @@ template <class Group>
   if constexpr (requires { group.options(); }) {
     auto& options = group.options();
     using Options = std::remove_cvref_t<decltype(options)>;
+    if constexpr (requires { options.describe(); }) return options.describe();
     try {
       if constexpr (detail::Serializable<Options>) return detail::written(options);
     } catch (const std::exception&) {
       // Options of the user's own need not be able to, and LibTorch's base class throws for them.
     }
     try {
-      if constexpr (requires { options.get_lr(); }) return "lr = " + detail::text_of(options.get_lr());
+      if constexpr (requires { options.get_lr(); }) return "lr = " + shortest(options.get_lr());
     } catch (const std::exception&) {
       // Nor need they have a rate.
     }
