@@ -31,8 +31,8 @@ struct Batch {
 /// The parameters of one group of an optimizer and the state of each.
 ///
 /// Where gradients lie together in one storage, as a reducer puts them, their parameters and states are
-/// moved into flat memory of the same shape, and every run of neighbours is one piece. A parameter whose
-/// memory somebody shares stays where it is. Otherwise nothing is moved.
+/// moved into flat memory of the same shape, and every run of neighbours that fill their cache lines is one
+/// piece. A parameter whose memory somebody shares stays where it is. Otherwise nothing is moved.
 ///
 /// Memory   of each parameter its states; what aligns is less than 64 bytes each.
 /// Cost     in steady state a few comparisons per parameter, and nothing is allocated.
@@ -121,7 +121,10 @@ class FlatGroup {
     }
     drop_empty_homes();
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-      return std::less<>()(members_[a].gradient, members_[b].gradient);
+      const bool a_is_empty = parameters[a].numel() == 0;  // they lie nowhere
+      const bool b_is_empty = parameters[b].numel() == 0;
+      return a_is_empty == b_is_empty && !a_is_empty ? std::less<>()(members_[a].gradient, members_[b].gradient)
+                                                     : b_is_empty && !a_is_empty;
     });
     settle_down(parameters, order);
     for (std::size_t i : order) make_state(parameters[i], members_[i]);
@@ -239,6 +242,9 @@ class FlatGroup {
   [[nodiscard]] bool are_neighbours(const std::vector<at::Tensor>& parameters, std::size_t a, std::size_t b) const {
     const Member& first = members_[a];
     const Member& second = members_[b];
+    // LibTorch's loops for the CPU round what is left over at the end of a tensor otherwise than what fills
+    // a vector: a piece ends there, so that every element is what it is where each tensor is stepped alone.
+    if (parameters[a].is_cpu() && parameters[a].nbytes() % 64 != 0) return false;
     if (!first.is_at_home || !second.is_at_home || first.home != second.home || first.steps != second.steps)
       return false;
     const std::int64_t span = distance(parameters[a], parameters[b]);
