@@ -49,7 +49,9 @@ TEST_CASE("clipping equals LibTorch's own within a rounding", "[clip]") {
 
 TEST_CASE("the infinity norm is the largest element", "[clip]") {
   const auto parameters = with_gradients({torch::tensor({3.0F, -7.0F}), torch::tensor({4.0F})});
-  REQUIRE(gradient::grad_norm(parameters, std::numeric_limits<double>::infinity()).item<float>() == 7.0F);
+  REQUIRE(
+      gradient::norm_of(gradient::gradients_of(parameters), std::numeric_limits<double>::infinity()).item<float>() ==
+      7.0F);
 }
 
 TEST_CASE("parameters without gradients are passed over; none at all has the norm 0", "[clip]") {

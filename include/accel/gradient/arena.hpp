@@ -71,6 +71,40 @@ class Arena {
   /// serves for the next. A GPU takes a bucket at once.
   [[nodiscard]] bool moves_at_once(std::size_t i) const { return parameters_[i].device().is_cpu(); }
 
+  /// The gradients that parameters [first, end) have: those in place as ranges of memory, as long as nothing
+  /// lies between them, and others one by one. None is without an element.
+  [[nodiscard]] std::vector<at::Tensor> pieces(std::size_t first, std::size_t end) const {
+    std::vector<at::Tensor> all;
+    std::size_t segment = 0;
+    std::int64_t begin = 0;
+    std::int64_t until = -1;           // where the range that is open ends
+    const at::Tensor* only = nullptr;  // the gradient that it consists of, if it is one
+    const auto close = [&] {
+      if (until > begin) all.push_back(only != nullptr ? *only : segments_[segment].flat.slice(0, begin, until));
+      until = -1;
+    };
+    for (const std::size_t i : layout_.order) {
+      const at::Tensor& gradient = parameters_[i].grad();
+      if (i < first || i >= end || !gradient.defined() || gradient.numel() == 0) continue;
+      if (!is_in_place(i)) {
+        all.push_back(gradient);
+        continue;
+      }
+      const Layout::Place& place = layout_.places[i];
+      if (place.segment == segment && place.offset == until) {
+        only = nullptr;
+      } else {
+        close();
+        segment = place.segment;
+        begin = place.offset;
+        only = &gradient;
+      }
+      until = place.end();
+    }
+    close();
+    return all;
+  }
+
   /// Before anything is written: somebody may hold a gradient of an earlier step that will be. They keep
   /// what they see, in other memory. What holds a gradient that is still its parameter's follows it, as
   /// it does in LibTorch.

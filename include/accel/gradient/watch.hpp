@@ -29,6 +29,10 @@ class Watch final : Hooks::Listener {
         stray_(parameters_.size(), 0),
         hooks_(tensors(), *this) {}
 
+  /// The numbers of this model's parameters: from the first to before the end.
+  [[nodiscard]] std::size_t first() const { return first_; }
+  [[nodiscard]] std::size_t end_number() const { return first_ + parameters_.size(); }
+
   /// A backward of the accelerator begins.
   void begin() {
     // net->zero_grad() tells nobody, but leaves no gradient.

@@ -22,6 +22,7 @@
 #include <accel/collective/agree.hpp>
 #include <accel/collective/broadcast.hpp>
 #include <accel/core/error.hpp>
+#include <accel/gradient/gradients.hpp>
 #include <accel/gradient/reducer.hpp>
 #include <accel/gradient/root.hpp>
 #include <accel/precision/precision.hpp>
@@ -135,6 +136,11 @@ class Engine final : public Session {
     double sum = 0;
     for (const auto& text : texts) sum += std::stod(text);
     return sum / topology.world_size;
+  }
+
+  [[nodiscard]] std::vector<at::Tensor> gradients(const PreparedModel& model) const override {
+    if (model.watch == nullptr) return gradient::gradients_of(model.record.parameter_tensors());
+    return reducer_.arena().pieces(model.watch->first(), model.watch->end_number());
   }
 
   void put_buffers(const PreparedModel& model) override {

@@ -56,6 +56,9 @@ struct Session {
   /// Before a forward of `model`: its buffers are rank 0's of the last reduction, if there was one since.
   virtual void put_buffers(const PreparedModel&) {}
 
+  /// What `model` has for gradients, in as few tensors as they lie in.
+  [[nodiscard]] virtual std::vector<at::Tensor> gradients(const PreparedModel& model) const = 0;
+
   /// What the other ranks, where there are any, hear should this one fail.
   virtual void note_step() noexcept {}
   virtual void note_error(std::string_view) {}
@@ -95,7 +98,7 @@ struct Session {
   at::Tensor clip_grad_norm_(PreparedModel& model, double max_norm, double norm_type) const {
     if (accumulation.only_adds_up()) return model.norm;
     check_gradients(model, "clip_grad_norm_");
-    return model.norm = gradient::clip_grad_norm_(model.record.parameter_tensors(), max_norm, norm_type);
+    return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
   }
 
   /// Lets go of the gradients that wait for a reduction, and of torn ones; the next micro-step begins a window.
