@@ -82,11 +82,16 @@ class GlooWork {
     } catch (const std::exception& error) {
       const bool interrupted = group_->control.failed();
       const bool late = deadline.passed();
+      const std::string what = message(operation_, " number ", sequence_, " of ", bytes_, " failed",
+                                       late ? message(" after ", deadline.span_s(), " s without an answer") : "",
+                                       interrupted ? std::string() : message("; ", native(error)));
       group_->give_up();
-      group_->control.fail(message(operation_, " number ", sequence_, " of ", bytes_, " failed",
-                                   late ? message(" after ", deadline.span_s(), " s without an answer") : "",
-                                   interrupted ? std::string() : message("; ", native(error))),
-                           sequence_, 0, Seconds(late ? 0 : 0.5));
+      if (const std::string reason = group_->control.failure(); !reason.empty()) {
+        const std::string text = message(what, ": ", reason);
+        group_->control.give_up(text);
+        throw CommError(text);
+      }
+      group_->control.fail(what, sequence_, 0, Seconds(late ? 0 : 0.5));
     }
     if (scattered_.defined()) {
       output_.view({-1}).copy_(scattered_);
@@ -108,19 +113,16 @@ class GlooWork {
     try {
       parts_.push_back(start(*group_->engine, tensors_));
     } catch (const std::exception& error) {
-      could_not_start(error);
+      group_->give_up();
+      group_->control.fail(message(operation_, " number ", sequence_, " of ", bytes_,
+                                   " could not start. Gloo says: ", first_line(error)),
+                           sequence_);
     }
     if (parts_.size() == 1) ++group_->in_flight;
   }
 
   /// The same through shared memory.
-  void run(Operation operation) {
-    try {
-      shared_number_ = group_->shared->start(std::move(operation));
-    } catch (const std::exception& error) {
-      could_not_start(error);
-    }
-  }
+  void run(Operation operation) { shared_number_ = group_->shared->start(std::move(operation)); }
 
   /// Of a send or recv: LibTorch completes them only where they are waited for.
   void completes_in_wait() { reports_completion_ = false; }
@@ -163,12 +165,6 @@ class GlooWork {
           ACCEL_CHECK(part->wait(deadline.remaining()), CommError, "it was aborted");
         },
         [this] { return hopeless(); });
-  }
-
-  [[noreturn]] void could_not_start(const std::exception& error) const {
-    group_->give_up();
-    group_->control.fail(
-        message(operation_, " number ", sequence_, " of ", bytes_, " could not start; ", native(error)), sequence_);
   }
 
   [[nodiscard]] std::string native(const std::exception& error) const {

@@ -107,10 +107,10 @@ class OwnSegment : public std::enable_shared_from_this<OwnSegment> {
       : file_(create(size_on_this_host(world_size))), memory_(file_, size_of(file_), PROT_READ | PROT_WRITE) {
     name_ = {file_.number(), memory_.size(), {}};
     if (::getrandom(name_.token.data(), sizeof name_.token, 0) != sizeof name_.token) throw_errno("getrandom");
-    take(0, page + fixed);
-    std::memcpy(memory_.base(), name_.token.data(), sizeof name_.token);
     const std::size_t begin = whole_pages(page + fixed);
-    ACCEL_CHECK(begin < memory_.size(), CommError, "a limit on files of ", memory_.size(), " bytes leaves no room");
+    if (memory_.size() <= begin) throw std::runtime_error(message("files may have ", memory_.size(), " bytes only"));
+    take(0, begin);
+    std::memcpy(memory_.base(), name_.token.data(), sizeof name_.token);
     free_[begin] = memory_.size() - begin;
   }
 

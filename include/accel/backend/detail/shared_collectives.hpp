@@ -103,12 +103,17 @@ class SharedCollectives {
   /// Undefined where there is no memory left.
   [[nodiscard]] at::Tensor allocate(std::size_t bytes) { return neighbours_->segment().allocate(bytes); }
 
-  /// Its number, for wait() and finished(). Never waits for another rank.
+  /// Its number, for wait() and finished(). Never waits for another rank. What goes wrong, wait() says.
   std::uint64_t start(Operation operation) {
     const std::lock_guard lock(mutex_);
+    if (error_) return ++started_;
     operations_.push_back(std::move(operation));
     ++started_;
-    advance();
+    try {
+      advance();
+    } catch (const std::exception&) {
+      // Kept in error_.
+    }
     return started_;
   }
 
@@ -166,9 +171,10 @@ class SharedCollectives {
     if (error_) std::rethrow_exception(error_);
     try {
       while (!operations_.empty() && !control_.failed()) {
-        const bool waits = course_.under_way() && !neighbours_->reached(awaited_);
         announce_what_fits();
-        if (waits) return;
+        if (!course_.under_way() && announced_ == finished_) awaited_ = slot_free();
+        if (!neighbours_->reached(awaited_)) return;
+        if (announced_ == finished_) continue;
         if (!course_.under_way()) course_ = run(operations_.front());
         course_.resume();
         if (!course_.under_way()) finish();
@@ -185,6 +191,7 @@ class SharedCollectives {
       if (neighbours_->of(other).standing.gone.load() == Board::broken)
         throw std::runtime_error(message("rank ", other, " has given up this group"));
     course_ = {};
+    awaited_ = {};
     operations_.pop_front();
     ++finished_;
     neighbours_->publish(&Standing::finished, finished_);
@@ -354,10 +361,7 @@ class SharedCollectives {
     awaited_ = {counter, value, first, end};
     return {neighbours_->reached(awaited_)};
   }
-  Until announced(int first, int end) {
-    const Until others = until(&Standing::announced, finished_ + 1, first, end);
-    return {others.ready && announced_ > finished_};
-  }
+  Until announced(int first, int end) { return until(&Standing::announced, finished_ + 1, first, end); }
   Until steps(int first, int end) { return until(&Standing::steps, steps_, first, end); }
 
   void step() { neighbours_->publish(&Standing::steps, ++steps_); }
