@@ -6,7 +6,10 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include <accel/accelerator.hpp>
 
@@ -27,7 +30,25 @@ using accel::testing::Stopwatch;
 using accel::testing::thrown_by;
 using Catch::Matchers::ContainsSubstring;
 
+namespace {
+
+/// Gloo as it is between hosts.
+struct GlooOverTcp : Gloo {
+  struct Options : Gloo::Options {
+    Options() { shared_memory = false; }
+  };
+  GlooOverTcp(const accel::launch::Meeting& meeting, const Options& options) : Gloo(meeting, options) {}
+  explicit GlooOverTcp(Gloo&& part) : Gloo(std::move(part)) {}
+  [[nodiscard]] GlooOverTcp split(std::span<const int> ranks, std::string_view part) {
+    return GlooOverTcp(Gloo::split(ranks, part));
+  }
+};
+static_assert(accel::Backend<GlooOverTcp>);
+
+}  // namespace
+
 ACCEL_BACKEND_SUITE(Gloo, {1, 2, 3})
+ACCEL_BACKEND_SUITE(GlooOverTcp, {2, 3})
 
 namespace {
 

@@ -49,8 +49,9 @@ namespace {
 constexpr double timeout_s = 2;
 constexpr int fault_step = 5;
 
-Accelerator::Options options() {
+Accelerator::Options options(bool shared_memory = true) {
   Accelerator::Options result;
+  result.backend.shared_memory = shared_memory;
   result.backend.timeout_s = timeout_s;
   return result;
 }
@@ -58,8 +59,8 @@ Accelerator::Options options() {
 /// Trains, with `before_step(step)` before each backward. On a CommError: says so, checks that it came
 /// within the deadline and a second, that the weights are those of the last step, and that the group
 /// says ever after that it was given up.
-void train(const std::function<void(int)>& before_step) {
-  Accelerator accelerator(options());
+void train(const std::function<void(int)>& before_step, bool shared_memory = true) {
+  Accelerator accelerator(options(shared_memory));
   auto net = std::make_shared<Mlp>();
   torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-2));
   auto [model, optimizer, loader] =
@@ -125,12 +126,13 @@ void judge_survivors(const std::vector<RankResult>& results, int gone, bool gone
 }  // namespace
 
 TEST_CASE("a rank that is killed in the middle of an epoch leaves errors, no hang", "[faults]") {
-  const auto kill_one = [](int world_size, int victim) {
+  const auto kill_one = [](int world_size, int victim, bool shared_memory = true) {
     const auto results = run_ranks(world_size,
-                                   [victim](Rank rank) {
-                                     train([&](int step) {
+                                   [&](Rank rank) {
+                                     const auto fault = [&](int step) {
                                        if (rank.rank == victim && step == fault_step) ::raise(SIGKILL);
-                                     });
+                                     };
+                                     train(fault, shared_memory);
                                    },
                                    {.deadline = Seconds(20)});
     if (in_another_launch(results)) return;
@@ -145,6 +147,9 @@ TEST_CASE("a rank that is killed in the middle of an epoch leaves errors, no han
   }
   SECTION("the middle of three") {
     kill_one(3, 1);
+  }
+  SECTION("the middle of three, over TCP") {
+    kill_one(3, 1, false);
   }
   SECTION("the first of three") {
     kill_one(3, 0);
@@ -166,12 +171,13 @@ TEST_CASE("a rank that is killed while the others wait in a collective leaves er
 }
 
 TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]") {
-  const auto stop_one = [](int world_size, int victim) {
+  const auto stop_one = [](int world_size, int victim, bool shared_memory = true) {
     const auto results = run_ranks(world_size,
-                                   [victim](Rank rank) {
-                                     train([&](int step) {
+                                   [&](Rank rank) {
+                                     const auto fault = [&](int step) {
                                        if (rank.rank == victim && step == fault_step) ::raise(SIGSTOP);
-                                     });
+                                     };
+                                     train(fault, shared_memory);
                                    },
                                    {.deadline = Seconds(7)});
     if (in_another_launch(results)) return;
@@ -182,6 +188,9 @@ TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]"
   };
   SECTION("the last of two") {
     stop_one(2, 1);
+  }
+  SECTION("the last of two, over TCP") {
+    stop_one(2, 1, false);
   }
   SECTION("the first of three, which serves the store") {
     stop_one(3, 0);

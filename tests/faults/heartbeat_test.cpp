@@ -65,8 +65,9 @@ namespace {
 constexpr double beat_s = 0.3 * patience;
 
 /// A deadline so far away that only news of the others can end a wait.
-Accelerator::Options beating() {
+Accelerator::Options beating(bool shared_memory = true) {
   Accelerator::Options result;
+  result.backend.shared_memory = shared_memory;
   result.backend.timeout_s = 100;
   result.heartbeat_s = beat_s;
   return result;
@@ -93,8 +94,8 @@ std::string said(const RankResult& result, const std::string& words) {
 /// Trains without end, with `during(step)` before each backward, until a CommError; says when and which.
 /// Checks that the weights are those of the last step that was finished, bit for bit.
 template <class During>
-std::string train_until_error(const During& during) {
-  Accelerator accelerator(beating());
+std::string train_until_error(const During& during, bool shared_memory = true) {
+  Accelerator accelerator(beating(shared_memory));
   auto net = std::make_shared<Mlp>();
   torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-2));
   auto [model, optimizer, loader] =
@@ -203,18 +204,21 @@ TEST_CASE("whatever ends a rank at a random moment, every survivor names it", "[
     const int world_size = 2 + below(2);
     const int culprit = below(world_size);
     const std::chrono::milliseconds delay(below(300));
+    const bool shared_memory = i % 8 < 4;  // or over TCP
     const auto results = run_ranks(world_size,
                                    [&](Rank rank) {
-                                     const auto error = train_until_error([&](int step) {
+                                     const auto strike = [&](int step) {
                                        if (rank.rank == culprit && step == 0) commit_after(delay, fault.commit);
-                                     });
+                                     };
+                                     const auto error = train_until_error(strike, shared_memory);
                                      // Is there something to wake? It has to find out that it was given up.
                                      if (rank.rank != culprit && kind == "SIGSTOP") ::kill(process_in(error), SIGCONT);
                                    },
                                    {.deadline = Seconds(20), .variables = {{"ACCEL_FAULT_SEED", seed}}});
     if (in_another_launch(results)) continue;
-    const std::string what = accel::message("seed ", seed, ", fault ", i, ": ", kind, " after ", delay.count(),
-                                            " ms, rank ", culprit, " of ", world_size);
+    const std::string what =
+        accel::message("seed ", seed, ", fault ", i, ": ", kind, " after ", delay.count(), " ms, rank ", culprit,
+                       " of ", world_size, shared_memory ? "" : ", over TCP");
     INFO(what);
     std::cout << what << "\n";
     judge(results, culprit, fault.words, fault.bound_s);

@@ -24,6 +24,8 @@
 
 #include <accel/backend/backend.hpp>
 #include <accel/backend/detail/gloo_work.hpp>
+#include <accel/backend/detail/neighbours.hpp>
+#include <accel/backend/detail/shared_collectives.hpp>
 #include <accel/launch/no_sigpipe.hpp>
 #include <accel/launch/within.hpp>
 
@@ -31,10 +33,17 @@ namespace accel::inline v0_1::backend {
 
 /// Processes on CPUs, on one host or on several.
 ///
+/// Where all are on one host, all but send and recv goes through memory that they share: nothing is
+/// copied into sockets, and what lies in allocate()'s memory not at all. describe() says whether, and
+/// if not, why. It is the callers that make the progress: while none of them calls, nothing moves.
+///
 /// On one host they talk over the loopback address; on several over the address by which this
 /// host reaches rank 0. `interface` or `hostname` choose another; GLOO_SOCKET_IFNAME, PyTorch's
 /// variable, is taken for `interface` where that is empty.
 ///
+/// Order    through shared memory a sum is that of the ranks' tensors in the order of the ranks, however
+///          many there are; Gloo's own depends on their number and the place in the tensor.
+/// Memory   3 MiB that are shared, and what is allocated. It is freed with the last process, in any case.
 /// Throws   ConfigError on every rank if one of them cannot use its interface or address; CommError
 ///          if the ranks do not reach each other.
 /// Differs  from c10d: a failed group is given up, and its destructor does not wait for it.
@@ -43,9 +52,10 @@ class Gloo {
   static constexpr std::string_view name = "gloo";
 
   struct Options {
-    double timeout_s = 600;   // of a collective; PyTorch's default for NCCL, 10 minutes
-    std::string interface{};  // network interface, as in "eth0"
-    std::string hostname{};   // or a name or address of this host
+    double timeout_s = 600;     // of a collective; PyTorch's default for NCCL, 10 minutes
+    std::string interface{};    // network interface, as in "eth0"
+    std::string hostname{};     // or a name or address of this host
+    bool shared_memory = true;  // where all ranks are on one host, and all say so
   };
 
   using Work = detail::GlooWork;
@@ -67,6 +77,9 @@ class Gloo {
   [[nodiscard]] Seconds timeout() const { return Seconds(options_.timeout_s); }
   [[nodiscard]] std::string describe() const {
     return message("LibTorch's Gloo on the CPU, by ", world_size() == 1 ? "nothing: one rank" : endpoint_.text(),
+                   world_size() == 1 ? ""
+                   : group_->shared  ? ", reductions through shared memory"
+                                     : ", through TCP: " + not_shared_,
                    ", timeout_s = ", options_.timeout_s);
   }
 
@@ -94,7 +107,9 @@ class Gloo {
     check(*this, "broadcast", tensor);
     check_peer("broadcast", root, world_size());
     Work work = begin("broadcast", tensor.nbytes());
-    if (sends(tensor))
+    if (shares(tensor))
+      work.run(moved(Call::broadcast, tensor, tensor, root));
+    else if (sends(tensor))
       work.run({as_bytes(tensor)},
                [&](auto& engine, auto& tensors) { return engine.broadcast(tensors, {.rootRank = root}); });
     return work;
@@ -105,7 +120,9 @@ class Gloo {
     check(*this, "all_gather", input);
     check_parts("all_gather", output, input, world_size());
     Work work = begin("all_gather", output.nbytes());
-    if (sends(input))
+    if (shares(input))
+      work.run(moved(Call::all_gather, input, output));
+    else if (sends(input))
       work.run({as_bytes(output), as_bytes(input)},
                [](auto& engine, auto& tensors) { return engine._allgather_base(tensors[0], tensors[1]); });
     else if (input.numel() > 0)
@@ -118,6 +135,11 @@ class Gloo {
     check(*this, "reduce_scatter", output);
     check_reducible(*this, "Gloo", "reduce_scatter", input, op);
     check_parts("reduce_scatter", input, output, world_size());
+    if (shares(input)) {
+      Work work = begin("reduce_scatter", input.nbytes());
+      work.run(reduced(Call::reduce_scatter, input, output, op));
+      return work;
+    }
     const at::Tensor sum = input.view({-1}).clone();
     Work work = begin("reduce_scatter", input.nbytes());
     start_all_reduce(work, sum, op);
@@ -145,7 +167,12 @@ class Gloo {
     return work;
   }
 
-  [[nodiscard]] at::Tensor allocate(Bytes bytes) { return at::empty({bytes.count}, at::kByte); }
+  /// Memory that the other ranks read where it is. It may outlive the backend.
+  [[nodiscard]] at::Tensor allocate(Bytes bytes) {
+    at::Tensor memory;
+    if (group_->shared) memory = group_->shared->allocate(static_cast<std::size_t>(bytes.count));
+    return memory.defined() ? memory : at::empty({bytes.count}, at::kByte);
+  }
 
   /// A group of `ranks` of this one, in that order; `name` must be new. Called by its members only.
   [[nodiscard]] Gloo split(std::span<const int> ranks, std::string_view part_name) {
@@ -153,11 +180,20 @@ class Gloo {
     return Gloo(meeting_.part(ranks, part_name), options_);
   }
 
-  [[nodiscard]] launch::ControlPlane& control() { return group_->control; }
+  /// Asked before every call: what the others read stays as it is until they can know that it may not.
+  [[nodiscard]] launch::ControlPlane& control() {
+    if (group_->control.failed()) group_->give_up();
+    return group_->control;
+  }
 
-  void abort(std::string_view reason) noexcept { group_->control.give_up(reason); }
+  void abort(std::string_view reason) noexcept {
+    group_->control.give_up(reason);
+    group_->give_up();
+  }
 
  private:
+  using Call = detail::Call::Kind;
+
   /// Where this rank listens: an interface, or a name or address.
   struct Endpoint {
     bool is_interface = false;
@@ -194,8 +230,12 @@ class Gloo {
             engine->setTimeout(std::chrono::ceil<std::chrono::milliseconds>(timeout));
             return c10::intrusive_ptr<c10d::Backend>(std::move(engine));
           });
-      // A rank that is connected and leaves at once would break those that still are at it.
-      control().barrier("Gloo: connecting", deadline);
+      // Nobody leaves it before all are connected: who left at once would break those that still are at it.
+      auto sharing = detail::share_memory(meeting_, group_->control,
+                                          options_.shared_memory ? "" : "has shared_memory = false", deadline);
+      not_shared_ = std::move(sharing.why_not);
+      if (sharing.neighbours)
+        group_->shared = std::make_unique<detail::SharedCollectives>(std::move(sharing.neighbours), group_->control);
     } catch (const std::exception& error) {
       throw CommError(message("Gloo: rank ", rank(), " by ", endpoint_.text(), " did not reach the other ",
                               world_size() - 1, deadline.passed() ? message(" within ", deadline.span_s(), " s") : "",
@@ -230,7 +270,9 @@ class Gloo {
   }
 
   void start_all_reduce(Work& work, const at::Tensor& tensor, ReduceOp op) const {
-    if (sends(tensor))
+    if (shares(tensor))
+      work.run(reduced(Call::all_reduce, tensor, tensor, op));
+    else if (sends(tensor))
       work.run({tensor},
                [&](auto& engine, auto& tensors) { return engine.allreduce(tensors, {.reduceOp = native(op)}); });
   }
@@ -239,6 +281,14 @@ class Gloo {
   static at::Tensor as_bytes(const at::Tensor& tensor) { return tensor.detach().view({-1}).view(at::kByte); }
 
   [[nodiscard]] bool sends(const at::Tensor& tensor) const { return world_size() > 1 && tensor.numel() > 0; }
+  [[nodiscard]] bool shares(const at::Tensor& tensor) const { return group_->shared && tensor.numel() > 0; }
+
+  static detail::Operation reduced(Call kind, const at::Tensor& input, const at::Tensor& output, ReduceOp op) {
+    return {{.kind = kind, .op = op, .dtype = input.scalar_type(), .bytes = input.nbytes()}, input, output};
+  }
+  static detail::Operation moved(Call kind, const at::Tensor& input, const at::Tensor& output, int root = 0) {
+    return {{.kind = kind, .root = root, .bytes = input.nbytes()}, input, output};
+  }
 
   static c10d::ReduceOp native(ReduceOp op) {
     if (op == ReduceOp::max) return c10d::ReduceOp::MAX;
@@ -248,6 +298,7 @@ class Gloo {
 
   launch::Meeting meeting_;
   Options options_;
+  std::string not_shared_{};  // why the ranks do not share memory
   std::shared_ptr<detail::GlooGroup> group_;
   Endpoint endpoint_;
 };

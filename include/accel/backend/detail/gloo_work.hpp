@@ -2,20 +2,27 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
 #include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include <accel/backend/detail/shared_collectives.hpp>
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
@@ -36,9 +43,15 @@ struct GlooGroup {
     if (!control.failure().empty() || in_flight > 0) (void)engine.release();
   }
 
+  /// Afterwards this rank writes nothing for the group, and the others can tell.
+  void give_up() noexcept {
+    if (shared) shared->give_up();
+  }
+
   launch::ControlPlane control;  // knows whether the group was given up
   c10::intrusive_ptr<c10d::Backend> engine;
-  std::int64_t in_flight = 0;  // begun and not yet waited for
+  std::unique_ptr<SharedCollectives> shared;  // null where the ranks do not share memory
+  std::atomic<std::int64_t> in_flight = 0;    // of the engine, begun and not yet waited for
 };
 
 /// A collective under way. Waiting twice is allowed.
@@ -57,25 +70,28 @@ class GlooWork {
   void wait() { wait_until(Deadline::in(timeout_)); }
 
   void wait_until(Deadline deadline) {
-    while (!parts_.empty()) {
-      try {
+    try {
+      if (shared_number_ > 0) group_->shared->wait(shared_number_, deadline, [this] { return hopeless(); });
+      for (; !parts_.empty(); parts_.pop_back()) {
         if (reports_completion_)
-          wait_in_slices(*parts_.back(), deadline);
+          wait_for(*parts_.back(), deadline);
         else
           wait_aside(parts_.back(), deadline);
-      } catch (const std::exception& error) {
-        const bool interrupted = group_->control.failed();
-        const bool late = deadline.passed();
-        group_->control.fail(
-            message(operation_, " number ", sequence_, " of ", bytes_, " failed",
-                    late ? message(" after ", deadline.span_s(), " s without an answer") : "",
-                    interrupted ? std::string()
-                                : message("; a peer has ended, hangs, or does not call the same operation. Gloo says: ",
-                                          first_line(error))),
-            sequence_, 0, Seconds(late ? 0 : 0.5));
+        if (parts_.size() == 1) --group_->in_flight;
       }
-      parts_.pop_back();
-      if (parts_.empty()) --group_->in_flight;
+    } catch (const std::exception& error) {
+      const bool interrupted = group_->control.failed();
+      const bool late = deadline.passed();
+      const std::string what = message(operation_, " number ", sequence_, " of ", bytes_, " failed",
+                                       late ? message(" after ", deadline.span_s(), " s without an answer") : "",
+                                       interrupted ? std::string() : message("; ", native(error)));
+      group_->give_up();
+      if (const std::string reason = group_->control.failure(); !reason.empty()) {
+        const std::string text = message(what, ": ", reason);
+        group_->control.give_up(text);
+        throw CommError(text);
+      }
+      group_->control.fail(what, sequence_, 0, Seconds(late ? 0 : 0.5));
     }
     if (scattered_.defined()) {
       output_.view({-1}).copy_(scattered_);
@@ -86,6 +102,7 @@ class GlooWork {
 
   /// Of a send or recv false until wait() has returned: see completes_in_wait().
   [[nodiscard]] bool done() const {
+    if (shared_number_ > 0) return group_->shared->finished(shared_number_);
     return std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->isCompleted(); });
   }
 
@@ -96,12 +113,16 @@ class GlooWork {
     try {
       parts_.push_back(start(*group_->engine, tensors_));
     } catch (const std::exception& error) {
+      group_->give_up();
       group_->control.fail(message(operation_, " number ", sequence_, " of ", bytes_,
                                    " could not start. Gloo says: ", first_line(error)),
                            sequence_);
     }
     if (parts_.size() == 1) ++group_->in_flight;
   }
+
+  /// The same through shared memory.
+  void run(Operation operation) { shared_number_ = group_->shared->start(std::move(operation)); }
 
   /// Of a send or recv: LibTorch completes them only where they are waited for.
   void completes_in_wait() { reports_completion_ = false; }
@@ -113,18 +134,26 @@ class GlooWork {
   }
 
  private:
-  /// In between it hears whether the other ranks are well.
-  void wait_in_slices(c10d::Work& part, Deadline deadline) {
+  /// Sleeps until Gloo's thread says that `part` is over. In between it hears whether the others are well.
+  void wait_for(c10d::Work& part, Deadline deadline) const {
     constexpr std::chrono::milliseconds slice{200};
-    for (;;) {
-      const bool over = part.isCompleted();  // then wait() throws what went wrong, not that it took too long
-      try {
-        ACCEL_CHECK(part.wait(std::min(deadline.remaining(), slice)), CommError, "it was aborted");
-        return;
-      } catch (const std::exception&) {
-        if (over || deadline.passed() || hopeless()) throw;
-      }
+    struct Bell {
+      std::mutex mutex;
+      std::condition_variable rings;
+      bool rung = false;
+    };
+    const auto bell = std::make_shared<Bell>();
+    part.getFuture()->addCallback([bell](c10::ivalue::Future&) {
+      const std::lock_guard lock(bell->mutex);
+      bell->rung = true;
+      bell->rings.notify_one();
+    });
+    {
+      std::unique_lock lock(bell->mutex);
+      while (!bell->rings.wait_for(lock, std::min(deadline.remaining(), slice), [&] { return bell->rung; }))
+        if (deadline.passed() || hopeless()) throw std::runtime_error("nothing yet");
     }
+    ACCEL_CHECK(part.wait(deadline.remaining()), CommError, "it was aborted");  // throws what went wrong
   }
 
   /// A wait that cannot be cut in slices: its end would tear Gloo's connections.
@@ -138,6 +167,11 @@ class GlooWork {
         [this] { return hopeless(); });
   }
 
+  [[nodiscard]] std::string native(const std::exception& error) const {
+    if (parts_.empty()) return first_line(error);
+    return message("a peer has ended, hangs, or does not call the same operation. Gloo says: ", first_line(error));
+  }
+
   [[nodiscard]] bool hopeless() const { return group_->control.failed() || group_->control.missed_by(sequence_, 0); }
 
   std::shared_ptr<GlooGroup> group_;
@@ -145,6 +179,7 @@ class GlooWork {
   std::int64_t sequence_;
   Bytes bytes_;
   Seconds timeout_;
+  std::uint64_t shared_number_ = 0;  // of SharedCollectives; 0: it goes through the engine, or nowhere
   bool reports_completion_ = true;
   std::vector<c10::intrusive_ptr<c10d::Work>> parts_;
   std::vector<at::Tensor> tensors_;  // kept until the engine is done with them
