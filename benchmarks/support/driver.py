@@ -1,0 +1,126 @@
+"""bash benchmarks/run.sh [NAME...] [--quick] [--ranks N] [--json FILE] [--compare OLD NEW]: what it does once built."""
+import argparse
+import importlib
+import pathlib
+import sys
+import time
+
+from . import compare, interleave, rows
+from .ranks import Host, RankFailed, groups
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Skip(Exception):
+    """This machine cannot run it, and why."""
+
+
+def names():
+    return sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def question(name):
+    """The first line of a benchmark's file."""
+    with open(FOLDER / f"{name}.py") as lines:
+        return lines.readline().lstrip("# ").strip()
+
+
+class Bench:
+    """What a benchmark's run(bench) is given."""
+
+    def __init__(self, name, options):
+        self.name, self.quick = name, options.quick
+        self.world_sizes = options.ranks  # None: the benchmark's own
+        self.build, self.python = options.build, options.python
+        self.rounds, self.turn_s = (3, 0.2) if self.quick else (5, 0.5)
+        self.rows = []
+
+    def here(self, world_size):
+        return [Host()] * world_size
+
+    def groups(self, systems, hosts, **settings):
+        return groups(systems, hosts, build=self.build, python=self.python, **settings)
+
+    def compare(self, label, cells, started, over=None, **more):
+        """Runs cells in turns, after their losses have been found to be the same, and prints their rows.
+
+        `over` is the case that the last column of the table relates to, where that is not accel in the same case."""
+        world_size = started[cells[0].system].world_size
+        interleave.open_cells(cells, started)
+        difference = interleave.check_losses(cells, label)
+        steps = interleave.take_turns(cells, started, self.rounds, self.turn_s)
+        interleave.close_cells(cells, started)
+        found = interleave.rows_of(self.name, label, cells, world_size, threads=1, **more)
+        if over:
+            reference = next(row for row in found if row.case == over)
+            for row in found:
+                row.over = row.p50 / reference.p50
+        self.add(found, over=over or "accel")
+        self.say(f"    {self.rounds} rounds of {steps} steps; losses within {difference:.0e}\n")
+        return found
+
+    def add(self, found, over="accel"):
+        self.rows += found
+        rows.print_table(found, over)
+
+    def say(self, text):
+        print(text, flush=True)
+
+
+def options_of(arguments):
+    parser = argparse.ArgumentParser(prog="bash benchmarks/run.sh", allow_abbrev=False,
+                                     description="Runs benchmarks, all of them where none is named: " + ", ".join(names()))
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: less than 50 s each")
+    parser.add_argument("--ranks", type=int, metavar="N", help="this world size only")
+    parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write the rows there, a JSON object a line")
+    parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), type=pathlib.Path,
+                        help="say what changed between two such files, and run nothing")  # fmt: skip
+    parser.add_argument("--only-check", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--build", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--python", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in names():
+            parser.error(f'there is no benchmark "{name}"; there are: {", ".join(names())}')
+    if options.ranks is not None and options.ranks < 1:
+        parser.error(f"--ranks {options.ranks} must be at least 1")
+    options.ranks = [options.ranks] if options.ranks else None
+    return options
+
+
+def main(arguments):
+    options = options_of(arguments)
+    if options.compare:
+        return compare.main(*options.compare)
+    if options.only_check:
+        return 0
+    print(f"on {rows.machine()}; one thread per rank", flush=True)
+    if not options.names:
+        for name in names():
+            print(f"    {name:14} {question(name)}")
+    written, failed = [], []
+    for name in options.names or names():
+        begin = time.monotonic()
+        bench = Bench(name, options)
+        print(f"==> {name}: {question(name)}", flush=True)
+        try:
+            importlib.import_module(name).run(bench)
+        except Skip as skip:
+            print(f"SKIPPED {name}: {skip}", flush=True)
+        except (RankFailed, interleave.Different) as error:
+            failed.append(name)
+            print(f"\nerror: {name}: {error}\n", file=sys.stderr, flush=True)
+        written += bench.rows
+        print(f"    {time.monotonic() - begin:.0f} s: {name}", flush=True)
+    if options.json:
+        options.json.write_text("".join(row.json() + "\n" for row in written))
+        print(f"{len(written)} rows are in {options.json}")
+    if failed:
+        print("FAILED: " + ", ".join(failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(FOLDER))
+    sys.exit(main(sys.argv[1:]))

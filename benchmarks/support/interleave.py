@@ -1,0 +1,95 @@
+"""Turns: systems that do the same work run one after the other, round after round, and the others sleep meanwhile."""
+import statistics
+
+from .rows import Row, relate
+
+PROBES = 10  # steps whose losses are compared
+# Of losses of the same step in two systems. AdamW in LibTorch's C++, foreach and fused round differently: 2e-6 was
+# seen. A system that does not average its gradients is further off, which is checked, too, or the check were blind.
+LOSS_BOUND = 1e-4
+
+
+class Different(Exception):
+    """Two systems do not do the same work, so their times cannot be compared."""
+
+
+class Cell:
+    """One system in one variant of a case, such as ("pytorch_ddp", "fused")."""
+
+    def __init__(self, system, case, variant=""):
+        self.system, self.case, self.variant = system, case, variant
+        self.rounds = []
+        self.losses = None  # [rank][step]
+
+    def __str__(self):
+        return self.system + (f" ({self.variant})" if self.variant else "")
+
+
+def apart(a, b, steps=PROBES):
+    return max(abs(x - y) / max(abs(y), 1e-6) for own, others in zip(a, b) for x, y in zip(own[:steps], others[:steps]))
+
+
+def check_losses(cells, label, bound=LOSS_BOUND):
+    """Fails unless all compute the same losses; libtorch, whose ranks train by themselves, that of the first step."""
+    alone = [cell for cell in cells if cell.system == "libtorch" and len(cell.losses) > 1]
+    together = [cell for cell in cells if cell not in alone]
+    reference = together[0]
+    worst = 0.0
+    for cell in together + alone:
+        steps = 1 if cell in alone else PROBES
+        difference = apart(cell.losses, reference.losses, steps)
+        worst = max(worst, difference)
+        if not difference <= bound:
+            raise Different(f"{label}: the losses of {cell} differ from those of {reference} by {difference:.1e}, "
+                            f"at most {bound:.0e} is allowed:\n  {cell.losses}\n  {reference.losses}")
+    for cell in alone:
+        if apart(cell.losses, reference.losses) <= bound:
+            raise Different(f"{label}: ranks that do not communicate have the losses of those that do, so that losses "
+                            f"do not tell whether gradients are averaged:\n  {cell.losses}\n  {reference.losses}")
+    return worst
+
+
+def open_cells(cells, groups):
+    for index, cell in enumerate(cells):
+        answers = groups[cell.system].ask(do="open", id=str(index), case=cell.case)
+        cell.id, cell.facts = str(index), answers[0]
+        answers = groups[cell.system].ask(do="losses", id=cell.id, steps=PROBES)
+        cell.losses = [answer["losses"] for answer in answers]
+
+
+def close_cells(cells, groups):
+    for cell in cells:
+        groups[cell.system].ask(do="close", id=cell.id)
+
+
+def run(cell, groups, warm, steps):
+    return groups[cell.system].ask(do="run", id=cell.id, warm=warm, steps=steps)[0]["ns"]
+
+
+def take_turns(cells, groups, rounds, turn_s, most_steps=1000):
+    """Fills cell.rounds with milliseconds per step. Every system does equally many, behind steps that do not count."""
+    slowest = max(statistics.median(run(cell, groups, 3, 5)) for cell in cells) * 1e-9
+    steps = int(min(max(turn_s / slowest, 5), most_steps))
+    warm = max(3, steps // 10)
+    for turn in range(rounds):
+        for place in range(len(cells)):
+            cell = cells[(turn + place) % len(cells)]  # nobody is always behind the same one
+            cell.rounds.append([ns * 1e-6 for ns in run(cell, groups, warm, steps)])
+    return steps
+
+
+def rows_of(benchmark, label, cells, world_size, **more):
+    """Rows of the plain case, and of a case `label, variant` for each variant: its cells, and what it is compared to.
+
+    A variant of the peers stands beside accel, one of accel beside the peers: those rows are in both cases."""
+    rows = []
+    for variant in dict.fromkeys(cell.variant for cell in cells):
+        chosen = [cell for cell in cells if cell.variant == variant]
+        systems = {cell.system for cell in chosen}
+        if variant:
+            chosen += [cell for cell in cells if not cell.variant and cell.system not in systems
+                       and (cell.system == "accel" or "accel" in systems)]  # fmt: skip
+        case = f"{label}, {variant}" if variant else label
+        rows += relate([Row(benchmark, case, cell.system, world_size, "ms", cell.rounds, again=cell.variant != variant,
+                            **more) for cell in chosen])  # fmt: skip
+    return rows
