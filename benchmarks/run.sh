@@ -22,7 +22,7 @@ driver() { "$1" -m support.driver --build "$build" --python "$1" "${@:2}"; }
 build_programs() {
   logged configure "cmake could not configure the benchmarks" "Read the log" \
     cmake -S "$accel_root" -B "$build" -DCMAKE_BUILD_TYPE=Release -DACCEL_BUILD_TESTS=OFF -DACCEL_BUILD_EXAMPLES=OFF \
-    -DACCEL_BUILD_BENCHMARKS=ON "${accel_cmake_arguments[@]}"
+    -DACCEL_BUILD_BENCHMARKS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON "${accel_cmake_arguments[@]}"
   logged build "the benchmarks do not compile" "Read the log" cmake --build "$build" -j "$accel_jobs"
 }
 

@@ -33,6 +33,7 @@ QUICK = ["L4 H32 B8 SGD", "L4 H32 B8 AdamW", "resnet B8 AdamW"]
 def cells_of(case):
     """Everybody as they come, and the peers with what their manuals recommend."""
     cells = [Cell(system, case) for system in SYSTEMS]
+    cells.append(Cell("accel", {**case, "shared_memory": False}, "by network", needs="shared_memory"))
     cells.append(Cell("cpp_reducer", {**case, "views": True}, "gradient_as_bucket_view"))
     cells.append(Cell("pytorch_ddp", {**case, "views": True}, "gradient_as_bucket_view"))
     if case["optimizer"] == "adamw":

@@ -50,6 +50,29 @@ struct Mlp : Net {
   torch::nn::Sequential body;
 };
 
+/// layers x (x + ReLU(Linear(width, width)) / layers): deep, and yet every layer learns.
+struct Residual : Net {
+  explicit Residual(const Case& c) : batch(c.at("batch")), width(c.at("width")) {
+    for (int i = 0; i < c.at("layers"); ++i)
+      body.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(width, width)));
+  }
+  torch::Tensor forward(const torch::Tensor& data) override {
+    auto x = data;
+    for (auto& layer : body) x = x + torch::relu(layer(x)) / static_cast<double>(body.size());
+    return x;
+  }
+  torch::Tensor loss(const torch::Tensor& output, const torch::Tensor& target) override {
+    return torch::nn::functional::mse_loss(output, target);
+  }
+  Batch random_batch() override {
+    auto data = torch::randn({batch, width});
+    return {data, torch::rand({batch, width})};
+  }
+
+  std::int64_t batch, width;
+  std::vector<torch::nn::Linear> body;
+};
+
 /// A decoder of 2 blocks, width 64, 4 heads, 32 tokens out of 128: 0.1 M parameters in 29 tensors.
 struct Transformer : Net {
   static constexpr std::int64_t width = 64, heads = 4, length = 32, tokens = 128;
@@ -157,6 +180,7 @@ inline std::shared_ptr<Net> make_net(const Case& c, c10::Device device) {
   const std::string model = c.at("model");
   std::shared_ptr<Net> net;
   if (model == "mlp") net = std::make_shared<Mlp>(c);
+  if (model == "residual") net = std::make_shared<Residual>(c);
   if (model == "transformer") net = std::make_shared<Transformer>(c);
   if (model == "resnet") net = std::make_shared<ResNet>(c);
   if (!net) throw std::invalid_argument("there is no model \"" + model + "\"");

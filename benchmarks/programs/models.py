@@ -24,6 +24,23 @@ class Mlp(nn.Module):
         return data, torch.rand(self.batch, self.width)
 
 
+class Residual(nn.Module):
+    def __init__(self, case):
+        super().__init__()
+        self.batch, self.width = case["batch"], case["width"]
+        for i in range(case["layers"]):
+            self.add_module(f"layer{i}", nn.Linear(self.width, self.width))
+
+    def forward(self, x):
+        layers = list(self.children())
+        for layer in layers:
+            x = x + torch.relu(layer(x)) / len(layers)
+        return x
+
+    loss = staticmethod(functional.mse_loss)
+    random_batch = Mlp.random_batch
+
+
 class TransformerBlock(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
@@ -104,7 +121,7 @@ class ResNet(nn.Module):
 
 
 def make_net(case, device):
-    net = {"mlp": Mlp, "transformer": Transformer, "resnet": ResNet}[case["model"]](case)
+    net = {"mlp": Mlp, "residual": Residual, "transformer": Transformer, "resnet": ResNet}[case["model"]](case)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, value in net.named_parameters():

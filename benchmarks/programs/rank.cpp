@@ -54,11 +54,10 @@ class Rank {
  private:
   json open(const std::string& id, const Case& c) {
     workloads_[id] = make(c);
-    if (!c.contains("model")) return json::object();
-    std::int64_t tensors = 0, bytes = 0;
-    for (const auto& parameter : make_net(c, torch::kCPU)->parameters())
-      ++tensors, bytes += static_cast<std::int64_t>(parameter.nbytes());
-    return {{"tensors", tensors}, {"bytes", bytes}};
+    json facts = json::object();
+    if (system_ == "accel" && c.contains("shared_memory") && !has_shared_memory<accel::backend::Gloo>)
+      facts["unknown"] = "shared_memory";
+    return facts;
   }
 
   std::unique_ptr<Workload> make(const Case& c) {

@@ -17,6 +17,10 @@
 
 namespace bench {
 
+/// Whether ranks of one host reduce through memory that they share, and may be told not to.
+template <class B>
+constexpr bool has_shared_memory = requires(typename B::Options options) { options.shared_memory = false; };
+
 template <class B>
 typename accel::Accelerator<B, accel::precision::Fp32>::Options accel_options(const Case& c) {
   typename accel::Accelerator<B, accel::precision::Fp32>::Options options;
@@ -26,8 +30,7 @@ typename accel::Accelerator<B, accel::precision::Fp32>::Options accel_options(co
   if (c.contains("bucket_cap_mib"))
     options.gradient.caps.bucket_cap =
         accel::Bytes{static_cast<std::int64_t>(c["bucket_cap_mib"].get<double>() * (1 << 20))};
-  if constexpr (requires { options.backend.shared_memory; })
-    options.backend.shared_memory = c.value("shared_memory", true);
+  if constexpr (has_shared_memory<B>) options.backend.shared_memory = c.value("shared_memory", true);
   options.log = accel::Log::Level::off;
   return options;
 }

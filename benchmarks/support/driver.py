@@ -41,27 +41,32 @@ class Bench:
     def groups(self, systems, hosts, **settings):
         return groups(systems, hosts, build=self.build, python=self.python, **settings)
 
-    def compare(self, label, cells, started, over=None, **more):
-        """Runs cells in turns, after their losses have been found to be the same, and prints their rows.
+    def compare(self, label, cells, started, over=None, rounds=None, steps=None, probes=interleave.PROBES,
+                show=True, **more):
+        """Runs cells in turns, after their losses have been found to be the same, and prints their rows, unless the
+        caller will, with what follows from them.
 
         `over` is the case that the last column of the table relates to, where that is not accel in the same case."""
         world_size = started[cells[0].system].world_size
-        interleave.open_cells(cells, started)
+        rounds = rounds or self.rounds
+        cells = interleave.open_cells(cells, started, probes)
         difference = interleave.check_losses(cells, label)
-        steps = interleave.take_turns(cells, started, self.rounds, self.turn_s)
+        steps = steps or interleave.steps_in(self.turn_s, cells, started)
+        interleave.take_turns(cells, started, rounds, steps, warm=max(1, steps // 10))
         interleave.close_cells(cells, started)
         found = interleave.rows_of(self.name, label, cells, world_size, threads=1, **more)
         if over:
             reference = next(row for row in found if row.case == over)
             for row in found:
                 row.over = row.p50 / reference.p50
-        self.add(found, over=over or "accel")
-        self.say(f"    {self.rounds} rounds of {steps} steps; losses within {difference:.0e}\n")
+        if show:
+            self.add(found, over=over or "accel")
+        self.say(f"    {rounds} rounds of {steps} steps; losses within {difference:.0e}\n")
         return found
 
-    def add(self, found, over="accel"):
+    def add(self, found, over="accel", columns=()):
         self.rows += found
-        rows.print_table(found, over)
+        rows.print_table(found, over, columns)
 
     def say(self, text):
         print(text, flush=True)

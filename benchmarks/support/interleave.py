@@ -14,10 +14,11 @@ class Different(Exception):
 
 
 class Cell:
-    """One system in one variant of a case, such as ("pytorch_ddp", "fused")."""
+    """One system in one variant of a case, such as ("pytorch_ddp", "fused"). `needs`: a setting without which the
+    variant would be the plain case again."""
 
-    def __init__(self, system, case, variant=""):
-        self.system, self.case, self.variant = system, case, variant
+    def __init__(self, system, case, variant="", needs=None):
+        self.system, self.case, self.variant, self.needs = system, case, variant, needs
         self.rounds = []
         self.losses = None  # [rank][step]
 
@@ -31,6 +32,8 @@ def apart(a, b, steps=PROBES):
 
 def check_losses(cells, label, bound=LOSS_BOUND):
     """Fails unless all compute the same losses; libtorch, whose ranks train by themselves, that of the first step."""
+    trained = [cell for cell in cells if "model" in cell.case]
+    cells = trained or cells  # a collective alone has its own numbers
     alone = [cell for cell in cells if cell.system == "libtorch" and len(cell.losses) > 1]
     together = [cell for cell in cells if cell not in alone]
     reference = together[0]
@@ -49,12 +52,19 @@ def check_losses(cells, label, bound=LOSS_BOUND):
     return worst
 
 
-def open_cells(cells, groups):
+def open_cells(cells, groups, probes=PROBES):
+    """Returns the cells that there are: one whose system does not know the setting that it needs is none."""
+    known = []
     for index, cell in enumerate(cells):
         answers = groups[cell.system].ask(do="open", id=str(index), case=cell.case)
-        cell.id, cell.facts = str(index), answers[0]
-        answers = groups[cell.system].ask(do="losses", id=cell.id, steps=PROBES)
+        cell.id = str(index)
+        if cell.needs and answers[0].get("unknown") == cell.needs:
+            close_cells([cell], groups)
+            continue
+        answers = groups[cell.system].ask(do="losses", id=cell.id, steps=probes)
         cell.losses = [answer["losses"] for answer in answers]
+        known.append(cell)
+    return known
 
 
 def close_cells(cells, groups):
@@ -63,19 +73,25 @@ def close_cells(cells, groups):
 
 
 def run(cell, groups, warm, steps):
+    """Nanoseconds of each step, on rank 0."""
     return groups[cell.system].ask(do="run", id=cell.id, warm=warm, steps=steps)[0]["ns"]
 
 
-def take_turns(cells, groups, rounds, turn_s, most_steps=1000):
-    """Fills cell.rounds with milliseconds per step. Every system does equally many, behind steps that do not count."""
+def steps_in(turn_s, cells, groups):
     slowest = max(statistics.median(run(cell, groups, 3, 5)) for cell in cells) * 1e-9
-    steps = int(min(max(turn_s / slowest, 5), most_steps))
-    warm = max(3, steps // 10)
+    return int(min(max(turn_s / slowest, 10), 1000))
+
+
+def take_turns(cells, groups, rounds, steps, warm, work=run):
+    """Fills cell.rounds with what `work` finds. Every system does equally many steps, behind some that do not count."""
     for turn in range(rounds):
         for place in range(len(cells)):
             cell = cells[(turn + place) % len(cells)]  # nobody is always behind the same one
-            cell.rounds.append([ns * 1e-6 for ns in run(cell, groups, warm, steps)])
-    return steps
+            cell.rounds.append(work(cell, groups, warm, steps))
+
+
+def milliseconds(rounds):
+    return [[ns * 1e-6 for ns in turn] for turn in rounds]
 
 
 def rows_of(benchmark, label, cells, world_size, **more):
@@ -90,6 +106,6 @@ def rows_of(benchmark, label, cells, world_size, **more):
             chosen += [cell for cell in cells if not cell.variant and cell.system not in systems
                        and (cell.system == "accel" or "accel" in systems)]  # fmt: skip
         case = f"{label}, {variant}" if variant else label
-        rows += relate([Row(benchmark, case, cell.system, world_size, "ms", cell.rounds, again=cell.variant != variant,
+        rows += relate([Row(benchmark, case, cell.system, world_size, "ms", milliseconds(cell.rounds), again=cell.variant != variant,
                             **more) for cell in chosen])  # fmt: skip
     return rows

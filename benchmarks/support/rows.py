@@ -27,9 +27,9 @@ def machine():
 
 def significant(value):
     """Three digits that count, and no exponent: 0.0123, 1.23, 123, 12345."""
-    if value == 0:
-        return "0"
     digits = 2
+    if abs(value) < 1e-9:
+        return "0"
     scale = abs(value)
     while scale >= 10:
         scale, digits = scale / 10, digits - 1
@@ -68,10 +68,11 @@ def relate(rows):
     return rows
 
 
-def print_table(rows, over="accel"):
-    """One line per row; the last column is its p50 over that of `over`."""
+def print_table(rows, over="accel", columns=()):
+    """One line per row; the last column is its p50 over that of `over`. `columns` are names of what else a row holds."""
     width = max([len(row.case) for row in rows] + [24])
-    print(f"{'case':{width}} {'ranks':>5} {'system':14} {'p10':>9} {'p50':>9} {'p99':>9} {'unit':7} / {over}")
+    print(f"{'case':{width}} {'ranks':>5} {'system':14} {'p10':>9} {'p50':>9} {'p99':>9} {'unit':7}"
+          + "".join(f" {name.replace('_', ' '):>12}" for name in columns) + f" / {over}")
     last = None
     for row in rows:
         if row.again:
@@ -80,4 +81,6 @@ def print_table(rows, over="accel"):
         case = row.case if row.case != last else ""
         last = row.case
         print(f"{case:{width}} {row.world_size:>5} {row.system:14} {significant(row.p10):>9} {significant(row.p50):>9}"
-              f" {significant(row.p99):>9} {row.unit:7} {ratio:>8}")
+              f" {significant(row.p99):>9} {row.unit:7}"
+              + "".join(f" {'' if row.more.get(name) is None else significant(row.more[name]):>12}" for name in columns)
+              + f" {ratio:>7}")
