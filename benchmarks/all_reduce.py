@@ -21,18 +21,18 @@ def cells_of(kib):
 
 
 def run(bench):
-    for world_size in bench.world_sizes or [2]:
-        with bench.groups(SYSTEMS, bench.here(world_size)) as groups:
+    for device, world_size, prefix in bench.places([2]):
+        with bench.groups(SYSTEMS, bench.here(world_size), device=device) as groups:
             found = []
             for kib in QUICK_KIB if bench.quick else KIB:
+                label = prefix + size(kib)
                 cells = open_cells(cells_of(kib), groups, probes=3)
-                check_losses(cells, size(kib))  # the sums, here
+                check_losses(cells, label)  # the sums, here
                 steps = steps_in(bench.turn_s, cells, groups)
                 take_turns(cells, groups, bench.rounds, steps, warm=max(1, steps // 10))
                 close_cells(cells, groups)
-                found += rows_of(bench.name, size(kib), cells, world_size, threads=1)
+                found += rows_of(bench.name, label, cells, world_size, threads=1)
                 for row in found[-len(cells):]:
                     row.more["algbw_gb_s"] = kib * 1024 / (row.p50 * 1e6)
                     row.more["busbw_gb_s"] = row.more["algbw_gb_s"] * 2 * (world_size - 1) / world_size
-            bench.add(found, columns=("algbw_gb_s", "busbw_gb_s"))
-            bench.say(f"    {bench.rounds} rounds; GB/s of p50\n")
+            bench.add(found, columns=("algbw_gb_s", "busbw_gb_s"), note=f"    {bench.rounds} rounds; GB/s of p50\n")

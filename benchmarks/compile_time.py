@@ -90,6 +90,5 @@ def run(bench):
                          peak_mb=max(turn[0][1] for turn in alone)))  # fmt: skip
     for header in QUICK if bench.quick else headers:
         found += measure(bench, command, header, [header], third_party(header), 3 if bench.quick else 1)
-    bench.add(found, columns=("peak_mb",))
-    bench.say(f"    headers of NCCL are left out; {3 if bench.quick else 1} compilations of each in turns, "
-              "3 of the umbrella\n")
+    bench.add(found, columns=("peak_mb",), note=(f"    headers of NCCL are left out; {3 if bench.quick else 1} "
+                                                 "compilations of each in turns, 3 of the umbrella\n"))  # fmt: skip

@@ -37,11 +37,11 @@ def rows_of(bench, label, tensors, phase, cells, world_size):
 
 
 def run(bench):
-    for world_size in bench.world_sizes or ([1] if bench.quick else [1, 2]):
-        with bench.groups(SYSTEMS, bench.here(world_size), program="counting_rank") as groups:
+    for device, world_size, prefix in bench.places([1] if bench.quick else [1, 2]):
+        with bench.groups(SYSTEMS, bench.here(world_size), program="counting_rank", device=device) as groups:
             for tensors in [8, 256] if bench.quick else [8, 64, 256, 1000]:
                 for optimizer, lr in [("sgd", 0.1)] if bench.quick else [("sgd", 0.1), ("adamw", 1e-3)]:
-                    label = f"P={tensors} {'SGD' if optimizer == 'sgd' else 'AdamW'}"
+                    label = f"{prefix}P={tensors} {'SGD' if optimizer == 'sgd' else 'AdamW'}"
                     case = {"model": "residual", "layers": tensors // 2, "width": 8, "batch": 1,
                             "optimizer": optimizer, "lr": lr}  # fmt: skip
                     cells = open_cells([Cell(system, case) for system in SYSTEMS], groups)
@@ -51,5 +51,5 @@ def run(bench):
                     close_cells(cells, groups)
                     found = [row for phase in PHASES
                              for row in rows_of(bench, label, tensors, phase, cells, world_size)]  # fmt: skip
-                    bench.add(found, columns=("ns_per_parameter", "allocations", "more_allocations"))
-                    bench.say(f"    {bench.rounds} rounds of {steps} steps\n")
+                    bench.add(found, columns=("ns_per_parameter", "allocations", "more_allocations"),
+                              note=f"    {bench.rounds} rounds of {steps} steps\n")  # fmt: skip

@@ -5,6 +5,7 @@
 #   bash benchmarks/run.sh step_time all_reduce       runs two of them
 #   bash benchmarks/run.sh step_time --quick          fewer cases and rounds: less than 50 s each
 #   bash benchmarks/run.sh step_time --ranks 4        at this world size only
+#   bash benchmarks/run.sh step_time --device cuda    on GPUs only, with the torch of python3 and without network
 #   bash benchmarks/run.sh step_time --json FILE      writes the rows there, too: a JSON object a line
 #   bash benchmarks/run.sh --compare OLD NEW          what changed between two such files, beyond the noise
 #
@@ -31,6 +32,8 @@ if have python3; then
   driver python3 --only-check "$@" || exit $?
   [[ " $* " != *" --compare "* && " $* " != *" --help "* && " $* " != *" -h "* ]] || exit 0
 fi
-accel_setup benchmarks
+where=benchmarks
+if [[ " $* " == *" --device cuda "* && -e /dev/nvidia0 ]]; then where=gpu; fi
+accel_setup "$where"
 stage "compiling the programs" build_programs
 driver "$accel_python" "$@"

@@ -43,8 +43,8 @@ def cells_of(case):
 
 
 def run(bench):
-    for world_size in bench.world_sizes or ([2] if bench.quick else [1, 2]):
-        with bench.groups(SYSTEMS, bench.here(world_size)) as groups:
+    for device, world_size, prefix in bench.places([2] if bench.quick else [1, 2]):
+        with bench.groups(SYSTEMS, bench.here(world_size), device=device) as groups:
             for label, case in CASES:
                 if not bench.quick or label in QUICK:
-                    bench.compare(label, cells_of(case), groups)
+                    bench.compare(prefix + label, cells_of(case), groups)

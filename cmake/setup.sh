@@ -2,7 +2,7 @@
 # The one set-up behind accel's commands: finds what they need and installs what is missing.
 #
 #   source cmake/setup.sh
-#   accel_setup quickstart        or: accel_setup tests, accel_setup matrix, accel_setup benchmarks
+#   accel_setup quickstart        or in its place: tests, matrix, benchmarks, gpu
 #
 # Afterwards accel_cmake_arguments holds what cmake is to be called with, accel_jobs how many
 # compilers fit into this machine, and accel_build_dir where everything private goes; for tests and
@@ -415,6 +415,24 @@ libtorch_for_matrix() {
   use_libtorch "$(torch_folder "$accel_newest_dir")"
 }
 
+# ---- a machine with a GPU -----------------------------------------------------------------------
+
+set_up_gpu() {
+  have python3 || fail "on a GPU LibTorch is taken from python3's torch, and there is no python3"
+  local torch
+  torch="$(python3 -c 'import torch, os; assert torch.cuda.device_count(); print(os.path.dirname(torch.__file__))')" \
+    || fail "python3 has no torch that can use this machine's GPU; what it said stands above"
+  find_compiler || fail "no compiler is new enough: accel needs GCC >= $minimum_gcc"
+  have_cmake || fail "CMake >= $minimum_cmake is needed, found: $(cmake_version)"
+  local generator="Unix Makefiles" prefixes
+  if have ninja; then generator=Ninja; fi
+  prefixes="$accel_debs_dir/usr${CATCH2_DIR:+;$CATCH2_DIR}${NLOHMANN_JSON_DIR:+;$NLOHMANN_JSON_DIR}"
+  accel_cmake_arguments=(-G "$generator" -DCMAKE_CXX_COMPILER="$CXX" -DLibTorch_ROOT="$torch"
+    -DCMAKE_PREFIX_PATH="$prefixes" -DFETCHCONTENT_FULLY_DISCONNECTED=ON)
+  accel_jobs="$(nproc)"
+  accel_python=python3
+}
+
 # ---- the benchmarks' peers --------------------------------------------------------------------
 
 # An environment of their own, which finds torch where it is.
@@ -447,6 +465,10 @@ accel_setup() { stage "set-up: looking for what is needed" set_up_for "$1"; }
 
 set_up_for() {
   mkdir -p "$accel_setup_dir"
+  if [[ "$1" == gpu ]]; then
+    set_up_gpu
+    return
+  fi
   ensure_tools
   if [[ "$1" == matrix ]]; then ensure_clang; fi
   probe

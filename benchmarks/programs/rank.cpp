@@ -21,6 +21,10 @@
 #include <string>
 #include <utility>
 
+#if defined(ACCEL_WITH_NCCL) && ACCEL_WITH_NCCL
+#include <c10/cuda/CUDAFunctions.h>
+#endif
+
 #include "models.hpp"
 #include "peers.hpp"
 #include "with_accel.hpp"
@@ -108,7 +112,7 @@ class Rank {
 
   /// A step on a device is over when the device says so.
   void finish() const {
-    if (device_.is_cuda()) torch::cuda::synchronize();
+    if (device_.is_cuda()) torch::cuda::synchronize(device_.index());
   }
 
   std::string system_;
@@ -141,6 +145,12 @@ int serve(const std::string& system, c10::Device device) {
 
 int main(int argc, char** argv) {
   if (argc < 2) return std::cerr << "usage: rank <system> [cpu | cuda]\n", 2;
-  const bool cuda = argc > 2 && std::string(argv[2]) == "cuda";
-  return bench::serve(argv[1], cuda ? c10::Device(c10::DeviceType::CUDA, 0) : c10::Device(c10::DeviceType::CPU));
+  c10::Device device(c10::DeviceType::CPU);
+#if defined(ACCEL_WITH_NCCL) && ACCEL_WITH_NCCL
+  if (argc > 2 && std::string(argv[2]) == "cuda") {
+    device = c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(bench::rank()));
+    c10::cuda::set_device(device.index());
+  }
+#endif
+  return bench::serve(argv[1], device);
 }

@@ -146,7 +146,11 @@ def main():
         print(json.dumps(answer), file=reply, flush=True)
 
     try:
-        rank = Rank(sys.argv[1], torch.device(sys.argv[2] if len(sys.argv) > 2 else "cpu"))
+        device = torch.device("cpu")
+        if sys.argv[2:] == ["cuda"]:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        rank = Rank(sys.argv[1], device)
         say({"ready": True})
         for line in sys.stdin:
             say(rank.answer(**json.loads(line)))

@@ -1,6 +1,7 @@
-"""bash benchmarks/run.sh [NAME...] [--quick] [--ranks N] [--json FILE] [--compare OLD NEW]: what it does once built."""
+"""What bash benchmarks/run.sh does once the programs are built."""
 import argparse
 import importlib
+import importlib.util
 import pathlib
 import sys
 import time
@@ -9,6 +10,18 @@ from . import compare, interleave, rows
 from .ranks import Host, RankFailed, groups
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent
+
+
+def gpus():
+    return [path for path in pathlib.Path("/dev").glob("nvidia[0-9]*")]
+
+
+def lack_of_gpus(build):
+    if not gpus():
+        return "this machine has no GPU of NVIDIA's (no /dev/nvidia0)"
+    if not (build / "benchmarks" / "rank_nccl").exists():
+        return "there is no target accel::nccl (no NCCL beside a LibTorch for CUDA)"
+    return None
 
 
 class Skip(Exception):
@@ -31,7 +44,7 @@ class Bench:
     def __init__(self, name, options):
         self.name, self.quick = name, options.quick
         self.world_sizes = options.ranks  # None: the benchmark's own
-        self.build, self.python = options.build, options.python
+        self.build, self.python, self.device = options.build, options.python, options.device
         self.rounds, self.turn_s = (3, 0.2) if self.quick else (5, 0.5)
         self.rows = []
 
@@ -39,7 +52,31 @@ class Bench:
         return [Host()] * world_size
 
     def groups(self, systems, hosts, **settings):
+        """The ranks of the systems that are there: {system: Group}."""
+        if "hf_accelerate" in systems and not importlib.util.find_spec("accelerate"):
+            self.say("    hf_accelerate IS LEFT OUT: accelerate is not installed and could not be")
+            systems = [system for system in systems if system != "hf_accelerate"]
         return groups(systems, hosts, build=self.build, python=self.python, **settings)
+
+    def places(self, world_sizes):
+        """(device, world size, prefix of labels) to run on: CPU ranks, and one rank per GPU where there are some."""
+        if self.device != "cuda":
+            for world_size in self.world_sizes or world_sizes:
+                yield "cpu", world_size, ""
+        if self.device == "cpu":
+            return
+        lack = lack_of_gpus(self.build)
+        if lack and self.device == "cuda":
+            raise Skip(lack)
+        if lack:
+            self.say(f"    SKIPPED on GPUs: {lack}")
+            return
+        here = len(gpus())
+        for world_size in self.world_sizes or ([1] if self.quick or here == 1 else [1, here]):
+            if world_size > here:
+                self.say(f"    SKIPPED on {world_size} GPUs: there are {here}")
+            else:
+                yield "cuda", world_size, "GPU, "
 
     def compare(self, label, cells, started, over=None, rounds=None, steps=None, probes=interleave.PROBES,
                 show=True, **more):
@@ -59,14 +96,15 @@ class Bench:
             reference = next(row for row in found if row.case == over)
             for row in found:
                 row.over = row.p50 / reference.p50
+        note = f"    {rounds} rounds of {steps} steps; losses within {difference:.0e}\n"
         if show:
-            self.add(found, over=over or "accel")
-        self.say(f"    {rounds} rounds of {steps} steps; losses within {difference:.0e}\n")
-        return found
+            self.add(found, over or "accel", note=note)
+        return found if show else (found, note)
 
-    def add(self, found, over="accel", columns=()):
+    def add(self, found, over="accel", columns=(), note=""):
         self.rows += found
         rows.print_table(found, over, columns)
+        self.say(note)
 
     def say(self, text):
         print(text, flush=True)
@@ -78,6 +116,7 @@ def options_of(arguments):
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: less than 50 s each")
     parser.add_argument("--ranks", type=int, metavar="N", help="this world size only")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="only there; both where nothing is said")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write the rows there, a JSON object a line")
     parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), type=pathlib.Path,
                         help="say what changed between two such files, and run nothing")  # fmt: skip

@@ -1,4 +1,5 @@
 """Turns: systems that do the same work run one after the other, round after round, and the others sleep meanwhile."""
+import math
 import statistics
 
 from .rows import Row, relate
@@ -27,7 +28,11 @@ class Cell:
 
 
 def apart(a, b, steps=PROBES):
-    return max(abs(x - y) / max(abs(y), 1e-6) for own, others in zip(a, b) for x, y in zip(own[:steps], others[:steps]))
+    """The largest relative difference of two systems' losses; infinite where one is no number."""
+    pairs = [pair for own, others in zip(a, b) for pair in zip(own[:steps], others[:steps])]
+    if not all(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
+        return math.inf
+    return max(abs(x - y) / max(abs(y), 1e-6) for x, y in pairs)
 
 
 def check_losses(cells, label, bound=LOSS_BOUND):
@@ -38,7 +43,7 @@ def check_losses(cells, label, bound=LOSS_BOUND):
     together = [cell for cell in cells if cell not in alone]
     reference = together[0]
     worst = 0.0
-    for cell in together + alone:
+    for cell in together + alone:  # the reference with itself, too: it may be no number
         steps = 1 if cell in alone else PROBES
         difference = apart(cell.losses, reference.losses, steps)
         worst = max(worst, difference)
@@ -56,6 +61,8 @@ def open_cells(cells, groups, probes=PROBES):
     """Returns the cells that there are: one whose system does not know the setting that it needs is none."""
     known = []
     for index, cell in enumerate(cells):
+        if cell.system not in groups:
+            continue
         answers = groups[cell.system].ask(do="open", id=str(index), case=cell.case)
         cell.id = str(index)
         if cell.needs and answers[0].get("unknown") == cell.needs:

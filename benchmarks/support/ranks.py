@@ -64,8 +64,6 @@ class Group:
                 environment.pop(name, None)
             if host.interface:
                 environment["GLOO_SOCKET_IFNAME"] = host.interface
-            if device == "cuda":
-                environment["CUDA_VISIBLE_DEVICES"] = str(rank)
             with open(log, "wb") as output:
                 self.processes.append(subprocess.Popen(
                     host.prefix + command, stdin=subprocess.PIPE, stdout=output, stderr=output,
