@@ -6,7 +6,7 @@ CASE = {"model": "mlp", "layers": 8, "width": 512, "batch": 16, "optimizer": "sg
 
 
 def run(bench):
-    for world_size in bench.world_sizes or [2]:
+    for world_size in bench.cpu_sizes([2]):
         with bench.groups(SYSTEMS, bench.here(world_size)) as groups:
             for window in [4] if bench.quick else [1, 2, 4, 8]:
                 case = {**CASE, "accumulation": window}

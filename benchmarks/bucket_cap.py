@@ -8,7 +8,7 @@ CAPS_MIB = [1, 4, 25, 100]
 
 
 def run(bench):
-    for world_size in bench.world_sizes or [2]:
+    for world_size in bench.cpu_sizes([2]):
         with bench.groups(SYSTEMS, bench.here(world_size)) as groups:
             for width, mib in [(512, 8)] if bench.quick else [(512, 8), (1024, 34)]:
                 case = {"model": "mlp", "layers": 8, "width": width, "batch": 16, "optimizer": "sgd", "lr": 1e-2}

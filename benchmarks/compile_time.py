@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import tempfile
 
-from support.driver import FOLDER, Skip
+from support.ranks import FOLDER, Failed, Skip
 from support.rows import Row, relate
 
 INCLUDE = FOLDER.parent / "include"
@@ -60,7 +60,7 @@ def compile_(command, headers):
         process.returncode = os.waitstatus_to_exitcode(status)
         process.stderr.close()
     if process.returncode != 0:
-        raise Skip(f"{headers} do not compile:\n{error[:2000]}")
+        raise Failed(f"{headers} do not compile:\n{error[:2000]}")
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
@@ -78,6 +78,7 @@ def measure(bench, command, case, ours, others, rounds):
 
 
 def run(bench):
+    bench.cpu_sizes([1])
     command = compiler(bench.build)
     headers = sorted(str(path.relative_to(INCLUDE)) for path in (INCLUDE / "accel").rglob("*.hpp"))
     headers = [header for header in headers if "/detail/" not in header and "nccl" not in header and header != UMBRELLA]

@@ -27,13 +27,16 @@ def rows_of(bench, label, tensors, phase, cells, world_size):
     for cell in cells:
         rounds = [turn[phase]["us"] for turn in cell.rounds]
         counts = [count for turn in cell.rounds for count in turn[phase]["allocations"]]
-        rows.append(Row(bench.name, f"{label}, {phase}", cell.system, world_size, "us", rounds, threads=1,
+        case = f"{label}, {cell.variant}, {phase}" if cell.variant else f"{label}, {phase}"
+        rows.append(Row(bench.name, case, cell.system, world_size, "us", rounds, threads=1,
                         allocations=statistics.median(counts)))  # fmt: skip
     bare = next(row for row in rows if row.system == "libtorch")
     for row in rows:
         row.more["ns_per_parameter"] = (row.p50 - bare.p50) * 1e3 / tensors
         row.more["more_allocations"] = row.more["allocations"] - bare.more["allocations"]
-    return relate(rows)
+    for row in rows:
+        relate([row, bare])
+    return relate([row for row in rows if row.case == bare.case]) + [row for row in rows if row.case != bare.case]
 
 
 def run(bench):
@@ -44,7 +47,9 @@ def run(bench):
                     label = f"{prefix}P={tensors} {'SGD' if optimizer == 'sgd' else 'AdamW'}"
                     case = {"model": "residual", "layers": tensors // 2, "width": 8, "batch": 1,
                             "optimizer": optimizer, "lr": lr}  # fmt: skip
-                    cells = open_cells([Cell(system, case) for system in SYSTEMS], groups)
+                    cells = [Cell(system, case) for system in SYSTEMS]
+                    cells.append(Cell("accel", {**case, "torch_optim": True}, "torch::optim"))  # as libtorch has it
+                    cells = open_cells(cells, groups)
                     check_losses(cells, label)
                     steps = max(20, min(200, 20000 // tensors))
                     take_turns(cells, groups, bench.rounds, steps, warm=max(5, steps // 10), work=phases)

@@ -82,7 +82,7 @@ def compare(bench, groups, mbit, name, batch):
 
 
 def run(bench):
-    if bench.world_sizes not in (None, [2]):
+    if bench.cpu_sizes([2]) != [2]:
         bench.say("    there is a link between two ranks only: --ranks is 2")
     with two_hosts() as (hosts, set_rate):
         set_rate(1000)

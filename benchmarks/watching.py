@@ -14,6 +14,6 @@ def run(bench):
     label = "L8 H512 B16 SGD"
     cells = [Cell("accel", CASE)]  # with the heartbeat that is the default, 1.5 s
     cells += [Cell("accel", {**CASE, **settings}, variant) for variant, settings in WATCHED.items()]
-    for world_size in bench.world_sizes or [2]:
+    for world_size in bench.cpu_sizes([2]):
         with bench.groups(["accel"], bench.here(world_size)) as groups:
             bench.compare(label, cells, groups, over=label)

@@ -73,7 +73,7 @@ inline Group make_group(c10::Device device) {
   return group;
 }
 
-/// The optimizer of the peers, and of accel where it has none of its own.
+/// The optimizer of the peers.
 inline std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Case& c, const Net& net) {
   const double lr = c.at("lr");
   if (c.at("optimizer") == "sgd") return std::make_unique<torch::optim::SGD>(net.parameters(), lr);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include <accel/accelerator.hpp>
@@ -35,26 +36,29 @@ typename accel::Accelerator<B, accel::precision::Fp32>::Options accel_options(co
   return options;
 }
 
-/// The optimizer that accel's users would take.
-using AccelSgd = torch::optim::SGD;
-using AccelAdamW = torch::optim::AdamW;
-
-inline AccelSgd accel_sgd(const Case& c, const Net& net) {
-  return AccelSgd(net.parameters(), torch::optim::SGDOptions(c.at("lr")));
-}
-inline AccelAdamW accel_adamw(const Case& c, const Net& net) {
-  return AccelAdamW(net.parameters(), torch::optim::AdamWOptions(c.at("lr")).weight_decay(1e-2));
+/// What makes an optimizer for `net`: accel's own, or LibTorch's, which can be prepared just as well.
+template <class Optimizer>
+Optimizer make(const Case& c, const Net& net) {
+  const double lr = c.at("lr");
+  if constexpr (std::is_same_v<Optimizer, accel::optim::AdamW>)
+    return Optimizer(net.parameters(), {.lr = lr, .weight_decay = 1e-2});
+  else if constexpr (std::is_same_v<Optimizer, accel::optim::SGD>)
+    return Optimizer(net.parameters(), {.lr = lr});
+  else if constexpr (std::is_same_v<Optimizer, torch::optim::AdamW>)
+    return Optimizer(net.parameters(), torch::optim::AdamWOptions(lr).weight_decay(1e-2));
+  else
+    return Optimizer(net.parameters(), torch::optim::SGDOptions(lr));
 }
 
 template <class B, class Optimizer>
 class WithAccel : public Workload {
  public:
-  WithAccel(const Case& c, c10::Device device, Optimizer (*make)(const Case&, const Net&))
+  WithAccel(const Case& c, c10::Device device)
       : micro_steps_(c.value("accumulation", 1)),
         accelerator_(accel_options<B>(c)),
         net_(make_net(c, device)),
         batches_(*net_, rank(), device),
-        raw_optimizer_(make(c, *net_)),
+        raw_optimizer_(make<Optimizer>(c, *net_)),
         prepared_(accelerator_.prepare(net_, raw_optimizer_)) {}
 
   torch::Tensor step(Phases& phases) override {
@@ -125,8 +129,13 @@ class AccelAllReduce : public Workload {
 template <class B>
 std::unique_ptr<Workload> on_backend(const Case& c, c10::Device device) {
   if (c.contains("bytes")) return std::make_unique<AccelAllReduce<B>>(c);
-  if (c.at("optimizer") == "sgd") return std::make_unique<WithAccel<B, AccelSgd>>(c, device, accel_sgd);
-  return std::make_unique<WithAccel<B, AccelAdamW>>(c, device, accel_adamw);
+  const bool sgd = c.at("optimizer") == "sgd";
+  if (c.value("torch_optim", false)) {
+    if (sgd) return std::make_unique<WithAccel<B, torch::optim::SGD>>(c, device);
+    return std::make_unique<WithAccel<B, torch::optim::AdamW>>(c, device);
+  }
+  if (sgd) return std::make_unique<WithAccel<B, accel::optim::SGD>>(c, device);
+  return std::make_unique<WithAccel<B, accel::optim::AdamW>>(c, device);
 }
 
 inline std::unique_ptr<Workload> with_accel(const Case& c, c10::Device device) {

@@ -3,14 +3,12 @@ import argparse
 import importlib
 import importlib.util
 import pathlib
+import signal
 import sys
 import time
 
 from . import compare, interleave, rows
-from .ranks import Host, RankFailed, groups
-
-FOLDER = pathlib.Path(__file__).resolve().parent.parent
-
+from .ranks import FOLDER, Failed, Host, Skip, groups
 
 def gpus():
     return [path for path in pathlib.Path("/dev").glob("nvidia[0-9]*")]
@@ -22,10 +20,6 @@ def lack_of_gpus(build):
     if not (build / "benchmarks" / "rank_nccl").exists():
         return "there is no target accel::nccl (no NCCL beside a LibTorch for CUDA)"
     return None
-
-
-class Skip(Exception):
-    """This machine cannot run it, and why."""
 
 
 def names():
@@ -47,6 +41,12 @@ class Bench:
         self.build, self.python, self.device = options.build, options.python, options.device
         self.rounds, self.turn_s = (3, 0.2) if self.quick else (5, 0.5)
         self.rows = []
+
+    def cpu_sizes(self, default):
+        """The world sizes of a benchmark that has no variant for GPUs."""
+        if self.device == "cuda":
+            raise Skip("it runs on CPU ranks only")
+        return self.world_sizes or default
 
     def here(self, world_size):
         return [Host()] * world_size
@@ -129,6 +129,8 @@ def options_of(arguments):
             parser.error(f'there is no benchmark "{name}"; there are: {", ".join(names())}')
     if options.ranks is not None and options.ranks < 1:
         parser.error(f"--ranks {options.ranks} must be at least 1")
+    if options.json and not options.json.resolve().parent.is_dir():
+        parser.error(f"--json {options.json}: there is no such folder")
     options.ranks = [options.ranks] if options.ranks else None
     return options
 
@@ -143,7 +145,10 @@ def main(arguments):
     if not options.names:
         for name in names():
             print(f"    {name:14} {question(name)}")
-    written, failed = [], []
+    written = 0
+    failed = []
+    if options.json:
+        options.json.write_text("")
     for name in options.names or names():
         begin = time.monotonic()
         bench = Bench(name, options)
@@ -151,20 +156,22 @@ def main(arguments):
         try:
             importlib.import_module(name).run(bench)
         except Skip as skip:
-            print(f"SKIPPED {name}: {skip}", flush=True)
-        except (RankFailed, interleave.Different) as error:
+            bench.say(f"    SKIPPED: {skip}")
+        except (Failed, interleave.Different) as error:
             failed.append(name)
             print(f"\nerror: {name}: {error}\n", file=sys.stderr, flush=True)
-        written += bench.rows
-        print(f"    {time.monotonic() - begin:.0f} s: {name}", flush=True)
+        if options.json:
+            with open(options.json, "a") as file:
+                file.writelines(row.json() + "\n" for row in bench.rows)
+        written += len(bench.rows)
+        bench.say(f"    {time.monotonic() - begin:.0f} s: {name}")
     if options.json:
-        options.json.write_text("".join(row.json() + "\n" for row in written))
-        print(f"{len(written)} rows are in {options.json}")
+        print(f"{written} rows are in {options.json}")
     if failed:
         print("FAILED: " + ", ".join(failed))
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(FOLDER))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the ranks and takes the link down
     sys.exit(main(sys.argv[1:]))

@@ -4,8 +4,7 @@ import os
 import shutil
 import subprocess
 
-from .driver import Skip
-from .ranks import Host
+from .ranks import Host, Skip
 
 
 def call(*words):

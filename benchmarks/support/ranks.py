@@ -10,12 +10,17 @@ import subprocess
 import sys
 import time
 
-PROGRAMS = pathlib.Path(__file__).resolve().parent.parent / "programs"
+FOLDER = pathlib.Path(__file__).resolve().parent.parent
+PROGRAMS = FOLDER / "programs"
 PYTHON_SYSTEMS = ("pytorch_ddp", "hf_accelerate")
 
 
-class RankFailed(Exception):
-    pass
+class Skip(Exception):
+    """This machine cannot run it, and why."""
+
+
+class Failed(Exception):
+    """A program of a benchmark did not do what it was asked for."""
 
 
 class Host:
@@ -32,7 +37,7 @@ def free_port():
             with contextlib.suppress(OSError):
                 probe.bind(("", port))
                 return port
-    raise RankFailed("there is no free port between 30000 and 32700")
+    raise Failed("there is no free port between 30000 and 32700")
 
 
 class Group:
@@ -119,7 +124,7 @@ class Group:
 
     def _fail(self, rank, what):
         tail = self.logs[rank].read_text(errors="replace").splitlines()[-8:]
-        raise RankFailed(f"{self.system}, rank {rank} of {self.world_size} {what}\n"
+        raise Failed(f"{self.system}, rank {rank} of {self.world_size} {what}\n"
                          + "".join(f"    {line}\n" for line in tail) + f"its output is in {self.logs[rank]}")
 
 
