@@ -141,7 +141,7 @@ def main(arguments):
         return compare.main(*options.compare)
     if options.only_check:
         return 0
-    print(f"on {rows.machine()}; one thread per rank", flush=True)
+    print(f"on {rows.MACHINE}; one thread per rank; {rows.versions()}", flush=True)
     if not options.names:
         for name in names():
             print(f"    {name:14} {question(name)}")

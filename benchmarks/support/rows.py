@@ -1,4 +1,6 @@
 """Rows: what a benchmark found, as a table and as lines of JSON."""
+import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -23,6 +25,17 @@ def machine():
     except OSError:
         pass
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+MACHINE = machine()
+
+
+def versions():
+    found = []
+    for name in ("torch", "accelerate"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
 
 
 def significant(value):
@@ -57,7 +70,8 @@ class Row:
         return json.dumps(
             {"benchmark": self.benchmark, "case": self.case, "system": self.system, "world_size": self.world_size,
              "unit": self.unit, "p10": self.p10, "p50": self.p50, "p99": self.p99, "ratio_to": self.ratio_to,
-             "rounds": self.rounds, "values": self.count, **self.more}, allow_nan=False)  # fmt: skip
+             "rounds": self.rounds, "values": self.count, "machine": MACHINE,
+             **self.more}, allow_nan=False)  # fmt: skip
 
 
 def relate(rows):
