@@ -2,10 +2,11 @@
 # The one set-up behind accel's commands: finds what they need and installs what is missing.
 #
 #   source cmake/setup.sh
-#   accel_setup quickstart        or: accel_setup tests, accel_setup matrix
+#   accel_setup quickstart        or in its place: tests, matrix, benchmarks, gpu
 #
 # Afterwards accel_cmake_arguments holds what cmake is to be called with, accel_jobs how many
-# compilers fit into this machine, and accel_build_dir where everything private goes.
+# compilers fit into this machine, and accel_build_dir where everything private goes; for tests and
+# benchmarks accel_python can import the torch that they are built with.
 #
 # What the machine has is taken first: LIBTORCH, then the torch of python3, then an earlier private
 # copy. Only compiler, CMake, Ninja and Python need root; the rest goes below build/.
@@ -20,6 +21,7 @@ readonly accel_debs_dir="$accel_build_dir/debs"     # unpacked packages, as if i
 readonly accel_light_dir="$accel_build_dir/libtorch"  # torch alone: builds and runs programs
 readonly accel_full_dir="$accel_build_dir/venv"       # torch with all it needs: torchrun works
 readonly accel_newest_dir="$accel_build_dir/newest"   # the newest torch, alone; remove it for a newer one
+readonly accel_peers_dir="$accel_build_dir/peers"     # what the benchmarks compare with and torch lacks
 
 readonly minimum_cmake=3.25
 readonly minimum_gcc=12
@@ -29,9 +31,11 @@ readonly second_clang=19  # the other compiler that the tests are run with
 readonly light_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 # And headers of CUDA that torch's own packages lack: c10/cuda and nccl.h read them, so accel::nccl needs them.
 readonly full_wheels=(torch==2.11.0 numpy nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
+readonly peer_wheels=(accelerate==1.15.0)
 
 accel_cmake_arguments=()
 accel_jobs=1
+accel_python=""
 
 # ---- saying what happens ------------------------------------------------------------------------
 
@@ -312,7 +316,7 @@ add_wheels() {
   local environment="$1"
   shift
   mkdir -p "$accel_setup_dir/tmp"
-  TMPDIR="$accel_setup_dir/tmp" logged pip "PyTorch could not be downloaded or installed" \
+  TMPDIR="$accel_setup_dir/tmp" logged pip "these could not be downloaded or installed" \
     "Check the network and pip's settings, or set LIBTORCH to a LibTorch >= 2.11 that you have" \
     "$environment/bin/python3" -m pip install --no-cache-dir --no-compile --progress-bar off "$@"
   rm -rf "$accel_setup_dir/tmp"
@@ -386,6 +390,7 @@ libtorch_for_tests() {
     if [[ -z "$python" ]] && have python3; then python="$(command -v python3)"; fi
     if [[ -n "$python" ]] && can_run_torchrun "$python"; then
       accel_cmake_arguments+=(-DACCEL_TEST_PYTHON="$python")
+      accel_python="$python"
       use_libtorch "$(probed libtorch_prefix)"
       return
     fi
@@ -397,7 +402,8 @@ libtorch_for_tests() {
     ensure_python
     stage "installing a private PyTorch below build/ (4.7 GB)" install_full
   fi
-  accel_cmake_arguments+=(-DACCEL_TEST_PYTHON="$accel_full_dir/bin/python3")
+  accel_python="$accel_full_dir/bin/python3"
+  accel_cmake_arguments+=(-DACCEL_TEST_PYTHON="$accel_python")
   use_libtorch "$(torch_folder "$accel_full_dir")"
 }
 
@@ -409,12 +415,60 @@ libtorch_for_matrix() {
   use_libtorch "$(torch_folder "$accel_newest_dir")"
 }
 
+# ---- a machine with a GPU -----------------------------------------------------------------------
+
+set_up_gpu() {
+  have python3 || fail "on a GPU LibTorch is taken from python3's torch, and there is no python3"
+  local torch
+  torch="$(python3 -c 'import torch, os; assert torch.cuda.device_count(); print(os.path.dirname(torch.__file__))')" \
+    || fail "python3 has no torch that can use this machine's GPU; what it said stands above"
+  find_compiler || fail "no compiler is new enough: accel needs GCC >= $minimum_gcc"
+  have_cmake || fail "CMake >= $minimum_cmake is needed, found: $(cmake_version)"
+  local generator="Unix Makefiles" prefixes
+  if have ninja; then generator=Ninja; fi
+  prefixes="$accel_debs_dir/usr${CATCH2_DIR:+;$CATCH2_DIR}${NLOHMANN_JSON_DIR:+;$NLOHMANN_JSON_DIR}"
+  accel_cmake_arguments=(-G "$generator" -DCMAKE_CXX_COMPILER="$CXX" -DLibTorch_ROOT="$torch"
+    -DCMAKE_PREFIX_PATH="$prefixes" -DFETCHCONTENT_FULLY_DISCONNECTED=ON)
+  accel_jobs="$(nproc)"
+  accel_python=python3
+}
+
+# ---- the benchmarks' peers --------------------------------------------------------------------
+
+# An environment of their own, which finds torch where it is.
+install_peers() {
+  rm -rf "$accel_peers_dir"
+  logged venv "$accel_python could not make a virtual environment in $accel_peers_dir" \
+    "Check that 'python3 -m venv' works" "$accel_python" -m venv "$accel_peers_dir"
+  point_peers_to_torch
+  add_wheels "$accel_peers_dir" "${peer_wheels[@]}"
+  touch "$accel_peers_dir/complete"
+}
+
+point_peers_to_torch() {
+  dirname "$accel_libtorch" >"$(compgen -G "$accel_peers_dir/lib/python*/site-packages" | head -n 1)/torch.pth"
+}
+
+ensure_peers() {
+  if "$accel_python" -c 'import accelerate' >/dev/null 2>&1; then return 0; fi
+  if [[ ! -e "$accel_peers_dir/complete" ]]; then
+    (stage "installing HF Accelerate below build/ (60 MB)" install_peers) \
+      || { say "    it is missing, and the benchmarks leave it out" && return 0; }
+  fi
+  point_peers_to_torch
+  accel_python="$accel_peers_dir/bin/python3"
+}
+
 # ---- all of it ----------------------------------------------------------------------------------
 
 accel_setup() { stage "set-up: looking for what is needed" set_up_for "$1"; }
 
 set_up_for() {
   mkdir -p "$accel_setup_dir"
+  if [[ "$1" == gpu ]]; then
+    set_up_gpu
+    return
+  fi
   ensure_tools
   if [[ "$1" == matrix ]]; then ensure_clang; fi
   probe
@@ -429,6 +483,10 @@ set_up_for() {
     matrix)
       libtorch_for_matrix
       ensure_catch2
+      ;;
+    benchmarks)
+      libtorch_for_tests
+      ensure_peers
       ;;
     *) libtorch_for_programs ;;
   esac

@@ -2,8 +2,9 @@
 # Builds and runs the tests.
 #
 #   bash tests/run.sh           all of them: about 10 minutes on two cores from an empty machine, 4 when built
-#   bash tests/run.sh --full    and each header alone, the quickstart, the tests with ranks under AddressSanitizer and
-#                               UBSan, and what of --matrix fits into 30 minutes in all; it says what was left out
+#   bash tests/run.sh --full    and each header alone, the quickstart, each benchmark once, the tests with ranks under
+#                               AddressSanitizer and UBSan, and what of --matrix fits into 30 minutes in all; it says
+#                               what was left out
 #   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
 #   bash tests/run.sh --gpu     instead: what needs a GPU, with the torch of python3, without network and packages.
 #                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
@@ -122,6 +123,9 @@ judge() {
 # It trains, compares, and fails itself below 95 %.
 run_quickstart() { judge "the quickstart" bash "$accel_root/examples/quickstart.sh"; }
 
+# Each once, quickly: not for its figures but so that it works when somebody wants them.
+run_benchmarks() { judge "the benchmarks" bash "$accel_root/benchmarks/run.sh" --quick; }
+
 build_tests() {
   configure "$build" -DACCEL_BUILD_EXAMPLES=ON
   compile "$build"
@@ -184,22 +188,6 @@ need_gpu() {
     || fail "this machine has no GPU of NVIDIA's (no /dev/nvidia0), so there is nothing that --gpu could run"
 }
 
-set_up_gpu() {
-  have python3 || fail "--gpu takes LibTorch from python3's torch, and there is no python3"
-  local torch
-  torch="$(python3 -c 'import torch, os; assert torch.cuda.device_count(); print(os.path.dirname(torch.__file__))')" \
-    || fail "python3 has no torch that can use this machine's GPU; what it said stands above"
-  find_compiler || fail "no compiler is new enough: accel needs GCC >= $minimum_gcc"
-  have_cmake || fail "CMake >= $minimum_cmake is needed, found: $(cmake_version)"
-  local generator="Unix Makefiles" prefixes
-  if have ninja; then generator=Ninja; fi
-  prefixes="$accel_debs_dir/usr${CATCH2_DIR:+;$CATCH2_DIR}${NLOHMANN_JSON_DIR:+;$NLOHMANN_JSON_DIR}"
-  accel_cmake_arguments=(-G "$generator" -DCMAKE_CXX_COMPILER="$CXX" -DLibTorch_ROOT="$torch"
-    -DCMAKE_PREFIX_PATH="$prefixes" -DFETCHCONTENT_FULLY_DISCONNECTED=ON)
-  accel_jobs="$(nproc)"
-  mkdir -p "$accel_setup_dir"
-}
-
 build_gpu() {
   configure "$gpu" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DACCEL_TEST_FOLDERS=nccl -DCMAKE_UNITY_BUILD=OFF
   compile "$gpu"
@@ -238,10 +226,10 @@ case "$what" in
     timed "clang-tidy" run_clang_tidy
     ;;
   --gpu)
-    timed "set-up" set_up_gpu
+    timed "set-up" set_up_for gpu
     timed "compiling what needs a GPU" build_gpu
     timed "running it" run_tests "$gpu" "" -L gpu
-    left_out+=("benchmarks: none of those here runs on a GPU")
+    left_out+=("the benchmarks: bash benchmarks/run.sh --device cuda")
     ;;
   *)
     timed "set-up" set_up_for tests
@@ -252,6 +240,7 @@ esac
 if [[ "$what" == --full ]]; then
   timed "compiling every header alone" run_header_check
   timed "the quickstart" run_quickstart
+  if minutes_left 7 "the benchmarks"; then timed "the benchmarks" run_benchmarks; fi
   timed "compiling the tests of ranks with sanitizers" build_sanitized
   timed "running the tests of ranks with sanitizers" run_tests "$sanitized" "sanitized: "
   # The newest LibTorch is left to --matrix: 1.5 GB to fetch, and another release than yesterday's on some days.

@@ -1,0 +1,152 @@
+// The same loop with accel.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include <accel/accelerator.hpp>
+
+#include "models.hpp"
+#include "peers.hpp"
+#include "workload.hpp"
+
+namespace bench {
+
+/// Whether ranks of one host reduce through memory that they share, and may be told not to.
+template <class B>
+constexpr bool has_shared_memory = requires(typename B::Options options) { options.shared_memory = false; };
+
+template <class B>
+typename accel::Accelerator<B, accel::precision::Fp32>::Options accel_options(const Case& c) {
+  typename accel::Accelerator<B, accel::precision::Fp32>::Options options;
+  options.accumulation_steps = c.value("accumulation", 1);
+  options.heartbeat_s = c.value("heartbeat_s", options.heartbeat_s);
+  options.gradient.overlap = c.value("overlap", true);
+  if (c.contains("bucket_cap_mib"))
+    options.gradient.caps.bucket_cap =
+        accel::Bytes{static_cast<std::int64_t>(c["bucket_cap_mib"].get<double>() * (1 << 20))};
+  if constexpr (has_shared_memory<B>) options.backend.shared_memory = c.value("shared_memory", true);
+  options.log = accel::Log::Level::off;
+  return options;
+}
+
+/// What makes an optimizer for `net`: accel's own, or LibTorch's, which can be prepared just as well.
+template <class Optimizer>
+Optimizer make(const Case& c, const Net& net) {
+  const double lr = c.at("lr");
+  if constexpr (std::is_same_v<Optimizer, accel::optim::AdamW>)
+    return Optimizer(net.parameters(), {.lr = lr, .weight_decay = 1e-2});
+  else if constexpr (std::is_same_v<Optimizer, accel::optim::SGD>)
+    return Optimizer(net.parameters(), {.lr = lr});
+  else if constexpr (std::is_same_v<Optimizer, torch::optim::AdamW>)
+    return Optimizer(net.parameters(), torch::optim::AdamWOptions(lr).weight_decay(1e-2));
+  else
+    return Optimizer(net.parameters(), torch::optim::SGDOptions(lr));
+}
+
+template <class B, class Optimizer>
+class WithAccel : public Workload {
+ public:
+  WithAccel(const Case& c, c10::Device device)
+      : micro_steps_(c.value("accumulation", 1)),
+        accelerator_(accel_options<B>(c)),
+        net_(make_net(c, device)),
+        batches_(*net_, rank(), device),
+        raw_optimizer_(make<Optimizer>(c, *net_)),
+        prepared_(accelerator_.prepare(net_, raw_optimizer_)) {}
+
+  torch::Tensor step(Phases& phases) override {
+    auto& [model, optimizer] = prepared_;
+    optimizer.zero_grad();
+    phases.done(Phases::zero_grad);
+    torch::Tensor loss;
+    if (micro_steps_ == 1) {
+      const auto& batch = batches_.next();
+      loss = net_->loss(model(batch.data), batch.target);
+      phases.done(Phases::forward);
+      accelerator_.backward(loss);
+      phases.done(Phases::backward);
+      optimizer.step();
+    } else {
+      for (int i = 0; i < micro_steps_; ++i) {
+        const auto micro_step = accelerator_.accumulate();
+        const auto& batch = batches_.next();
+        loss = net_->loss(model(batch.data), batch.target);
+        phases.done(Phases::forward);
+        accelerator_.backward(loss);
+        phases.done(Phases::backward);
+        optimizer.step();
+      }
+    }
+    phases.done(Phases::optimizer);
+    return loss.detach();
+  }
+
+ private:
+  using Accelerator = accel::Accelerator<B, accel::precision::Fp32>;
+  using Prepared =
+      decltype(std::declval<Accelerator&>().prepare(std::declval<std::shared_ptr<Net>&>(), std::declval<Optimizer&>()));
+  int micro_steps_;
+  Accelerator accelerator_;
+  std::shared_ptr<Net> net_;
+  Batches batches_;
+  Optimizer raw_optimizer_;
+  Prepared prepared_;
+};
+
+/// An all-reduce of `bytes` through the backend, of a buffer that it has allocated, as the reducer's are.
+template <class B>
+class AccelAllReduce : public Workload {
+ public:
+  explicit AccelAllReduce(const Case& c)
+      : accelerator_(accel_options<B>(c)),
+        tensor_(accelerator_.backend().allocate(accel::Bytes{c.at("bytes")}).view(torch::kFloat).fill_(0)) {}
+
+  torch::Tensor step(Phases&) override {
+    accelerator_.backend().all_reduce(tensor_, accel::ReduceOp::sum).wait();
+    return tensor_;
+  }
+
+  /// The sum of 1, 2, ... world_size everywhere; then zeros again, which stay what they are.
+  torch::Tensor probe(Phases& phases) override {
+    tensor_.fill_(rank() + 1);
+    const auto mean = step(phases).mean();
+    tensor_.fill_(0);
+    return mean;
+  }
+
+ private:
+  accel::Accelerator<B, accel::precision::Fp32> accelerator_;
+  torch::Tensor tensor_;
+};
+
+template <class B>
+std::unique_ptr<Workload> on_backend(const Case& c, c10::Device device) {
+  if (c.contains("bytes")) return std::make_unique<AccelAllReduce<B>>(c);
+  const bool sgd = c.at("optimizer") == "sgd";
+  if (c.value("torch_optim", false)) {
+    if (sgd) return std::make_unique<WithAccel<B, torch::optim::SGD>>(c, device);
+    return std::make_unique<WithAccel<B, torch::optim::AdamW>>(c, device);
+  }
+  if (sgd) return std::make_unique<WithAccel<B, accel::optim::SGD>>(c, device);
+  return std::make_unique<WithAccel<B, accel::optim::AdamW>>(c, device);
+}
+
+inline std::unique_ptr<Workload> with_accel(const Case& c, c10::Device device) {
+  namespace backend = accel::backend;
+#if defined(ACCEL_WITH_NCCL) && ACCEL_WITH_NCCL
+  if (device.is_cuda()) return on_backend<backend::Nccl>(c, device);
+#endif
+  const std::string adaptor = c.value("adaptor", "");
+  if (adaptor == "traced") return on_backend<backend::Traced<backend::Gloo>>(c, device);
+  if (adaptor == "checked") return on_backend<backend::Checked<backend::Gloo>>(c, device);
+  return on_backend<backend::Gloo>(c, device);
+}
+
+}  // namespace bench
