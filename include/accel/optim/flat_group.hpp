@@ -289,7 +289,7 @@ class FlatGroup {
   /// the gradient is found at this very place.
   [[nodiscard]] static at::Tensor memory_of(const at::Tensor& gradient, at::IntArrayRef sizes,
                                             at::IntArrayRef strides) {
-    std::size_t bytes = gradient.element_size();
+    auto bytes = static_cast<std::size_t>(gradient.element_size());
     for (const std::int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
     const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes,
                                c10::DataPtr(gradient.mutable_data_ptr(), gradient.device()));
