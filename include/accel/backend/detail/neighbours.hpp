@@ -2,7 +2,6 @@
 #pragma once
 
 #include <linux/futex.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -100,8 +99,8 @@ class Neighbours {
       : rank_(rank), own_(std::move(own)), peers_(std::move(peers)), mine_(::new(own_->fixed()) Board) {
     for (int other = 0; other < world_size(); ++other)
       boards_.push_back(other == rank ? mine_ : reinterpret_cast<const Board*>(peers_[index(other)]->fixed()));
-    // Who has fewer cores than ranks takes by spinning what the awaited rank needs to come.
-    if (::sysconf(_SC_NPROCESSORS_ONLN) >= world_size()) spin_ = std::chrono::microseconds(2);
+    // With fewer cores than ranks spinning takes what the awaited rank needs to come.
+    spins_ = ::sysconf(_SC_NPROCESSORS_ONLN) >= world_size();
   }
 
   [[nodiscard]] int rank() const { return rank_; }
@@ -134,19 +133,22 @@ class Neighbours {
     return true;
   }
 
-  /// reached(), after a short while if need be: news within it costs no call of the system.
-  [[nodiscard]] bool reached_soon(Awaited& awaited) const {
-    constexpr std::chrono::microseconds patience{50};  // what a sleep and its end take
+  /// reached(), after a short while if need be: news within it costs no call of the system. It looks as
+  /// long as that was worth while lately, and now and then as long as it ever would: who shares its core
+  /// with the awaited rank, or with a program that computes, learns to sleep at once.
+  [[nodiscard]] bool reached_soon(Awaited& awaited) {
+    constexpr int most = 800;  // some 40 us: what a sleep and its end take
+    constexpr unsigned between = 16;
     if (reached(awaited)) return true;
-    const auto began = std::chrono::steady_clock::now();
-    for (auto now = began; now < began + patience; now = std::chrono::steady_clock::now()) {
-      // Soon this core is left to others that want it, maybe to the awaited rank.
-      if (now >= began + spin_) ::sched_yield();
-      for (int look = 0; look < 8; ++look) {
-        if (reached(awaited)) return true;
-        relax();
-      }
+    if (!spins_) return false;
+    const int looks = ++waits_ % between == 0 ? most : looks_;
+    for (int look = 0; look < looks; ++look) {
+      relax();
+      if (!reached(awaited)) continue;
+      looks_ = std::min(most, std::max(looks_, 2 * look) + 8);
+      return true;
     }
+    looks_ /= 2;
     return false;
   }
 
@@ -198,7 +200,9 @@ class Neighbours {
   std::vector<std::optional<PeerSegment>> peers_;  // by rank; none at this one's
   Board* mine_;
   std::vector<const Board*> boards_;
-  std::chrono::nanoseconds spin_{0};
+  bool spins_ = false;
+  int looks_ = 0;  // of a wait, before it sleeps
+  unsigned waits_ = 0;
 };
 
 /// The neighbours, or why the ranks do without.
