@@ -234,10 +234,10 @@ TEST_CASE("what a rank cannot go on with is what the others read", "[faults]") {
     std::function<void(Accelerator&)> fail;
   };
   const std::vector<Way> ways = {
-      {"abort", "failed after 3 steps and 4 collectives, the last operation all_reduce: the disk is full",
+      {"abort", "failed after 3 steps and 7 collectives, the last operation all_reduce: the disk is full",
        [](Accelerator& accelerator) { accelerator.abort("the disk is full"); }},
       {"a backward",
-       "failed after 3 steps and 4 collectives, the last operation all_reduce: its backward threw: backward: "
+       "failed after 3 steps and 7 collectives, the last operation all_reduce: its backward threw: backward: "
        "expected a loss of one number, found f32[2]",
        [](Accelerator& accelerator) { accelerator.backward(torch::ones({2})); }},
       {"an error of the library", "was ended by an exception after 3 steps",
