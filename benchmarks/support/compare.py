@@ -28,7 +28,7 @@ def read(path):
 
 
 def noise(row):
-    """How far the median is off from one turn to the next, as a share of it; where there are no turns, from p10 to p50."""
+    """How far the medians of the rounds are apart, as a share of theirs; where there are none, p10 from p50."""
     rounds = row.get("rounds") or []
     if len(rounds) >= 3:
         return (max(rounds) - min(rounds)) / statistics.median(rounds)

@@ -90,7 +90,7 @@ def steps_in(turn_s, cells, groups):
 
 
 def take_turns(cells, groups, rounds, steps, warm, work=run):
-    """Fills cell.rounds with what `work` finds. Every system does equally many steps, behind some that do not count."""
+    """Fills cell.rounds with what `work` finds. All do equally many steps, behind some that do not count."""
     for turn in range(rounds):
         for place in range(len(cells)):
             cell = cells[(turn + place) % len(cells)]  # nobody is always behind the same one
