@@ -39,7 +39,7 @@ def verdict(old, new):
     """The change of p50 in words, as a share of the old one, and whether it is beyond the noise."""
     change = new["p50"] / old["p50"] - 1
     bound = max(noise(old), noise(new), SMALLEST)
-    if abs(math.log1p(change)) <= math.log1p(bound):
+    if abs(change) <= bound:
         return f"within noise ({change:+.1%} of +-{bound:.1%})", False
     text = f"faster by {-change:.0%}" if change < 0 else f"slower by {change:.0%}"
     return f"{text}, beyond +-{bound:.1%}", True

@@ -113,6 +113,6 @@ def rows_of(benchmark, label, cells, world_size, **more):
             chosen += [cell for cell in cells if not cell.variant and cell.system not in systems
                        and (cell.system == "accel" or "accel" in systems)]  # fmt: skip
         case = f"{label}, {variant}" if variant else label
-        rows += relate([Row(benchmark, case, cell.system, world_size, "ms", milliseconds(cell.rounds), again=cell.variant != variant,
-                            **more) for cell in chosen])  # fmt: skip
+        rows += relate([Row(benchmark, case, cell.system, world_size, "ms", milliseconds(cell.rounds),
+                            again=cell.variant != variant, **more) for cell in chosen])  # fmt: skip
     return rows
