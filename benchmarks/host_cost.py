@@ -1,7 +1,7 @@
 # What does each phase of a step cost the host, per parameter, in time and in allocations?
 #
-# Models of P tensors that hold next to nothing: P/2 x Linear(8, 8), one row. What a system takes more than libtorch is its
-# own cost, and per parameter that difference over P. At one rank nothing is sent; at two, waiting is in it.
+# Models of P tensors that hold next to nothing: P/2 x Linear(8, 8), one row. What a system takes more than libtorch is
+# its own cost, and per parameter that difference over P. At one rank nothing is sent; at two, waiting is in it.
 # Allocations are calls of operator new in the whole process, which LibTorch's own threads make, too.
 import statistics
 

@@ -31,7 +31,7 @@ QUICK = ["L4 H32 B8 AdamW", "resnet B8 AdamW"]
 
 
 def cells_of(case):
-    """Everybody as they come, accel with accel::optim; and in variants, the peers' with what their manuals recommend."""
+    """Everybody as they come, accel with accel::optim; as variants the peers with what their manuals recommend."""
     cells = [Cell(system, case) for system in SYSTEMS]
     cells.append(Cell("accel", {**case, "torch_optim": True}, "torch::optim"))  # as libtorch has it
     cells.append(Cell("accel", {**case, "shared_memory": False}, "by network", needs="shared_memory"))

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks, over fixtures: what a row says, what a comparison calls a change, what is refused."""
+"""The arithmetic of the benchmarks, over fixtures: what a row says, what is called a change, what is refused."""
 import json
 import pathlib
 import sys

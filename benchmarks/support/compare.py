@@ -28,7 +28,7 @@ def read(path):
 
 
 def noise(row):
-    """How far the median is off from one turn to the next, as a share of it; where there are no turns, from p10 to p50."""
+    """How far the medians of the rounds are apart, as a share of theirs; where there are none, p10 from p50."""
     rounds = row.get("rounds") or []
     if len(rounds) >= 3:
         return (max(rounds) - min(rounds)) / statistics.median(rounds)
@@ -39,7 +39,7 @@ def verdict(old, new):
     """The change of p50 in words, as a share of the old one, and whether it is beyond the noise."""
     change = new["p50"] / old["p50"] - 1
     bound = max(noise(old), noise(new), SMALLEST)
-    if abs(math.log1p(change)) <= math.log1p(bound):
+    if abs(change) <= bound:
         return f"within noise ({change:+.1%} of +-{bound:.1%})", False
     text = f"faster by {-change:.0%}" if change < 0 else f"slower by {change:.0%}"
     return f"{text}, beyond +-{bound:.1%}", True

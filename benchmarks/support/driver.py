@@ -111,8 +111,9 @@ class Bench:
 
 
 def options_of(arguments):
-    parser = argparse.ArgumentParser(prog="bash benchmarks/run.sh", allow_abbrev=False,
-                                     description="Runs benchmarks, all of them where none is named: " + ", ".join(names()))
+    parser = argparse.ArgumentParser(
+        prog="bash benchmarks/run.sh", allow_abbrev=False,
+        description="Runs benchmarks, all of them where none is named: " + ", ".join(names()))  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: less than 50 s each")
     parser.add_argument("--ranks", type=int, metavar="N", help="this world size only")

@@ -90,7 +90,7 @@ def steps_in(turn_s, cells, groups):
 
 
 def take_turns(cells, groups, rounds, steps, warm, work=run):
-    """Fills cell.rounds with what `work` finds. Every system does equally many steps, behind some that do not count."""
+    """Fills cell.rounds with what `work` finds. All do equally many steps, behind some that do not count."""
     for turn in range(rounds):
         for place in range(len(cells)):
             cell = cells[(turn + place) % len(cells)]  # nobody is always behind the same one
@@ -113,6 +113,6 @@ def rows_of(benchmark, label, cells, world_size, **more):
             chosen += [cell for cell in cells if not cell.variant and cell.system not in systems
                        and (cell.system == "accel" or "accel" in systems)]  # fmt: skip
         case = f"{label}, {variant}" if variant else label
-        rows += relate([Row(benchmark, case, cell.system, world_size, "ms", milliseconds(cell.rounds), again=cell.variant != variant,
-                            **more) for cell in chosen])  # fmt: skip
+        rows += relate([Row(benchmark, case, cell.system, world_size, "ms", milliseconds(cell.rounds),
+                            again=cell.variant != variant, **more) for cell in chosen])  # fmt: skip
     return rows

@@ -83,7 +83,7 @@ def relate(rows):
 
 
 def print_table(rows, over="accel", columns=()):
-    """One line per row; the last column is its p50 over that of `over`. `columns` are names of what else a row holds."""
+    """One line per row, its p50 over that of `over` last. `columns` are names of what else a row holds."""
     width = max([len(row.case) for row in rows] + [24])
     print(f"{'case':{width}} {'ranks':>5} {'system':14} {'p10':>9} {'p50':>9} {'p99':>9} {'unit':7}"
           + "".join(f" {name.replace('_', ' '):>12}" for name in columns) + f" / {over}")
