@@ -27,7 +27,7 @@ TEST_CASE("describe says what was detected, from where, and every default in for
                                          "timeout_s = 600",
                                          "precision: fp32",
                                          "accumulation_steps: 3",
-                                         "buckets of 25 MiB, the last of 1 MiB",
+                                         "buckets of an eighth of the gradients (1 to 25 MiB), the last of 1 MiB",
                                          "rendezvous timeout: 60 s",
                                          "intra-op threads: 1",
                                          "log: info",
@@ -79,6 +79,7 @@ TEST_CASE("a loss that cannot be differentiated is refused before anything is se
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator;
     auto model = accelerator.prepare(std::make_shared<Mlp>());
+    accelerator.wait_for_everyone();  // the first to be refused ends the group
     REQUIRE_THROWS_WITH(accelerator.backward(torch::Tensor()), ContainsSubstring("found undefined"));
     REQUIRE_THROWS_WITH(accelerator.backward(model(torch::ones({2, 5}))), ContainsSubstring("f32[2, 3]"));
     torch::NoGradGuard no_grad;

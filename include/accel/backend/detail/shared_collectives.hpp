@@ -134,6 +134,7 @@ class SharedCollectives {
   void wait(std::uint64_t number, Deadline deadline, Hopeless&& hopeless) {
     constexpr std::chrono::milliseconds slice{100};
     std::unique_lock lock(mutex_);
+    // Also where the group has failed meanwhile: what everybody has brought comes to its end on every rank.
     for (advance(); finished_ < number; advance()) {
       if (control_.failed()) throw std::runtime_error("it was given up");
       if (neighbours_->reached_soon(awaited_)) continue;
@@ -170,7 +171,7 @@ class SharedCollectives {
   void advance() {
     if (error_) std::rethrow_exception(error_);
     try {
-      while (!operations_.empty() && !control_.failed()) {
+      while (!operations_.empty()) {
         announce_what_fits();
         if (!course_.under_way() && announced_ == finished_) awaited_ = slot_free();
         if (!neighbours_->reached(awaited_)) return;
@@ -186,10 +187,13 @@ class SharedCollectives {
   }
 
   void finish() {
-    // What was read of a rank that has given up since may have been overwritten before.
-    for (int other = 0; other < world_size(); ++other)
-      if (neighbours_->of(other).standing.gone.load() == Board::broken)
+    // What was read of a rank that gave up in the middle may have been overwritten before; one that had come
+    // to the end had seen that everybody was done reading.
+    for (int other = 0; other < world_size(); ++other) {
+      const auto& standing = neighbours_->of(other).standing;
+      if (standing.gone.load() == Board::broken && standing.finished.load() <= finished_)
         throw std::runtime_error(message("rank ", other, " has given up this group"));
+    }
     course_ = {};
     awaited_ = {};
     operations_.pop_front();
