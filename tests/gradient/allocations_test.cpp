@@ -47,16 +47,24 @@ namespace {
 
 /// Gloo of which an all_reduce does nothing: what is counted then is ours and LibTorch's.
 struct SilentGloo : backend::Gloo {
+  /// One of Gloo, or nothing.
   struct Work {
-    void wait() {}
-    void wait_until(Deadline) {}
-    [[nodiscard]] bool done() const { return true; }
+    void wait() {
+      if (inner) inner->wait();
+    }
+    void wait_until(Deadline deadline) {
+      if (inner) inner->wait_until(deadline);
+    }
+    [[nodiscard]] bool done() const { return !inner || inner->done(); }
+
+    std::optional<Gloo::Work> inner;
   };
 
   using Gloo::Gloo;
   explicit SilentGloo(Gloo&& part) : Gloo(std::move(part)) {}
   Work all_reduce(const at::Tensor&, ReduceOp) { return {}; }
   Work all_reduce(std::span<at::Tensor>, ReduceOp) { return {}; }
+  Work broadcast(const at::Tensor& tensor, int root) { return {Gloo::broadcast(tensor, root)}; }
   SilentGloo split(std::span<const int> ranks, std::string_view part_name) {
     return SilentGloo(Gloo::split(ranks, part_name));
   }
@@ -134,7 +142,6 @@ TEST_CASE("the reducer allocates nothing in a step", "[allocations]") {
 TEST_CASE("a step allocates what the plain loop and one all_reduce per bucket do", "[allocations]") {
   on_ranks({2}, [](Rank) {
     const std::int64_t plain = plain_step(true, sgd);
-    backend::Gloo::Options options;
     Accelerator<backend::Gloo, precision::Fp32> accelerator;
     at::Tensor bucket = accelerator.backend().allocate(4_KiB);
     const std::int64_t reduction =
