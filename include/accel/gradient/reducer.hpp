@@ -25,6 +25,7 @@
 #include <accel/gradient/confirmation.hpp>
 #include <accel/gradient/forecast.hpp>
 #include <accel/gradient/ledger.hpp>
+#include <accel/gradient/stepper.hpp>
 #include <accel/gradient/watch.hpp>
 #include <accel/tensor/named_tensor.hpp>
 
@@ -92,10 +93,10 @@ class Reducer final : Hooks::Listener {
   // 1. Backward begins.
 
   /// `reduces`: it is the last of a step. `factor`: by what a gradient is multiplied when it moves into the
-  /// arena at once; others come multiplied.
+  /// arena at once; others come multiplied. `steppers`: who steps as soon as gradients have arrived.
   ///
   /// Order    before Ledger::begin(), which writes to gradients.
-  void begin(bool reduces, double factor) {
+  void begin(bool reduces, double factor, std::vector<std::shared_ptr<Stepper>> steppers = {}) {
     const c10::AutoGradMode no_grad(false);
     for (const auto& model : models_) model.watch->begin();
     if (reduces) take_order();
@@ -104,6 +105,9 @@ class Reducer final : Hooks::Listener {
     factor_ = factor;
     reduces_ = reduces;
     if (!reduces) return;
+    steppers_ = std::move(steppers);
+    stepped_.assign(steppers_.empty() ? 0 : sizes_.size(), 0);
+    buckets_stepped_ = 0;
     learn();
     std::fill(arrived_.begin(), arrived_.end(), std::uint8_t{0});
     works_.clear();
@@ -157,6 +161,7 @@ class Reducer final : Hooks::Listener {
     }
     works_.push_back(backend_->all_reduce(schedule_->payloads[next_], ReduceOp::sum));
     ++next_;
+    while (steps_early() && works_[buckets_stepped_].done()) step_bucket();
   }
 
   // 4. Backward is over.
@@ -171,6 +176,7 @@ class Reducer final : Hooks::Listener {
   void give_up() {
     end();
     for (const std::size_t i : std::exchange(aside_, {})) arena_.show(i);
+    steppers_.clear();
   }
 
   /// Starts what backward has not, without waiting.
@@ -190,10 +196,12 @@ class Reducer final : Hooks::Listener {
   /// Throws   InvalidArgument, on every rank, if their optimizers have not taken the same number of steps.
   void wait() {
     const c10::AutoGradMode no_grad(false);
+    while (steps_early()) step_bucket();
     for (auto& work : works_) work.wait();
     const auto found = confirmation_.wait();
     reduce_late(found);
     settle(found);
+    step_rest(found);
     if (confirmation_.is_read()) learn();
   }
 
@@ -264,7 +272,40 @@ class Reducer final : Hooks::Listener {
     }
   }
 
-  // 7. What is remembered for the next step.
+  // 7. The step, where it is taken inside of backward.
+
+  /// There is a bucket that will be the sum of all, as nobody can come late.
+  [[nodiscard]] bool steps_early() const {
+    return !steppers_.empty() && schedule_->certain && buckets_stepped_ < works_.size();
+  }
+
+  /// The next bucket: as a rule before earlier layers have run backward. What this
+  /// rank has no news of waits for the confirmation: it may be that nobody has.
+  void step_bucket() {
+    works_[buckets_stepped_].wait();
+    std::vector<at::Tensor> ready;
+    for (const std::size_t i : schedule_->buckets[buckets_stepped_].parameters)
+      if (arrived_[i] != 0) {
+        ready.push_back(arena_.parameters()[i]);
+        stepped_[i] = 1;
+      }
+    ++buckets_stepped_;
+    for (const auto& stepper : steppers_) stepper->step(ready);
+  }
+
+  void step_rest(std::span<const Use> found) {
+    if (steppers_.empty()) return;
+    std::vector<at::Tensor> rest;
+    for (const Model& model : models_) {
+      const auto uses = found.subspan(model.first, model.end - model.first);
+      if (std::all_of(uses.begin(), uses.end(), [](Use use) { return use == Use::none; })) continue;
+      for (std::size_t i = model.first; i < model.end; ++i)
+        if (stepped_[i] == 0 && gradient(i).defined()) rest.push_back(arena_.parameters()[i]);
+    }
+    for (const auto& stepper : std::exchange(steppers_, {})) stepper->step(rest);
+  }
+
+  // 8. What is remembered for the next step.
 
   void learn() {
     const auto* learnt = confirmation_.take();
@@ -402,6 +443,9 @@ class Reducer final : Hooks::Listener {
   std::vector<backend::WorkOf<B>> works_;  // by bucket, as far as started
   std::vector<std::size_t> aside_;         // whose gradient autograd must not see before the end
   std::vector<LateGradient> late_;
+  std::vector<std::shared_ptr<Stepper>> steppers_;
+  std::vector<std::uint8_t> stepped_;  // by parameter, if there are steppers
+  std::size_t buckets_stepped_ = 0;
 
   // The order in which gradients arrive, looked at once.
   bool observes_ = false;

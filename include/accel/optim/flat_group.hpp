@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -48,8 +49,25 @@ class FlatGroup {
 
   /// What a step of `parameters` consists of: those that have a gradient.
   [[nodiscard]] std::vector<Batch>& batches(const std::vector<at::Tensor>& parameters) {
-    if (!is_as_it_was(parameters)) look(parameters);
+    if (!is_as_it_was(parameters)) {
+      begin(parameters);
+      std::vector<std::size_t> all(parameters.size());
+      std::iota(all.begin(), all.end(), std::size_t{0});
+      batches_ = look(parameters, all);
+    }
     return batches_;
+  }
+
+  /// What a step of some of them alone consists of. Call took() when it is taken.
+  ///
+  /// Cost     a few tensors are made for every piece.
+  [[nodiscard]] std::vector<Batch> batches_of(const std::vector<at::Tensor>& parameters,
+                                              const std::vector<std::size_t>& which) {
+    begin(parameters);
+    return look(parameters, which);
+  }
+  void took(const Batch& batch) {
+    for (const std::size_t i : batch.members) members_[i].steps = batch.count;
   }
 
   /// The state of parameter i.
@@ -101,13 +119,20 @@ class FlatGroup {
     return true;
   }
 
-  void look(const std::vector<at::Tensor>& parameters) {
-    for (const auto& batch : batches_)
-      for (const std::size_t i : batch.members) members_[i].steps = batch.count;
+  /// Lets go of what was made for an earlier step.
+  void begin(const std::vector<at::Tensor>& parameters) {
+    for (const auto& batch : batches_) took(batch);
     batches_.clear();
-    match(parameters);
+    const auto is = [](const Member& member, const at::Tensor& parameter) {
+      return member.parameter == parameter.unsafeGetTensorImpl();
+    };
+    if (!std::equal(members_.begin(), members_.end(), parameters.begin(), parameters.end(), is)) match(parameters);
+  }
+
+  [[nodiscard]] std::vector<Batch> look(const std::vector<at::Tensor>& parameters,
+                                        const std::vector<std::size_t>& which) {
     std::vector<std::size_t> order;  // those with a gradient, as gradients lie in memory
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
+    for (const std::size_t i : which) {
       at::Tensor& gradient = parameters[i].mutable_grad();
       if (gradient.defined() && gradient.layout() != at::kStrided) gradient = gradient.to_dense();
       Member& member = members_[i];
@@ -128,13 +153,16 @@ class FlatGroup {
     });
     settle_down(parameters, order);
     for (std::size_t i : order) make_state(parameters[i], members_[i]);
+    std::vector<Batch> batches;
     for (std::size_t begin = 0; begin < order.size();) {
       std::size_t end = begin + 1;
       while (end < order.size() && are_neighbours(parameters, order[end - 1], order[end])) ++end;
       add_piece(parameters,
-                {order.begin() + static_cast<std::ptrdiff_t>(begin), order.begin() + static_cast<std::ptrdiff_t>(end)});
+                {order.begin() + static_cast<std::ptrdiff_t>(begin), order.begin() + static_cast<std::ptrdiff_t>(end)},
+                batches);
       begin = end;
     }
+    return batches;
   }
 
   /// Each parameter keeps what it had, though the list may have become another.
@@ -160,10 +188,11 @@ class FlatGroup {
     Home& home = homes_[member.home];
     for (auto& state : member.states) state = state.clone();
     member.is_at_home = false;
-    const bool is_ours = member.data == address(parameter);
-    const auto known = static_cast<std::size_t>(1 + home.members);
-    if (is_ours && home.parameters.storage().use_count() == known) parameter.set_data(parameter.detach().clone());
-    if (is_ours) --home.members;
+    const bool lies_there = member.data == address(parameter);
+    const bool is_shared = home.parameters.storage().use_count() != 1 + home.members;
+    if (lies_there && is_shared) return;  // it stays there, and so does who looks at it
+    if (lies_there) parameter.set_data(parameter.detach().clone());
+    --home.members;
   }
 
   void drop_empty_homes() {
@@ -251,15 +280,16 @@ class FlatGroup {
     return span > 0 && second.offset - first.offset == span;
   }
 
-  void add_piece(const std::vector<at::Tensor>& parameters, const std::vector<std::size_t>& run) {
+  void add_piece(const std::vector<at::Tensor>& parameters, const std::vector<std::size_t>& run,
+                 std::vector<Batch>& batches) {
     const Member& first = members_[run.front()];
     const at::Tensor& parameter = parameters[run.front()];
-    auto batch = std::find_if(batches_.begin(), batches_.end(), [&](const Batch& one) {
+    auto batch = std::find_if(batches.begin(), batches.end(), [&](const Batch& one) {
       return one.count == first.steps && one.parameters.front().scalar_type() == parameter.scalar_type() &&
              one.parameters.front().device() == parameter.device();
     });
-    if (batch == batches_.end()) {
-      batch = batches_.insert(batch, Batch{});
+    if (batch == batches.end()) {
+      batch = batches.insert(batch, Batch{});
       batch->states.resize(states_);
       batch->count = first.steps;
       batch->steps.push_back(at::zeros({}, parameter.options().dtype(at::kFloat).requires_grad(false)));

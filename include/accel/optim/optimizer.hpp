@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -70,16 +72,23 @@ class FusedOptimizer {
   void step() {
     const c10::AutoGradMode no_grad(false);
     for (std::size_t g = 0; g < groups_.size(); ++g) {
-      const Options& options = groups_[g].options();
-      while (flat_.size() <= g) flat_.emplace_back(Rule::states(options));
-      for (Batch& batch : flat_[g].batches(groups_[g].params())) {
-        ++batch.count;
-        at::Tensor& step = batch.steps.front();
-        if (step.is_cpu())
-          *step.mutable_data_ptr<float>() = static_cast<float>(batch.count);
-        else
-          step.fill_(static_cast<double>(batch.count));
-        Rule::apply(batch, options);
+      while (flat_.size() <= g) flat_.emplace_back(Rule::states(groups_[g].options()));
+      for (Batch& batch : flat_[g].batches(groups_[g].params())) take(batch, g);
+    }
+  }
+
+  /// Steps these alone, as far as they are its own and have a gradient.
+  void step_some(std::span<const at::Tensor> some) {
+    const c10::AutoGradMode no_grad(false);
+    std::vector<std::vector<std::size_t>> which(groups_.size());
+    for (const auto& parameter : some)
+      if (const auto* place = place_of(parameter)) which[place->first].push_back(place->second);
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      while (flat_.size() <= g) flat_.emplace_back(Rule::states(groups_[g].options()));
+      if (which[g].empty()) continue;
+      for (Batch& batch : flat_[g].batches_of(groups_[g].params(), which[g])) {
+        take(batch, g);
+        flat_[g].took(batch);
       }
     }
   }
@@ -124,8 +133,41 @@ class FusedOptimizer {
   }
 
  private:
+  void take(Batch& batch, std::size_t g) {
+    ++batch.count;
+    at::Tensor& step = batch.steps.front();
+    if (step.is_cpu())
+      *step.mutable_data_ptr<float>() = static_cast<float>(batch.count);
+    else
+      step.fill_(static_cast<double>(batch.count));
+    Rule::apply(batch, groups_[g].options());
+    // A piece is no view of its parameters: autograd is told that what a graph may have saved has changed.
+    for (const std::size_t i : batch.members) groups_[g].params()[i].unsafeGetTensorImpl()->bump_version();
+  }
+
+  /// Group and number in it; null if it is not ours.
+  [[nodiscard]] const std::pair<std::size_t, std::size_t>* place_of(const at::Tensor& parameter) {
+    const auto look = [&]() -> const std::pair<std::size_t, std::size_t>* {
+      const auto found = places_.find(parameter.unsafeGetTensorImpl());
+      if (found == places_.end()) return nullptr;
+      const auto& [g, i] = found->second;
+      const auto& parameters = groups_[g].params();
+      return i < parameters.size() && parameters[i].is_same(parameter) ? &found->second : nullptr;
+    };
+    if (const auto* place = look()) return place;
+    std::size_t count = 0;
+    for (const auto& group : groups_) count += group.params().size();
+    if (count == places_.size()) return nullptr;
+    places_.clear();  // a list is the user's to change
+    for (std::size_t g = 0; g < groups_.size(); ++g)
+      for (std::size_t i = 0; i < groups_[g].params().size(); ++i)
+        places_[groups_[g].params()[i].unsafeGetTensorImpl()] = {g, i};
+    return look();
+  }
+
   Options defaults_;
   std::vector<Group> groups_;
+  std::unordered_map<const c10::TensorImpl*, std::pair<std::size_t, std::size_t>> places_;
   std::vector<FlatGroup> flat_;  // by group
 };
 

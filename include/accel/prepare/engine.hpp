@@ -94,10 +94,11 @@ class Engine final : public Session {
       accumulation.check_window_is_whole();
       check_loss(loss);
       check_torn();
+      auto steppers = synchronises ? steppers_of_step(retain_graph) : Steppers{};
       const auto split = gradient::split_factor(share() * accumulation.loss_factor());
-      begin(synchronises, split.arrival);
+      begin(synchronises, split.arrival, steppers);
       loss.backward(gradient::root_gradient(loss, split.root), retain_graph);
-      end(synchronises);
+      end(synchronises, steppers);
     } catch (const CommError&) {
       give_up();  // the ranks know why
       throw;
@@ -203,11 +204,37 @@ class Engine final : public Session {
     return position ? position->share() : in_flight.share(1.0 / topology.world_size);
   }
 
-  void begin(bool synchronises, double arrival_factor) {
+  using Steppers = std::vector<std::shared_ptr<gradient::Stepper>>;
+
+  /// The optimizers that step inside of this backward.
+  ///
+  /// Throws   InvalidArgument where that cannot be right.
+  [[nodiscard]] Steppers steppers_of_step(bool retain_graph) const {
+    Steppers steppers;
+    for (const auto& model : models)
+      for (const auto& weak : model->steppers) {
+        auto stepper = weak.lock();
+        if (stepper == nullptr || std::find(steppers.begin(), steppers.end(), stepper) != steppers.end()) continue;
+        ACCEL_CHECK(!retain_graph, InvalidArgument, "backward: retain_graph keeps a graph whose weights ",
+                    "optimizer.step_in_backward() changes; use one of them");
+        ACCEL_CHECK(!stepper->has_stepped, InvalidArgument, "backward: an optimizer of ", model->record.label,
+                    " has stepped inside of the last backward, and its step() was not called since; with ",
+                    "optimizer.step_in_backward() a step is one backward: add losses up, or step without it");
+        check_model(*model);
+        const std::string* stray = model->watch == nullptr ? nullptr : model->watch->stray(model->ledger.parameters());
+        ACCEL_CHECK(stray == nullptr, InvalidArgument, "backward: the gradient of ", *stray, " of ",
+                    model->record.label,
+                    " comes from a backward that accelerator.backward did not run; clear it first");
+        steppers.push_back(std::move(stepper));
+      }
+    return steppers;
+  }
+
+  void begin(bool synchronises, double arrival_factor, const Steppers& steppers) {
     const double correction = accumulation.take_correction();
     // What the reducer moves to its place is multiplied on the way; a GPU's gradients wait for their bucket.
     const bool moves = topology.world_size > 1 && device.is_cpu();
-    if (reducer_.has_models()) reducer_.begin(synchronises, moves ? arrival_factor : 1.0);
+    if (reducer_.has_models()) reducer_.begin(synchronises, moves ? arrival_factor : 1.0, steppers);
     for (const auto& model : models) {
       if (correction != 1.0) model->ledger.rescale(correction);
       model->ledger.begin(synchronises);
@@ -215,14 +242,20 @@ class Engine final : public Session {
     arrival_.set(arrival_factor, moves);
   }
 
-  void end(bool synchronises) {
+  void end(bool synchronises, const Steppers& steppers) {
     arrival_.set(1.0);
     reducer_.end();
     if (synchronises && topology.world_size > 1) {
       reduce();
     } else {
-      for (const auto& model : models) synchronises ? model->ledger.reduced() : model->ledger.added_up();
+      for (const auto& model : models) {
+        const bool is_touched = model->ledger.has_news();
+        synchronises ? model->ledger.reduced() : model->ledger.added_up();
+        for (const auto& stepper : steppers)
+          if (is_touched) stepper->step(model->ledger.parameters());
+      }
     }
+    for (const auto& stepper : steppers) stepper->has_stepped = true;
   }
 
   void give_up() {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -15,6 +16,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <accel/core/error.hpp>
+#include <accel/gradient/stepper.hpp>
 #include <accel/prepare/session.hpp>
 #include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/spec.hpp>
@@ -79,9 +81,32 @@ class Optimizer {
     session_->at_rank([&] {
       if (session_->accumulation.only_adds_up()) return;
       check_before_step();
-      optimizer_->step();
+      if (stepper_ == nullptr)
+        optimizer_->step();
+      else
+        ACCEL_CHECK(std::exchange(stepper_->has_stepped, false), InvalidArgument,
+                    "step: no backward has run since the ",
+                    "last step, and with step_in_backward() that is what steps");
       session_->note_step();
     });
+  }
+
+  /// From now on each part of the model is stepped as soon as its gradients have arrived, while backward
+  /// goes on with earlier layers: in the last backward of a window, before that returns. The loop stays as
+  /// it is; step() marks the end of the step. Weights are those of a step after backward, bit for bit.
+  ///
+  /// A backward that fails half-way, as when a rank is lost, leaves weights of which some are stepped: go on
+  /// from a checkpoint.
+  ///
+  /// Throws   InvalidArgument later, from what cannot be right with it: clipping by a global norm,
+  ///          retain_graph, several backwards for one step.
+  /// Order    every rank, before its next backward.
+  void step_in_backward()
+    requires requires(O& optimizer, std::span<const at::Tensor> some) { optimizer.step_some(some); }
+  {
+    if (stepper_ != nullptr) return;
+    stepper_ = std::make_shared<StepSome>(optimizer_);
+    for (const auto& model : models_) model->steppers.push_back(stepper_);
   }
 
   /// For optimizers that call the closure themselves, as LBFGS does. The closure calls
@@ -186,9 +211,18 @@ class Optimizer {
     return false;
   }
 
+  struct StepSome final : gradient::Stepper {
+    explicit StepSome(std::shared_ptr<O> own) : optimizer(std::move(own)) {}
+    void step(std::span<const at::Tensor> some) override {
+      if constexpr (requires { optimizer->step_some(some); }) optimizer->step_some(some);
+    }
+    std::shared_ptr<O> optimizer;
+  };
+
   std::shared_ptr<O> optimizer_;
   std::shared_ptr<Session> session_;
   std::vector<std::shared_ptr<PreparedModel>> models_;
+  std::shared_ptr<StepSome> stepper_;  // null unless it steps inside of backward
   std::int64_t backwards_at_clear_ = 0;
 };
 

@@ -19,6 +19,7 @@
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/clip.hpp>
 #include <accel/gradient/ledger.hpp>
+#include <accel/gradient/stepper.hpp>
 #include <accel/gradient/watch.hpp>
 #include <accel/launch/topology.hpp>
 #include <accel/tensor/record.hpp>
@@ -31,7 +32,8 @@ struct PreparedModel {
   tensor::Record record;
   std::size_t number = 0;  // among those of its session
   gradient::Ledger ledger;
-  std::unique_ptr<gradient::Watch> watch;                                    // null at one rank and for frozen models
+  std::unique_ptr<gradient::Watch> watch;                    // null at one rank and for frozen models
+  std::vector<std::weak_ptr<gradient::Stepper>> steppers{};  // optimizers of it that step inside of backward
   at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
 };
 
@@ -96,6 +98,10 @@ struct Session {
   /// Scales the gradients of `model` so that their norm is at most `max_norm`; returns the norm before,
   /// or in a micro-step that only adds up the last one.
   at::Tensor clip_grad_norm_(PreparedModel& model, double max_norm, double norm_type) const {
+    for (const auto& stepper : model.steppers)
+      ACCEL_CHECK(stepper.expired(), InvalidArgument, "clip_grad_norm_: an optimizer of ", model.record.label,
+                  " steps inside of backward, before the norm of all gradients is known; clip without ",
+                  "optimizer.step_in_backward()");
     if (accumulation.only_adds_up()) return model.norm;
     check_gradients(model, "clip_grad_norm_");
     return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
@@ -134,9 +140,16 @@ struct Session {
 
   /// Refuses a step on a model that is not what was prepared, or whose gradients are not reduced.
   ///
-  /// Cost     two comparisons per parameter.
   /// Throws   InvalidArgument after net->to(...), after a late requires_grad, or under no_sync.
   void check_before_step(const PreparedModel& model) const {
+    check_model(model);
+    check_gradients(model, "step");
+  }
+
+  /// Refuses a model that is not what was prepared.
+  ///
+  /// Cost     two comparisons per parameter.
+  void check_model(const PreparedModel& model) const {
     const tensor::Record& record = model.record;
     for (std::size_t i = 0; i < record.parameters.size(); ++i) {
       const auto& [name, tensor] = record.parameters[i];
@@ -150,7 +163,6 @@ struct Session {
     const std::string* lost = model.watch == nullptr ? nullptr : model.watch->lost_hook();
     ACCEL_CHECK(lost == nullptr, InvalidArgument, "step: autograd no longer reports the gradient of ", *lost,
                 ": its post-accumulate hook was replaced; set hooks of your own before accelerator.prepare");
-    check_gradients(model, "step");
   }
 
  private:

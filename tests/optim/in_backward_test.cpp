@@ -1,0 +1,145 @@
+// Steps inside of backward: the weights of a step after it, earlier; and what is refused.
+#include "support/models.hpp"
+#include "support/ranks.hpp"
+
+#include <accel/accelerator.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include <chrono>
+#include <thread>
+
+using namespace accel;
+using namespace accel::testing;
+using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+struct Tower : torch::nn::Module {
+  Tower() {
+    for (int i = 0; i < 4; ++i) layers.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(6, 6)));
+  }
+  torch::Tensor forward(torch::Tensor x, int without = -1) {
+    for (int i = 0; i < 4; ++i)
+      if (i != without) x = torch::tanh(layers[static_cast<std::size_t>(i)](x));
+    return x;
+  }
+  std::vector<torch::nn::Linear> layers;
+};
+
+Gloo::Options small_buckets(int accumulation_steps = 1) {
+  Gloo::Options options{.accumulation_steps = accumulation_steps};
+  options.gradient.caps = {.bucket_cap = 64_B, .last_bucket_cap = 32_B};
+  return options;
+}
+
+template <class MakeOptimizer>
+std::vector<std::string> tower_weights(Rank rank, bool in_backward, int steps_per_window, bool overlap,
+                                       MakeOptimizer make) {
+  torch::manual_seed(11);
+  auto options = small_buckets(steps_per_window);
+  options.gradient.overlap = overlap;
+  Gloo accelerator(options);
+  auto net = std::make_shared<Tower>();
+  auto [model, optimizer] = accelerator.prepare(net, make(net->parameters()));
+  if (in_backward) optimizer.step_in_backward();
+  for (int step = 0; step < 12; ++step) {
+    const auto before = bits(net->parameters());
+    for (int i = 0; i < steps_per_window; ++i) {
+      auto micro_step = accelerator.accumulate();
+      // Everything in the first steps; then a layer that one rank leaves out, or all of them.
+      const int without = step < 5 ? -1 : step < 8 && rank.rank != 0 ? 3 : step == 9 ? 2 : -1;
+      const auto x = torch::full({2, 6}, 0.1 * step + rank.rank - i);
+      accelerator.backward(net->forward(x, without).square().mean());
+      if (i + 1 < steps_per_window) REQUIRE((bits(net->parameters()) == before));
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    REQUIRE((bits(net->parameters()) != before));
+  }
+  return bits(net->parameters());
+}
+
+}  // namespace
+
+TEST_CASE("steps inside of backward give the weights of steps after it, bit for bit", "[in_backward]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    const auto adamw = [](const std::vector<torch::Tensor>& all) { return optim::AdamW(all, {.lr = 1e-2}); };
+    const auto sgd = [](const std::vector<torch::Tensor>& all) {
+      return optim::SGD(all, {.lr = 1e-1, .momentum = 0.9});
+    };
+    for (const int window : {1, 3})
+      for (const bool overlap : {true, false}) {
+        const auto same = [&](auto make) {
+          return tower_weights(rank, true, window, overlap, make) == tower_weights(rank, false, window, overlap, make);
+        };
+        REQUIRE(same(adamw));
+        REQUIRE(same(sgd));
+      }
+  });
+}
+
+TEST_CASE("later layers have stepped while backward still runs through earlier ones", "[in_backward]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator(small_buckets());
+    auto net = std::make_shared<Tower>();
+    auto [model, optimizer] = accelerator.prepare(net, optim::SGD(net->parameters(), {.lr = 1e-1}));
+    optimizer.step_in_backward();
+    for (int step = 0; step < 4; ++step) {
+      const auto last = net->layers[3]->bias;
+      const auto before = bits({last});
+      bool has_stepped = false;
+      auto hidden = torch::tanh(net->layers[0](torch::full({2, 6}, 0.3 + rank.rank)));
+      auto later = torch::tanh(net->layers[1](hidden));
+      // Time for the others, and then one bucket more, whose start looks at what has arrived.
+      later.register_hook([&](const torch::Tensor&) { std::this_thread::sleep_for(std::chrono::milliseconds(100)); });
+      hidden.register_hook([&](const torch::Tensor&) { has_stepped = bits({last}) != before; });
+      accelerator.backward(net->layers[3](torch::tanh(net->layers[2](later))).square().mean());
+      if (step > 1) REQUIRE(has_stepped);  // the first steps show that nobody lacks anything
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+  });
+}
+
+TEST_CASE("what cannot be right with steps inside of backward is refused", "[in_backward]") {
+  const auto refused = [](auto what, const std::string& words) {
+    on_ranks({1, 2}, [&](Rank) {
+      Gloo accelerator;
+      auto net = std::make_shared<Tower>();
+      auto [model, optimizer] = accelerator.prepare(net, optim::SGD(net->parameters(), {.lr = 1e-1}));
+      optimizer.step_in_backward();
+      const auto loss = [&] { return net->forward(torch::ones({2, 6})).square().mean(); };
+      accelerator.backward(loss());
+      accelerator.wait_for_everyone();
+      REQUIRE_THROWS_WITH(what(accelerator, model, optimizer, loss), ContainsSubstring(words));
+    });
+  };
+  refused([](auto& accelerator, auto&, auto&, auto loss) { accelerator.backward(loss()); }, "a step is one backward");
+  refused(
+      [](auto& accelerator, auto&, auto& optimizer, auto loss) {
+        optimizer.step();
+        accelerator.wait_for_everyone();
+        accelerator.backward(loss(), /*retain_graph=*/true);
+      },
+      "retain_graph");
+  refused([](auto& accelerator, auto& model, auto&, auto) { accelerator.clip_grad_norm_(model, 1.0); },
+          "before the norm of all gradients is known");
+  refused(
+      [](auto&, auto&, auto& optimizer, auto) {
+        optimizer.step();
+        optimizer.step();
+      },
+      "no backward has run since");
+}
+
+TEST_CASE("a graph whose weights were stepped cannot be gone through again", "[optim]") {
+  Tower net;
+  optim::SGD optimizer(net.parameters());
+  const auto loss = net.forward(torch::ones({2, 6})).square().mean();
+  for (const auto& parameter : net.parameters()) parameter.mutable_grad() = torch::ones_like(parameter);
+  optimizer.step();
+  REQUIRE_THROWS_WITH(loss.backward(), ContainsSubstring("modified by an inplace operation"));
+}
