@@ -63,7 +63,7 @@ struct Board {
   /// How far the rank is. Counters only grow; one cache line holds all.
   struct alignas(128) Standing {
     std::atomic<std::uint64_t> announced{0};  // operations whose entry and slot are written
-    std::atomic<std::uint64_t> steps{0};      // of large messages, see SharedCollectives
+    std::atomic<std::uint64_t> steps{0};      // of large messages, see Exchange
     std::atomic<std::uint64_t> finished{0};   // operations: of those before it nothing is read any more
     std::atomic<std::uint32_t> sleepers{0};   // threads that want to hear the others' bell
     std::atomic<std::uint32_t> bell{0};       // changes when there is news for sleepers
