@@ -106,8 +106,14 @@ class Accelerator {
   /// For collectives of your own, and for what a backend offers beyond its contract, as Traced does.
   [[nodiscard]] BackendType& backend() { return engine_->backend; }
 
-  /// What was detected, from where, and every setting in force.
-  [[nodiscard]] std::string describe() const { return description_; }
+  /// What was detected, from where, every setting in force, and the buckets of what is prepared.
+  [[nodiscard]] std::string describe() const {
+    return message(description_, "buckets: ", engine_->describe_buckets(), "\n");
+  }
+
+  /// The buckets of what is prepared, to begin with another time: Options::gradient.plan. Best saved after
+  /// the second step, when the order is known in which gradients arrive. Empty at one rank.
+  [[nodiscard]] std::string bucket_plan() const { return engine_->bucket_plan(); }
 
   // Prepare and train
 

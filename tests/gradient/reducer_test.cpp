@@ -14,7 +14,7 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-const gradient::ReducerOptions many_buckets{.caps = {.bucket_cap = 64_B, .last_bucket_cap = 32_B}};
+const gradient::ReducerOptions many_buckets{.caps = {.bucket_cap = 1_B, .last_bucket_cap = 1_B}};
 
 /// A branch that only some inputs take, and one that nobody takes.
 struct Branches : torch::nn::Module {

@@ -7,6 +7,7 @@
 #include <accel/gradient/forecast.hpp>
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <algorithm>
 #include <random>
@@ -190,6 +191,55 @@ TEST_CASE("buckets are planned anew for the order in which gradients arrive", "[
     }
     for (const auto& parameter : net->parameters())
       REQUIRE(bits({accelerator.broadcast(parameter.detach().clone())}) == bits({parameter}));
+  });
+}
+
+TEST_CASE("the plan in force is described, and a measured cap is the same on every rank", "[unused]") {
+  on_ranks({2, 3}, [](Rank) {
+    Gloo accelerator({.gradient = {.caps = {.bucket_cap = gradient::Caps::automatic()}}});
+    REQUIRE(accelerator.describe().find("buckets: none") != std::string::npos);
+    auto net = std::make_shared<torch::nn::LinearImpl>(600, 600);  // 1.4 MB
+    auto model = accelerator.prepare(net);
+    const auto text = accelerator.describe();
+    const auto plan = text.substr(text.find("buckets: "));
+    REQUIRE(plan.find("parameter") != std::string::npos);
+    const auto bytes = torch::full({1}, static_cast<std::int64_t>(std::hash<std::string>()(plan) >> 2));
+    REQUIRE(torch::equal(accelerator.reduce(bytes, Reduction::max), accelerator.reduce(bytes, Reduction::min)));
+    accelerator.backward(model(torch::ones({2, 600})).sum());
+  });
+}
+
+TEST_CASE("a plan can be saved and installed, and one of another model is refused by name", "[unused]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    std::string plan;
+    std::vector<std::string> weights;
+    const gradient::ReducerOptions few{.caps = {.bucket_cap = 200_B, .last_bucket_cap = 64_B}};
+    for (int run = 0; run < 2; ++run) {
+      Counting::Options options{.gradient = few};
+      if (run == 1) options.gradient = {.plan = plan};
+      Counting accelerator(options);
+      torch::manual_seed(2);
+      auto net = std::make_shared<Chain>(5);
+      auto [model, optimizer] = accelerator.prepare(net, torch::optim::SGD(net->parameters(), 0.1));
+      for (int step = 0; step < 4; ++step) {
+        CountingGloo::all_reduces = 0;
+        accelerator.backward(net->forward(chain_input(step * 3 + rank.rank)).sum());
+        REQUIRE(CountingGloo::all_reduces == 4);  // three buckets, and who used what
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+      if (run == 0) {
+        plan = accelerator.bucket_plan();
+        weights = bits(net->parameters());
+      }
+      REQUIRE(accelerator.bucket_plan() == plan);
+      REQUIRE((bits(net->parameters()) == weights));
+    }
+    REQUIRE(std::count(plan.begin(), plan.end(), '\n') == 3);
+    REQUIRE(plan.find("0/layer4.weight 0/layer3.weight 0/layer2.weight\n") == 0);
+    Gloo other({.gradient = {.plan = plan}});
+    REQUIRE_THROWS_WITH(other.prepare(std::make_shared<Mlp>()),
+                        Catch::Matchers::ContainsSubstring("0/first.weight of a prepared model does not stand in it"));
   });
 }
 

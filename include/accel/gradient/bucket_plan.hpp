@@ -40,6 +40,15 @@ class Caps {
 
   [[nodiscard]] const std::vector<Bytes>& list() const { return caps_; }
 
+  /// Measured when the first model is prepared: as large as what the link sends in ten times its latency, so
+  /// that latency is a tenth of what a bucket takes, and more of them are under way while backward runs.
+  [[nodiscard]] static Caps automatic() {
+    Caps caps;
+    caps.is_automatic_ = true;
+    return caps;
+  }
+  [[nodiscard]] bool is_automatic() const { return is_automatic_; }
+
   /// Of bucket number `index` of a model of `total`.
   [[nodiscard]] Bytes of(std::size_t index, Bytes total) const {
     if (!caps_.empty()) return caps_[std::min(index, caps_.size() - 1)];
@@ -49,6 +58,7 @@ class Caps {
   }
 
   friend std::ostream& operator<<(std::ostream& out, const Caps& caps) {
+    if (caps.is_automatic_) return out << "a size that is measured";
     if (caps.caps_.empty()) return out << "an eighth of the gradients (1 to 25 MiB)";
     for (std::size_t i = 0; i < caps.caps_.size(); ++i) out << (i == 0 ? "" : ", ") << caps.caps_[i];
     return out;
@@ -56,6 +66,7 @@ class Caps {
 
  private:
   std::vector<Bytes> caps_;
+  bool is_automatic_ = false;
 };
 
 struct BucketCaps {
@@ -120,16 +131,20 @@ struct PlannedBucket {
   bool operator==(const PlannedBucket&) const = default;
 };
 
-/// Packs parameters into buckets in the order of `layout`. A bucket stays under its cap unless a single
-/// parameter exceeds it, and ends where a parameter follows that is not `used`; no parameter is split.
+/// Packs parameters into buckets in the order of `layout`. A bucket stays under its cap, but one that is not
+/// half full takes along what follows, so that no bias travels alone between two large weights. It ends
+/// where a parameter follows that is not `used`; no parameter is split.
 ///
-/// The last bucket is kept small: backward is over when it is full, so nothing hides its reduction.
-/// Buckets are listed in the order in which they fill.
+/// The last bucket is kept small: backward is over when it is full, so nothing hides its reduction. (What
+/// comes before it goes along if it is small, too.) Buckets are listed in the order in which they fill.
 ///
 /// Source   Li et al. 2020, PyTorch Distributed, section 3.2.
 /// Differs  DDP makes its first bucket small, and sends zeros for what is not used.
+///
+/// `bucket_of`, where it is given, decides instead of the caps: a number for every parameter.
 [[nodiscard]] inline std::vector<PlannedBucket> plan_buckets(const Layout& layout, const BucketCaps& caps,
-                                                             std::span<const std::uint8_t> used) {
+                                                             std::span<const std::uint8_t> used,
+                                                             std::span<const std::size_t> bucket_of = {}) {
   const auto size_of = [&](std::size_t i) {
     const auto& place = layout.places[i];
     return place.numel * static_cast<std::int64_t>(c10::elementSize(layout.segments[place.segment].dtype));
@@ -168,9 +183,13 @@ struct PlannedBucket {
       const auto line = 64 / static_cast<std::int64_t>(c10::elementSize(layout.segments[place.segment].dtype));
       return place.offset - now.bucket.end < line;
     };
-    const bool begins_last = !parameters.empty() && in_last[i] && !in_last[parameters.back()];
-    const bool fits = in_last[i] || now.bytes + size_of(i) <= cap_of[place.segment];
-    if (!parameters.empty() && (begins_last || !fits || !follows())) full.push_back(std::exchange(now, {}));
+    const bool begins_last = !parameters.empty() && in_last[i] && !in_last[parameters.back()] &&
+                             4 * now.bytes >= caps.last_bucket_cap.count;  // else it is not worth a message
+    const std::int64_t cap = cap_of[place.segment];
+    const auto shares = [&] { return bucket_of[parameters.back()] == bucket_of[i]; };
+    const bool fits = in_last[i] || now.bytes + size_of(i) <= cap || 2 * now.bytes < cap;
+    const auto ends = [&] { return bucket_of.empty() ? begins_last || !fits : !shares(); };
+    if (!parameters.empty() && (ends() || !follows())) full.push_back(std::exchange(now, {}));
     if (parameters.empty()) {
       now.bucket.segment = place.segment;
       now.bucket.begin = place.offset;

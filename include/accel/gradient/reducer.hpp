@@ -25,6 +25,8 @@
 #include <accel/gradient/confirmation.hpp>
 #include <accel/gradient/forecast.hpp>
 #include <accel/gradient/ledger.hpp>
+#include <accel/gradient/measure_cap.hpp>
+#include <accel/gradient/saved_plan.hpp>
 #include <accel/gradient/stepper.hpp>
 #include <accel/gradient/watch.hpp>
 #include <accel/tensor/named_tensor.hpp>
@@ -35,6 +37,7 @@ struct ReducerOptions {
   BucketCaps caps{};
   bool overlap = true;            // start a bucket when it is full; false: all of them after backward
   bool broadcast_buffers = true;  // rank 0's, whenever a backward has reduced their model: DDP's default
+  std::string plan{};             // of an earlier run, accelerator.bucket_plan(): then caps do not count
 };
 
 /// Sums the gradients of all models over the ranks while backward still runs.
@@ -57,18 +60,23 @@ class Reducer final : Hooks::Listener {
   ///
   /// Order    every rank, with equal parameters.
   void add(const std::vector<tensor::NamedTensor>& parameters, Ledger& ledger, std::unique_ptr<Watch>& watch) {
+    const bool is_planned = !options_.plan.empty();
+    auto names = names_;
+    for (const auto& [name, tensor] : parameters) names.push_back(message(models_.size(), "/", name));
+    if (is_planned) installed_ = installed_plan(options_.plan, names);
+    names_ = std::move(names);
+    if (!is_planned && options_.caps.bucket_cap.is_automatic()) options_.caps.bucket_cap = measure_cap(*backend_);
     const std::size_t first = sizes_.size();
     std::vector<at::Tensor> tensors = arena_.parameters();
     for (const auto& [name, tensor] : parameters) {
       sizes_.push_back({tensor.numel(), tensor.scalar_type(), tensor.device(), models_.size()});
       model_of_.push_back(models_.size());
-      names_.push_back(name);
       tensors.push_back(tensor);
     }
     Hooks::Listener& self = *this;
     watch = std::make_unique<Watch>(parameters, self, first);
     models_.push_back({&ledger, watch.get(), first, sizes_.size()});
-    Layout layout = lay_out(sizes_, reverse_registration(sizes_.size()));
+    Layout layout = lay_out(sizes_, is_planned ? installed_.order : reverse_registration(sizes_.size()));
     const auto memory = allocate(layout);
     arena_ = Arena(std::move(tensors), std::move(layout), memory);  // gradients move in with the next backward
     arrived_.assign(sizes_.size(), 0);
@@ -78,7 +86,7 @@ class Reducer final : Hooks::Listener {
     schedule_of(0).expect(std::vector<std::uint8_t>(sizes_.size(), 1));
     observed_.clear();
     order_.reset();
-    observes_ = true;
+    observes_ = !is_planned;
   }
 
   /// There is a model with something to reduce.
@@ -86,6 +94,30 @@ class Reducer final : Hooks::Listener {
 
   /// Where gradients lie now.
   [[nodiscard]] const Arena& arena() const { return arena_; }
+
+  /// The buckets in force where everything is used: how many, and of what sizes.
+  [[nodiscard]] std::string describe() const {
+    if (models_.empty()) return "none";
+    const auto& buckets = schedules_.front().buckets;
+    std::string text = message(buckets.size(), buckets.size() == 1 ? " of " : ": ");
+    constexpr std::size_t most = 12;  // of which one reads the sizes
+    for (std::size_t b = 0; b < buckets.size(); ++b) {
+      if (b == most - 1 && buckets.size() > most) {
+        text += message(", ", buckets.size() - most, " more");
+        b = buckets.size() - 1;
+      }
+      const auto& [segment, begin, end, parameters] = buckets[b];
+      const auto size = static_cast<std::int64_t>(c10::elementSize(arena_.layout().segments[segment].dtype));
+      text += message(b == 0 ? "" : ", ", Bytes{(end - begin) * size}, " (", parameters.size(),
+                      parameters.size() == 1 ? " parameter)" : " parameters)");
+    }
+    return text;
+  }
+
+  /// The same to begin with another time: ReducerOptions::plan.
+  [[nodiscard]] std::string plan() const {
+    return models_.empty() ? std::string() : saved_plan(schedules_.front().buckets, names_);
+  }
 
   /// An optimizer has taken a step on this rank.
   void note_step() { confirmation_.note_step(); }
@@ -347,7 +379,7 @@ class Reducer final : Hooks::Listener {
     if (together(layout) == together(arena_.layout())) return;
     const auto memory = allocate(layout);
     arena_.move_to(std::move(layout), memory);
-    for (auto& schedule : schedules_) schedule.plan(arena_, options_.caps, schedule.used);
+    for (auto& schedule : schedules_) schedule.plan(arena_, options_.caps, schedule.used, installed_.bucket_of);
   }
 
   // What is started when.
@@ -364,9 +396,10 @@ class Reducer final : Hooks::Listener {
     std::vector<std::size_t> expected{};   // by bucket: how many arrive
     bool certain = false;                  // everything arrived, on every rank, the last time
 
-    void plan(const Arena& arena, const BucketCaps& caps, std::vector<std::uint8_t> set) {
+    void plan(const Arena& arena, const BucketCaps& caps, std::vector<std::uint8_t> set,
+              const std::vector<std::size_t>& installed) {
       used = std::move(set);
-      buckets = plan_buckets(arena.layout(), caps, used);
+      buckets = plan_buckets(arena.layout(), caps, used, installed);
       payloads.clear();
       bucket_of.assign(used.size(), none);
       for (std::size_t b = 0; b < buckets.size(); ++b) {
@@ -393,7 +426,7 @@ class Reducer final : Hooks::Listener {
   Schedule& schedule_of(std::size_t number) {
     while (schedules_.size() <= number) {
       schedules_.emplace_back();
-      schedules_.back().plan(arena_, options_.caps, forecast_.set(schedules_.size() - 1));
+      schedules_.back().plan(arena_, options_.caps, forecast_.set(schedules_.size() - 1), installed_.bucket_of);
     }
     return schedules_[number];
   }
@@ -427,7 +460,8 @@ class Reducer final : Hooks::Listener {
   std::vector<Model> models_;
   std::vector<ParameterSize> sizes_;  // by parameter, of all models, as for all that follow
   std::vector<std::size_t> model_of_;
-  std::vector<std::string> names_;
+  std::vector<std::string> names_;  // behind the number of their model
+  InstalledPlan installed_;         // empty unless there is a plan of an earlier run
   Arena arena_;
   Forecast forecast_;
   std::deque<Schedule> schedules_;  // by number of their used set

@@ -144,6 +144,10 @@ class Engine final : public Session {
     return reducer_.arena().pieces(model.watch->first(), model.watch->end_number());
   }
 
+  /// The plan in force, as text.
+  [[nodiscard]] std::string describe_buckets() const { return reducer_.describe(); }
+  [[nodiscard]] std::string bucket_plan() const { return reducer_.plan(); }
+
   void put_buffers(const PreparedModel& model) override {
     if (buffers_) buffers_->put(model.number);
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 #include <accel/core/log.hpp>
 #include <accel/core/units.hpp>
 #include <accel/core/version.hpp>
@@ -40,6 +41,7 @@ template <class B, class P>
           message("accumulation_steps = ", accumulation.steps()),
           message("loss_normalization = ", name_of(accumulation.normalization())),
           message("buckets of ", gradient.caps.bucket_cap, ", the last of ", gradient.caps.last_bucket_cap),
+          message("plan ", gradient.plan.empty() ? "of its own" : message("with hash ", fnv1a(gradient.plan))),
           message("overlap = ", flag(gradient.overlap)),
           message("broadcast_buffers = ", flag(gradient.broadcast_buffers))};
 }
