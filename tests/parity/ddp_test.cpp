@@ -1,4 +1,5 @@
 // Against PyTorch's DistributedDataParallel, run live.
+#include "files.hpp"
 #include "support/folder.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
@@ -9,7 +10,6 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 
 using namespace accel;
@@ -28,25 +28,13 @@ struct NormedMlp : torch::nn::Module {
   torch::nn::Linear second{register_module("second", torch::nn::Linear(7, 3))};
 };
 
-void write(const std::filesystem::path& path, const torch::Tensor& tensor) {
-  const auto flat = tensor.detach().contiguous();
-  std::ofstream(path, std::ios::binary)
-      .write(static_cast<const char*>(flat.const_data_ptr()), static_cast<std::streamsize>(flat.nbytes()));
-}
-
-torch::Tensor flat(const std::vector<torch::Tensor>& tensors) {
-  std::vector<torch::Tensor> rows_of;
-  for (const auto& tensor : tensors) rows_of.push_back(tensor.detach().flatten());
-  return torch::cat(rows_of);
-}
-
 /// Lets DDP train as ddp.py says; each rank's file is in `folder` then.
 void train_ddp(int world_size, const std::filesystem::path& folder) {
   torch::manual_seed(3);
   const Noise data(ddp_steps * ddp_rows * world_size);
-  write(folder / "parameters.bin", flat(NormedMlp().parameters()));
-  write(folder / "data.bin", data.all.data);
-  write(folder / "target.bin", data.all.target);
+  write_raw(folder / "parameters.bin", flat(NormedMlp().parameters()));
+  write_raw(folder / "data.bin", data.all.data);
+  write_raw(folder / "target.bin", data.all.target);
   ReservedPort port;
   const auto result =
       run_program({ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/parity/ddp.py", folder.string(), std::to_string(ddp_steps),
@@ -99,17 +87,13 @@ TEST_CASE("gradients, and the statistics that each forward finds, are DDP's: bit
       std::vector<torch::Tensor> seen;
       train_accel(1, rank.world_size, seen);
       train_accel(2, rank.world_size, seen);
-      std::ifstream file(folder / ("seen" + std::to_string(rank.rank) + ".bin"), std::ios::binary);
-      const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+      const auto theirs = read_raw(folder / ("seen" + std::to_string(rank.rank) + ".bin"));
       const auto ours = flat(seen);
-      REQUIRE(bytes.size() == ours.nbytes());
-      if (rank.world_size == 2) {
-        REQUIRE(bits({ours})[0] == bytes);
-      } else {
-        auto theirs = torch::empty_like(ours);
-        std::memcpy(theirs.mutable_data_ptr(), bytes.data(), bytes.size());
+      REQUIRE(theirs.numel() == ours.numel());
+      if (rank.world_size == 2)
+        REQUIRE(bits({ours}) == bits({theirs}));
+      else
         REQUIRE(distance({ours}, {theirs}) < 1e-6);
-      }
     });
   }
 }
