@@ -3,8 +3,8 @@
 #
 #   bash tests/run.sh           all of them: about 10 minutes on two cores from an empty machine, 4 when built
 #   bash tests/run.sh --full    and each header alone, the quickstart, each benchmark once, the tests with ranks under
-#                               AddressSanitizer and UBSan, and what of --matrix fits into 30 minutes in all; it says
-#                               what was left out
+#                               AddressSanitizer and UBSan, the reducer's under ThreadSanitizer, and what of --matrix
+#                               fits into 30 minutes in all; it says what was left out
 #   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
 #   bash tests/run.sh --gpu     instead: what needs a GPU, with the torch of python3, without network and packages.
 #                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
@@ -20,6 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
 readonly build="$accel_build_dir/tests"
 readonly sanitized="$accel_build_dir/sanitize"
+readonly threads="$accel_build_dir/sanitize-threads"
 readonly matrix="$accel_build_dir/matrix"
 readonly other="$accel_build_dir/other-compiler"
 readonly gpu="$accel_build_dir/gpu"
@@ -148,6 +149,13 @@ build_sanitized() {
   compile "$sanitized"
 }
 
+# With the other compiler, whose ThreadSanitizer this is. In it the reducer's tests, and those of what it runs on.
+build_for_threads() {
+  configure "$threads" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
+    -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;gradient;sanitizers"
+  compile "$threads"
+}
+
 # The contract of backends, the laws and the messages for wrong use: what a compiler or a LibTorch could break.
 build_matrix() {
   local folder="$1"
@@ -180,7 +188,16 @@ minutes_left() {
 # make of constrained templates.
 set_up_other_compiler() {
   ensure_clang
+  ensure_thread_sanitizer
   accel_cmake_arguments+=(-DCMAKE_CXX_COMPILER="$CXX" -DCMAKE_CXX_FLAGS=-fclang-abi-compat=17)
+}
+
+# Its runtime, and what finds the names that suppressions are compared with.
+ensure_thread_sanitizer() {
+  local packages=()
+  have "llvm-symbolizer-$second_clang" || packages+=("llvm-$second_clang")
+  [[ -e "$("$CXX" -print-file-name=libclang_rt.tsan-x86_64.a)" ]] || packages+=("libclang-rt-$second_clang-dev")
+  if ((${#packages[@]} > 0)); then stage "installing ${packages[*]}" install_packages "${packages[@]}"; fi
 }
 
 need_gpu() {
@@ -247,6 +264,10 @@ if [[ "$what" == --full ]]; then
   if minutes_left 2 "clang-tidy"; then
     timed "set-up of the other compiler" set_up_other_compiler
     timed "clang-tidy" run_clang_tidy
+    if minutes_left 9 "ThreadSanitizer"; then
+      timed "compiling the reducer's tests with ThreadSanitizer" build_for_threads
+      timed "running them" run_tests "$threads" "threads: "
+    fi
     if minutes_left 5 "the pass with the other compiler"; then
       timed "compiling the tests with the other compiler" build_matrix "$other"
       timed "running them" run_tests "$other" "other compiler: "
