@@ -13,7 +13,6 @@
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/view_as_real.h>
 #include <c10/core/Storage.h>
 
 #include <accel/core/units.hpp>
@@ -55,8 +54,7 @@ class Arena {
   /// The gradients of [begin, end) of a segment, for sums over the ranks. Those of complex numbers are sums
   /// of their parts.
   [[nodiscard]] at::Tensor payload(const PlannedBucket& bucket) const {
-    const at::Tensor range = segments_[bucket.segment].flat.narrow(0, bucket.begin, bucket.end - bucket.begin);
-    return range.is_complex() ? at::view_as_real(range) : range;
+    return tensor::real_parts(segments_[bucket.segment].flat.slice(0, bucket.begin, bucket.end));
   }
 
   /// Parameter i's gradient is its view.
@@ -127,14 +125,8 @@ class Arena {
 
   /// Brings parameter i's gradient, which is elsewhere, into its place, times `factor`.
   void move_in(std::size_t i, double factor = 1.0) {
-    at::Tensor& gradient = parameters_[i].mutable_grad();
-    if (gradient.is_sparse()) gradient = gradient.to_dense();
-    copy(gradient, i, factor);
-    // A handle in the user's hands stays the gradient, as it does where LibTorch adds to it.
-    if (gradient.use_count() > 1 && !gradient.requires_grad())
-      adopt(gradient, i);
-    else
-      gradient = views_[i];
+    copy(dense_gradient(i), i, factor);
+    take_place(i);
   }
 
   /// The same for all of `which` that are elsewhere, in one pass where a call costs more than it moves.
@@ -149,21 +141,13 @@ class Arena {
     }
     if (elsewhere_.empty()) return;
     for (const std::size_t i : elsewhere_) {
-      at::Tensor& gradient = parameters_[i].mutable_grad();
-      if (gradient.is_sparse()) gradient = gradient.to_dense();
-      sources_.push_back(gradient.variable_data());
+      sources_.push_back(dense_gradient(i).variable_data());
       targets_.push_back(views_[i]);
     }
     at::_foreach_copy_(targets_, sources_);
     sources_.clear();
     targets_.clear();
-    for (const std::size_t i : elsewhere_) {
-      at::Tensor& gradient = parameters_[i].mutable_grad();
-      if (gradient.use_count() > 1 && !gradient.requires_grad())
-        adopt(gradient, i);
-      else
-        gradient = views_[i];
-    }
+    for (const std::size_t i : elsewhere_) take_place(i);
   }
 
   /// Nothing is what this rank has for parameter i.
@@ -231,6 +215,22 @@ class Arena {
     for (std::size_t i = 0; i < views_.size(); ++i)
       if (layout_.places[i].segment == s && parameters_[i].grad().unsafeGetTensorImpl() == old[i].unsafeGetTensorImpl())
         adopt(old[i], i);
+  }
+
+  [[nodiscard]] const at::Tensor& dense_gradient(std::size_t i) const {
+    at::Tensor& gradient = parameters_[i].mutable_grad();
+    if (gradient.is_sparse()) gradient = gradient.to_dense();
+    return gradient;
+  }
+
+  /// What was copied to its place is the gradient there from now on.
+  void take_place(std::size_t i) {
+    at::Tensor& gradient = parameters_[i].mutable_grad();
+    // A handle in the user's hands stays the gradient, as it does where LibTorch adds to it.
+    if (gradient.use_count() > 1 && !gradient.requires_grad())
+      adopt(gradient, i);
+    else
+      gradient = views_[i];
   }
 
   /// Makes `gradient` the view of parameter i: the same tensor to whoever has it, in our memory.

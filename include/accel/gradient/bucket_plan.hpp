@@ -9,12 +9,14 @@
 #include <numeric>
 #include <ostream>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
+#include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
 
 namespace accel::inline v0_1::gradient {
@@ -36,9 +38,6 @@ class Caps {
   Caps() = default;
   Caps(Bytes all) : caps_{all} {}
   Caps(std::initializer_list<Bytes> caps) : caps_(caps) {}
-  explicit Caps(std::vector<Bytes> caps) : caps_(std::move(caps)) {}
-
-  [[nodiscard]] const std::vector<Bytes>& list() const { return caps_; }
 
   /// Measured when the first model is prepared: as large as what the link sends in ten times its latency, so
   /// that latency is a tenth of what a bucket takes, and more of them are under way while backward runs.
@@ -207,6 +206,23 @@ struct PlannedBucket {
   std::vector<PlannedBucket> plan;
   for (auto& one : full) plan.push_back(std::move(one.bucket));
   return plan;
+}
+
+/// `3: 4 MiB (2 parameters), 4 MiB (2 parameters), 1 MiB (2 parameters)`
+[[nodiscard]] inline std::string describe(const std::vector<PlannedBucket>& buckets, const Layout& layout) {
+  std::string text = message(buckets.size(), buckets.size() == 1 ? " of " : ": ");
+  constexpr std::size_t most = 12;  // of which one reads the sizes
+  for (std::size_t b = 0; b < buckets.size(); ++b) {
+    if (b == most - 1 && buckets.size() > most) {
+      text += message(", ", buckets.size() - most, " more");
+      b = buckets.size() - 1;
+    }
+    const auto& [segment, begin, end, parameters] = buckets[b];
+    const auto size = static_cast<std::int64_t>(c10::elementSize(layout.segments[segment].dtype));
+    text += message(b == 0 ? "" : ", ", Bytes{(end - begin) * size}, " (", parameters.size(),
+                    parameters.size() == 1 ? " parameter)" : " parameters)");
+  }
+  return text;
 }
 
 }  // namespace accel::inline v0_1::gradient

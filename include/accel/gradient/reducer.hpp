@@ -14,7 +14,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
@@ -27,6 +26,7 @@
 #include <accel/gradient/ledger.hpp>
 #include <accel/gradient/measure_cap.hpp>
 #include <accel/gradient/saved_plan.hpp>
+#include <accel/gradient/schedule.hpp>
 #include <accel/gradient/stepper.hpp>
 #include <accel/gradient/watch.hpp>
 #include <accel/tensor/named_tensor.hpp>
@@ -97,21 +97,7 @@ class Reducer final : Hooks::Listener {
 
   /// The buckets in force where everything is used: how many, and of what sizes.
   [[nodiscard]] std::string describe() const {
-    if (models_.empty()) return "none";
-    const auto& buckets = schedules_.front().buckets;
-    std::string text = message(buckets.size(), buckets.size() == 1 ? " of " : ": ");
-    constexpr std::size_t most = 12;  // of which one reads the sizes
-    for (std::size_t b = 0; b < buckets.size(); ++b) {
-      if (b == most - 1 && buckets.size() > most) {
-        text += message(", ", buckets.size() - most, " more");
-        b = buckets.size() - 1;
-      }
-      const auto& [segment, begin, end, parameters] = buckets[b];
-      const auto size = static_cast<std::int64_t>(c10::elementSize(arena_.layout().segments[segment].dtype));
-      text += message(b == 0 ? "" : ", ", Bytes{(end - begin) * size}, " (", parameters.size(),
-                      parameters.size() == 1 ? " parameter)" : " parameters)");
-    }
-    return text;
+    return models_.empty() ? "none" : gradient::describe(schedules_.front().buckets, arena_.layout());
   }
 
   /// The same to begin with another time: ReducerOptions::plan.
@@ -279,8 +265,7 @@ class Reducer final : Hooks::Listener {
 
   /// The elements of a tensor without gaps, as they lie in memory; of complex ones their parts.
   [[nodiscard]] static at::Tensor elements(const at::Tensor& tensor) {
-    const at::Tensor flat = tensor.as_strided({tensor.numel()}, {1});
-    return flat.is_complex() ? at::view_as_real(flat) : flat;
+    return tensor::real_parts(tensor.as_strided({tensor.numel()}, {1}));
   }
 
   // 6. Everything has arrived.
@@ -289,18 +274,17 @@ class Reducer final : Hooks::Listener {
   /// if nobody has, as in DDP. A model that nobody has touched is what it was.
   void settle(std::span<const Use> found) {
     for (const std::size_t i : std::exchange(aside_, {})) arena_.show(i);
-    for (const auto& [ledger, watch, first, end] : models_) {
-      const auto uses = found.subspan(first, end - first);
-      if (std::all_of(uses.begin(), uses.end(), [](Use use) { return use == Use::none; })) {
-        ledger->added_up();
+    for (const Model& model : models_) {
+      if (!model.is_used(found)) {
+        model.ledger->added_up();
         continue;
       }
-      for (std::size_t i = first; i < end; ++i)
+      for (std::size_t i = model.first; i < model.end; ++i)
         if (found[i] == Use::none)
-          ledger->restore(i - first);
+          model.ledger->restore(i - model.first);
         else if (!gradient(i).defined())
           arena_.show(i);
-      ledger->reduced();
+      model.ledger->reduced();
     }
   }
 
@@ -311,8 +295,8 @@ class Reducer final : Hooks::Listener {
     return !steppers_.empty() && schedule_->certain && buckets_stepped_ < works_.size();
   }
 
-  /// The next bucket: as a rule before earlier layers have run backward. What this
-  /// rank has no news of waits for the confirmation: it may be that nobody has.
+  /// The next bucket: as a rule before earlier layers have run backward. What this rank has no news of
+  /// waits for the confirmation: it may be that nobody has.
   void step_bucket() {
     works_[buckets_stepped_].wait();
     std::vector<at::Tensor> ready;
@@ -329,8 +313,7 @@ class Reducer final : Hooks::Listener {
     if (steppers_.empty()) return;
     std::vector<at::Tensor> rest;
     for (const Model& model : models_) {
-      const auto uses = found.subspan(model.first, model.end - model.first);
-      if (std::all_of(uses.begin(), uses.end(), [](Use use) { return use == Use::none; })) continue;
+      if (!model.is_used(found)) continue;
       for (std::size_t i = model.first; i < model.end; ++i)
         if (stepped_[i] == 0 && gradient(i).defined()) rest.push_back(arena_.parameters()[i]);
     }
@@ -382,47 +365,6 @@ class Reducer final : Hooks::Listener {
     for (auto& schedule : schedules_) schedule.plan(arena_, options_.caps, schedule.used, installed_.bucket_of);
   }
 
-  // What is started when.
-
-  /// The buckets of a used set, and what of it this rank waits for.
-  struct Schedule {
-    static constexpr auto none = static_cast<std::size_t>(-1);
-
-    std::vector<std::uint8_t> used;  // by parameter, as for all that follow
-    std::vector<PlannedBucket> buckets{};
-    std::vector<at::Tensor> payloads{};    // by bucket
-    std::vector<std::size_t> bucket_of{};  // by parameter; none: it is not in any
-    std::vector<std::uint8_t> arrives{};   // by parameter: on this rank, the last time
-    std::vector<std::size_t> expected{};   // by bucket: how many arrive
-    bool certain = false;                  // everything arrived, on every rank, the last time
-
-    void plan(const Arena& arena, const BucketCaps& caps, std::vector<std::uint8_t> set,
-              const std::vector<std::size_t>& installed) {
-      used = std::move(set);
-      buckets = plan_buckets(arena.layout(), caps, used, installed);
-      payloads.clear();
-      bucket_of.assign(used.size(), none);
-      for (std::size_t b = 0; b < buckets.size(); ++b) {
-        payloads.push_back(arena.payload(buckets[b]));
-        for (const std::size_t i : buckets[b].parameters) bucket_of[i] = b;
-      }
-      count();
-    }
-
-    void expect(const std::vector<std::uint8_t>& arrivals) {
-      if (arrives == arrivals) return;
-      arrives = arrivals;
-      count();
-    }
-
-   private:
-    void count() {
-      expected.assign(buckets.size(), 0);
-      for (std::size_t i = 0; i < arrives.size(); ++i)
-        if (arrives[i] != 0 && bucket_of[i] != none) ++expected[bucket_of[i]];
-    }
-  };
-
   Schedule& schedule_of(std::size_t number) {
     while (schedules_.size() <= number) {
       schedules_.emplace_back();
@@ -435,6 +377,12 @@ class Reducer final : Hooks::Listener {
     Ledger* ledger;
     Watch* watch;
     std::size_t first, end;  // its parameters among all
+
+    /// Some rank has news for one of them.
+    [[nodiscard]] bool is_used(std::span<const Use> found) const {
+      const auto uses = found.subspan(first, end - first);
+      return std::any_of(uses.begin(), uses.end(), [](Use use) { return use != Use::none; });
+    }
   };
 
   struct LateGradient {

@@ -27,7 +27,7 @@ class Watch final : Hooks::Listener {
         first_(first),
         heard_(parameters_.size(), 0),
         stray_(parameters_.size(), 0),
-        hooks_(tensors(), *this) {}
+        hooks_(tensor::tensors_of(parameters_), *this) {}
 
   /// The numbers of this model's parameters: from the first to before the end.
   [[nodiscard]] std::size_t first() const { return first_; }
@@ -79,12 +79,6 @@ class Watch final : Hooks::Listener {
   void unmark(std::size_t k) {
     stray_[k] = 0;
     --strays_;
-  }
-
-  [[nodiscard]] std::vector<at::Tensor> tensors() const {
-    std::vector<at::Tensor> result;
-    for (const auto& [name, tensor] : parameters_) result.push_back(tensor);
-    return result;
   }
 
   std::vector<tensor::NamedTensor> parameters_;

@@ -161,12 +161,12 @@ class Engine final : public Session {
   /// What all ranks have agreed on becomes a model of this accelerator.
   void take(std::shared_ptr<PreparedModel> model) {
     collective::broadcast_coalesced(backend, model->record.tensors(), 0);
-    std::vector<at::Tensor> trainable;
-    for (const auto& [name, parameter] : model->record.trainable_parameters()) trainable.push_back(parameter);
+    const auto named = model->record.trainable_parameters();
+    auto trainable = tensor::tensors_of(named);
     arrival_.add(trainable);
     model->ledger = gradient::Ledger(std::move(trainable), topology.world_size);
     if (topology.world_size > 1 && !model->ledger.parameters().empty())
-      reducer_.add(model->record.trainable_parameters(), model->ledger, model->watch);
+      reducer_.add(named, model->ledger, model->watch);
     model->number = models.size();
     models.push_back(std::move(model));
   }

@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/view_as_real.h>
 
 #include <accel/core/units.hpp>
 
@@ -52,6 +53,11 @@ void for_each_group(std::span<const at::Tensor> tensors, Bytes cap, Visitor&& vi
   for (std::int64_t dim = 0; dim < tensor.dim(); ++dim)
     if (tensor.stride(dim) == 0 && tensor.size(dim) > 1) tensor = tensor.narrow(dim, 0, 1);
   return tensor;
+}
+
+/// What is summed element by element: of complex numbers their parts, of others themselves.
+[[nodiscard]] inline at::Tensor real_parts(const at::Tensor& tensor) {
+  return tensor.is_complex() ? at::view_as_real(tensor) : tensor;
 }
 
 /// One buffer with room for all of `tensors`, which share dtype and device. Not filled.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -13,6 +14,14 @@ struct NamedTensor {
   std::string name;
   at::Tensor tensor;
 };
+
+/// The tensors without their names.
+[[nodiscard]] inline std::vector<at::Tensor> tensors_of(std::span<const NamedTensor> named) {
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(named.size());
+  for (const auto& one : named) tensors.push_back(one.tensor);
+  return tensors;
+}
 
 /// Whether one of `tensors` is `tensor` itself, not only equal to it.
 [[nodiscard]] inline bool is_among(const at::Tensor& tensor, std::span<const at::Tensor> tensors) {

@@ -52,11 +52,7 @@ struct Record {
     return result;
   }
 
-  [[nodiscard]] std::vector<at::Tensor> parameter_tensors() const {
-    std::vector<at::Tensor> tensors;
-    for (const auto& parameter : parameters) tensors.push_back(parameter.tensor);
-    return tensors;
-  }
+  [[nodiscard]] std::vector<at::Tensor> parameter_tensors() const { return tensors_of(parameters); }
 
   /// Parameters, then buffers.
   [[nodiscard]] std::vector<at::Tensor> tensors() const {
@@ -65,11 +61,7 @@ struct Record {
     return all;
   }
 
-  [[nodiscard]] std::vector<at::Tensor> buffer_tensors() const {
-    std::vector<at::Tensor> tensors;
-    for (const auto& buffer : buffers) tensors.push_back(buffer.tensor);
-    return tensors;
-  }
+  [[nodiscard]] std::vector<at::Tensor> buffer_tensors() const { return tensors_of(buffers); }
 
   /// One line per tensor and tie: what every rank must have alike. Strides count: the same place of a
   /// flat buffer would be another element.

@@ -220,7 +220,6 @@ class PeerSegment {
     if (token != name.token) throw std::runtime_error("another process answers to its process id");
   }
 
-  [[nodiscard]] const std::byte* base() const { return memory_.base(); }
   [[nodiscard]] const std::byte* fixed() const { return memory_.base() + page; }
 
  private:
