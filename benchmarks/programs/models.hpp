@@ -28,16 +28,9 @@ struct Net : torch::nn::Module {
   virtual Batch random_batch() = 0;  // from LibTorch's default generator
 };
 
-/// layers x (Linear(width, width), ReLU), and the mean of squares.
-struct Mlp : Net {
-  explicit Mlp(const Case& c) : batch(c.at("batch")), width(c.at("width")) {
-    for (int i = 0; i < c.at("layers"); ++i) {
-      body->push_back(torch::nn::Linear(width, width));
-      body->push_back(torch::nn::ReLU());
-    }
-    register_module("body", body);
-  }
-  torch::Tensor forward(const torch::Tensor& data) override { return body->forward(data); }
+/// From width numbers to width others, by the mean of squares.
+struct Regression : Net {
+  explicit Regression(const Case& c) : batch(c.at("batch")), width(c.at("width")) {}
   torch::Tensor loss(const torch::Tensor& output, const torch::Tensor& target) override {
     return torch::nn::functional::mse_loss(output, target);
   }
@@ -47,12 +40,24 @@ struct Mlp : Net {
   }
 
   std::int64_t batch, width;
+};
+
+/// layers x (Linear(width, width), ReLU).
+struct Mlp : Regression {
+  explicit Mlp(const Case& c) : Regression(c) {
+    for (int i = 0; i < c.at("layers"); ++i) {
+      body->push_back(torch::nn::Linear(width, width));
+      body->push_back(torch::nn::ReLU());
+    }
+    register_module("body", body);
+  }
+  torch::Tensor forward(const torch::Tensor& data) override { return body->forward(data); }
   torch::nn::Sequential body;
 };
 
 /// layers x (x + ReLU(Linear(width, width)) / layers): deep, and yet every layer learns.
-struct Residual : Net {
-  explicit Residual(const Case& c) : batch(c.at("batch")), width(c.at("width")) {
+struct Residual : Regression {
+  explicit Residual(const Case& c) : Regression(c) {
     for (int i = 0; i < c.at("layers"); ++i)
       body.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(width, width)));
   }
@@ -61,15 +66,6 @@ struct Residual : Net {
     for (auto& layer : body) x = x + torch::relu(layer(x)) / static_cast<double>(body.size());
     return x;
   }
-  torch::Tensor loss(const torch::Tensor& output, const torch::Tensor& target) override {
-    return torch::nn::functional::mse_loss(output, target);
-  }
-  Batch random_batch() override {
-    auto data = torch::randn({batch, width});
-    return {data, torch::rand({batch, width})};
-  }
-
-  std::int64_t batch, width;
   std::vector<torch::nn::Linear> body;
 };
 

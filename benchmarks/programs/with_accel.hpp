@@ -66,22 +66,20 @@ class WithAccel : public Workload {
     optimizer.zero_grad();
     phases.done(Phases::zero_grad);
     torch::Tensor loss;
-    if (micro_steps_ == 1) {
+    const auto micro_step = [&] {
       const auto& batch = batches_.next();
       loss = net_->loss(model(batch.data), batch.target);
       phases.done(Phases::forward);
       accelerator_.backward(loss);
       phases.done(Phases::backward);
       optimizer.step();
+    };
+    if (micro_steps_ == 1) {
+      micro_step();
     } else {
       for (int i = 0; i < micro_steps_; ++i) {
-        const auto micro_step = accelerator_.accumulate();
-        const auto& batch = batches_.next();
-        loss = net_->loss(model(batch.data), batch.target);
-        phases.done(Phases::forward);
-        accelerator_.backward(loss);
-        phases.done(Phases::backward);
-        optimizer.step();
+        const auto scope = accelerator_.accumulate();
+        micro_step();
       }
     }
     phases.done(Phases::optimizer);
