@@ -142,12 +142,13 @@ class Accelerator {
   /// A micro-step on `batch`, which is what a prepared loader gave (by reference), or one of its
   /// members. The accumulation_steps-th, or the epoch's last, reduces and lets the optimizer step.
   template <class Batch>
-  [[nodiscard]] prepare::MicroStep accumulate(const Batch& batch) {
-    return at_rank([&] { return prepare::MicroStep(engine_, engine_->in_flight.position_of(std::addressof(batch))); });
+  [[nodiscard]] prepare::MicroStepScope accumulate(const Batch& batch) {
+    return at_rank(
+        [&] { return prepare::MicroStepScope(engine_, engine_->in_flight.position_of(std::addressof(batch))); });
   }
   /// The same for data that no prepared loader gave: no window is known to end early.
-  [[nodiscard]] prepare::MicroStep accumulate() {
-    return at_rank([&] { return prepare::MicroStep(engine_, std::nullopt); });
+  [[nodiscard]] prepare::MicroStepScope accumulate() {
+    return at_rank([&] { return prepare::MicroStepScope(engine_, std::nullopt); });
   }
 
   /// Forgets the accumulation window that is open, and the gradients that wait for its reduction, as

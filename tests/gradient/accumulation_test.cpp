@@ -13,6 +13,11 @@ data::Position batch(std::int64_t index, std::int64_t length) {
   return {.index = index, .length = length, .rows = 1};
 }
 
+/// What a backward is that runs now, on one rank.
+MicroStep now(const Accumulation& accumulation) {
+  return accumulation.micro_step(data::InFlight(), 1.0);
+}
+
 /// 1 where a micro-step synchronises, for whole epochs of a loader.
 std::string pattern(int steps, std::int64_t batches, int epochs) {
   Accumulation accumulation(steps, LossNormalization::window_length);
@@ -59,9 +64,9 @@ TEST_CASE("a short last window is divided by its length, or by all steps as an o
   for (std::int64_t i = 0; i < 6; ++i) {
     by_length.begin(batch(i, 6));
     by_steps.begin(batch(i, 6));
-    REQUIRE(by_length.loss_factor() == (i < 4 ? 0.25 : 0.5));
-    REQUIRE(by_steps.loss_factor() == 0.25);
-    REQUIRE(by_length.take_correction() == 1.0);
+    REQUIRE(now(by_length).length == (i < 4 ? 4 : 2));
+    REQUIRE(now(by_steps).length == 4);
+    REQUIRE(now(by_length).correction == 1.0);
     by_length.end();
     by_steps.end();
   }
@@ -77,7 +82,7 @@ TEST_CASE("a window that break left open goes on with the next batch", "[accumul
   accumulation.end();
   accumulation.begin(batch(1, 10));
   REQUIRE(accumulation.synchronises());
-  REQUIRE(accumulation.loss_factor() == 1.0 / 3.0);
+  REQUIRE(now(accumulation).length == 3);
 }
 
 TEST_CASE("a window that ends early corrects what it has added up", "[accumulation]") {
@@ -86,11 +91,11 @@ TEST_CASE("a window that ends early corrects what it has added up", "[accumulati
   accumulation.end();
   accumulation.begin(batch(0, 1));  // the last batch of a shorter epoch ends it after 2
   REQUIRE(accumulation.synchronises());
-  REQUIRE(accumulation.loss_factor() == 0.5);
-  REQUIRE(accumulation.take_correction() == 2.0);  // 1/4 became 1/2
+  REQUIRE(now(accumulation).length == 2);
+  REQUIRE(now(accumulation).correction == 2.0);  // 1/4 became 1/2
   accumulation.after_backward();
-  REQUIRE(accumulation.loss_factor() == 0.5);  // of a second loss in the same micro-step
-  REQUIRE(accumulation.take_correction() == 1.0);
+  REQUIRE(now(accumulation).length == 2);  // of a second loss in the same micro-step
+  REQUIRE(now(accumulation).correction == 1.0);
 }
 
 TEST_CASE("no_sync holds back what accumulate would reduce", "[accumulation]") {
@@ -113,6 +118,34 @@ TEST_CASE("a micro-step inside of another is refused, and the outer one stays wh
   REQUIRE(accumulation.synchronises());
   accumulation.end();
   accumulation.check_window_is_over();
+}
+
+TEST_CASE("a backward takes a value: index, length, whether it synchronises, and the rank's share", "[accumulation]") {
+  Accumulation accumulation(3, LossNormalization::window_length);
+  REQUIRE_THROWS_AS(now(accumulation), InvalidArgument);  // outside of a micro-step
+  accumulation.begin(data::Position{.index = 0, .length = 2, .rows = 1, .weight_rows = 1, .round_rows = 4});
+  MicroStep step = now(accumulation);
+  REQUIRE((step.index == 0 && step.length == 2 && !step.synchronises && step.share == 0.25));
+  REQUIRE(step.factor() == 0.125);
+  accumulation.after_backward();
+  accumulation.end();
+  accumulation.begin(std::nullopt);
+  step = now(accumulation);
+  REQUIRE((step.index == 1 && step.length == 2 && step.synchronises && step.share == 1.0));
+  accumulation.enter_no_sync();
+  REQUIRE_FALSE(now(accumulation).synchronises);
+  accumulation.leave_no_sync();
+  accumulation.backward_threw();
+  REQUIRE_THROWS_AS(now(accumulation), InvalidArgument);  // the mean would lack a micro-batch
+  accumulation.end();
+  accumulation.give_up();
+  accumulation.begin(std::nullopt);
+  REQUIRE(now(accumulation).index == 0);
+}
+
+TEST_CASE("outside of micro-steps a backward is a whole step, of the rank's even share", "[accumulation]") {
+  const MicroStep step = Accumulation(1, LossNormalization::window_length).micro_step(data::InFlight(), 0.5);
+  REQUIRE((step.index == 0 && step.length == 1 && step.synchronises && step.share == 0.5 && step.correction == 1.0));
 }
 
 TEST_CASE("fewer than one step is refused", "[accumulation]") {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <iomanip>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <sstream>
 #include <string>
@@ -29,7 +30,7 @@ struct TraceRow {
 
 /// A backend that counts, per operation, calls, bytes and time. The groups split from it count with it.
 ///
-/// Cost     four looks at the clock per call.
+/// Cost     four looks at the clock per call, and a lock twice: works may be waited for on other threads.
 /// Example  Accelerator<backend::Traced<backend::Gloo>, precision::Fp32> accelerator;
 ///          ... accelerator.print(accelerator.backend().table());
 template <Backend B>
@@ -80,7 +81,7 @@ class Traced {
 
   [[nodiscard]] at::Tensor allocate(Bytes bytes) { return inner_.allocate(bytes); }
   [[nodiscard]] Traced split(std::span<const int> ranks, std::string_view part_name) {
-    return Traced(inner_.split(ranks, part_name), rows_);
+    return Traced(inner_.split(ranks, part_name), table_);
   }
   [[nodiscard]] launch::ControlPlane& control() { return inner_.control(); }
   void abort(std::string_view reason) noexcept { inner_.abort(reason); }
@@ -88,7 +89,8 @@ class Traced {
   /// The operations that were called, in a fixed order.
   [[nodiscard]] std::vector<TraceRow> rows() const {
     std::vector<TraceRow> called;
-    for (const auto& row : *rows_)
+    const std::lock_guard lock(table_->mutex);
+    for (const auto& row : table_->rows)
       if (row.calls > 0) called.push_back(row);
     return called;
   }
@@ -106,7 +108,10 @@ class Traced {
     return text.str();
   }
 
-  void reset() { *rows_ = empty_rows(); }
+  void reset() {
+    const std::lock_guard lock(table_->mutex);
+    table_->rows = empty_rows();
+  }
 
   /// The backend that does the work.
   [[nodiscard]] B& inner() { return inner_; }
@@ -114,6 +119,11 @@ class Traced {
  private:
   using Clock = std::chrono::steady_clock;
   using Rows = std::array<TraceRow, 6>;
+
+  struct Table {
+    std::mutex mutex;
+    Rows rows = empty_rows();
+  };
 
   enum class Operation : std::size_t { all_reduce, broadcast, all_gather, reduce_scatter, send, recv };
 
@@ -124,20 +134,21 @@ class Traced {
     return {{{"all_reduce"}, {"broadcast"}, {"all_gather"}, {"reduce_scatter"}, {"send"}, {"recv"}}};
   }
 
-  Traced(B&& inner, std::shared_ptr<Rows> rows) : inner_(std::move(inner)), rows_(std::move(rows)) {}
+  Traced(B&& inner, std::shared_ptr<Table> own) : inner_(std::move(inner)), table_(std::move(own)) {}
 
   template <class Start>
   Work trace(Operation operation, std::size_t bytes, Start&& start) {
     const auto begin = Clock::now();
     auto work = start();  // first: what is refused is no call
-    TraceRow& row = (*rows_)[static_cast<std::size_t>(operation)];
+    const std::lock_guard lock(table_->mutex);
+    TraceRow& row = table_->rows[static_cast<std::size_t>(operation)];
     ++row.calls;
     row.bytes.count += static_cast<std::int64_t>(bytes);
-    return Work(std::move(work), std::shared_ptr<TraceRow>(rows_, &row), begin);
+    return Work(std::move(work), table_, row, begin);
   }
 
   B inner_;
-  std::shared_ptr<Rows> rows_ = std::make_shared<Rows>(empty_rows());
+  std::shared_ptr<Table> table_ = std::make_shared<Table>();
 };
 
 template <Backend B>
@@ -154,22 +165,26 @@ class Traced<B>::Work {
  private:
   friend class Traced;
 
-  Work(WorkOf<B> work, std::shared_ptr<TraceRow> row, Clock::time_point begin)
-      : work_(std::move(work)), row_(std::move(row)), begin_(begin) {}
+  Work(WorkOf<B> work, std::shared_ptr<Table> its, TraceRow& row, Clock::time_point begin)
+      : work_(std::move(work)), table_(std::move(its)), row_(&row), begin_(begin) {}
 
   template <class Body>
   void timed(Body&& body) {
     const auto before = Clock::now();
     std::forward<Body>(body)();
-    if (!row_) return;  // a second wait
+    if (!table_) return;  // a second wait
     const auto after = Clock::now();
-    row_->in_flight += after - begin_;
-    row_->waited += after - before;
-    row_.reset();
+    {
+      const std::lock_guard lock(table_->mutex);
+      row_->in_flight += after - begin_;
+      row_->waited += after - before;
+    }
+    table_.reset();
   }
 
   WorkOf<B> work_;
-  std::shared_ptr<TraceRow> row_;
+  std::shared_ptr<Table> table_;
+  TraceRow* row_;  // in it
   Clock::time_point begin_;
 };
 

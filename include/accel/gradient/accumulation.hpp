@@ -22,6 +22,18 @@ enum class LossNormalization {
   return normalization == LossNormalization::window_length ? "window_length" : "fixed_steps";
 }
 
+/// What one backward is of its accumulation window: all that it needs to know of it.
+struct MicroStep {
+  std::int64_t index = 0;    // in its window
+  std::int64_t length = 1;   // by what its loss is divided
+  bool synchronises = true;  // the last of its window: gradients are reduced, and the optimizer steps
+  double share = 1.0;        // this rank's of the mean over the rows of all
+  double correction = 1.0;   // by what the sum of the earlier ones is multiplied before it is added to
+
+  /// By what the loss is multiplied.
+  [[nodiscard]] double factor() const { return share / static_cast<double>(length); }
+};
+
 /// Counts micro-steps. A window is accumulation_steps micro-batches, or what is left of the epoch;
 /// its last micro-step reduces, the others add up on their rank.
 class Accumulation {
@@ -38,112 +50,108 @@ class Accumulation {
   ///
   /// Throws   InvalidArgument inside of another one, whose end would be taken for its own.
   void begin(const std::optional<data::Position>& position) {
-    ACCEL_CHECK(!in_scope_, InvalidArgument, "accumulate: it is called inside of another micro-step; ",
+    ACCEL_CHECK(!under_way_, InvalidArgument, "accumulate: it is called inside of another micro-step; ",
                 "one `auto micro_step = accelerator.accumulate(batch);` is enough for all models of a step");
+    if (window_.is_over()) {
+      const std::int64_t left = position ? position->length - position->index : steps_;
+      window_ = {.length = std::min<std::int64_t>(steps_, left)};
+    }
+    current_ = {.index = window_.begun++};
+    current_.synchronises = window_.is_over() || (position && position->is_last());
+    current_.length = steps_;
+    if (normalization_ == LossNormalization::window_length) {
+      current_.length = current_.synchronises ? window_.begun : window_.length;
+      // Earlier micro-steps were divided by the length the window was begun for.
+      current_.correction = static_cast<double>(window_.length) / static_cast<double>(current_.length);
+    }
     position_ = position;
+    under_way_ = true;
     ran_ = false;
-    if (count_ == window_) {
-      count_ = 0;
-      broken_ = false;
-    }
-    if (count_ == 0) {
-      window_ = steps_;
-      if (position) window_ = std::min<std::int64_t>(steps_, position->length - position->index);
-    }
-    ++count_;
-    in_scope_ = true;
-    synchronises_ = count_ == window_ || (position && position->is_last());
-    length_ = synchronises_ ? count_ : window_;
-    // Earlier micro-steps were divided by the length the window was begun for.
-    correction_ = static_cast<double>(window_) / static_cast<double>(length_);
-    if (normalization_ == LossNormalization::fixed_steps) {
-      length_ = steps_;
-      correction_ = 1.0;
-    }
   }
 
-  void end() { in_scope_ = false; }
+  void end() { under_way_ = false; }
 
   /// Whether the current micro-step reduces and steps. Keeps its value until the next one begins.
-  [[nodiscard]] bool synchronises() const { return synchronises_ && no_sync_ == 0; }
+  [[nodiscard]] bool synchronises() const { return current_.synchronises && no_sync_ == 0; }
 
   /// A backward may run: inside of a micro-step, or where there is nothing to accumulate.
-  [[nodiscard]] bool admits_backward() const { return in_scope_ || steps_ == 1; }
+  [[nodiscard]] bool admits_backward() const { return under_way_ || steps_ == 1; }
 
   /// Inside of a micro-step that adds up and does nothing more: steps and clipping have to wait.
-  [[nodiscard]] bool only_adds_up() const { return in_scope_ && !synchronises_ && no_sync_ == 0; }
+  [[nodiscard]] bool only_adds_up() const { return under_way_ && !current_.synchronises && no_sync_ == 0; }
+
+  /// What a backward is that runs now. Of rows that no prepared loader has counted for this micro-step the
+  /// `in_flight` ones tell the share, or it is `even`.
+  ///
+  /// Throws   InvalidArgument outside of a micro-step if there is something to accumulate; in a window in
+  ///          which a backward threw: a micro-batch would be missing in its mean.
+  [[nodiscard]] MicroStep micro_step(const data::InFlight& in_flight, double even) const {
+    ACCEL_CHECK(admits_backward(), InvalidArgument, "accumulation_steps = ", steps_,
+                ", but backward was called outside of accumulate(batch); write `auto micro_step = ",
+                "accelerator.accumulate(batch);` first in the loop");
+    ACCEL_CHECK(!window_.is_broken, InvalidArgument, "backward: an earlier backward of this accumulation window ",
+                "threw, so its mean would lack a micro-batch; give the window up, on every rank: ",
+                "accelerator.give_up_window()");
+    MicroStep step = under_way_ ? current_ : MicroStep{};
+    step.synchronises = synchronises();
+    step.share = under_way_ && position_ ? position_->share() : in_flight.share(even);
+    if (ran_) step.correction = 1.0;
+    return step;
+  }
+
+  /// A backward has run to its end.
+  void after_backward() {
+    if (under_way_ && current_.synchronises) window_.begun = window_.length;
+    ran_ = true;
+    ++backwards_;
+  }
+
+  void backward_threw() { window_.is_broken = under_way_ && steps_ > 1; }
+
+  [[nodiscard]] std::int64_t backwards() const { return backwards_; }
 
   /// Throws   InvalidArgument after a loop that has ended in mid-window.
   void check_window_is_over() const {
-    ACCEL_CHECK(
-        in_scope_ || synchronises_ || count_ == 0 || no_sync_ > 0, InvalidArgument, "step: ", count_, " of ", window_,
-        " micro-steps of this window are done, and none is under way, so there is nothing to step ",
-        "yet; call step() while micro_step lives, as at every micro-step; after the last batch run the missing ",
-        "micro-steps, or give the window up with accelerator.give_up_window()");
-  }
-
-  /// Throws   InvalidArgument if a backward of this window threw: a micro-batch is missing in its mean.
-  void check_window_is_whole() const {
-    ACCEL_CHECK(!broken_, InvalidArgument, "backward: an earlier backward of this accumulation window threw, so its ",
-                "mean would lack a micro-batch; give the window up, on every rank: accelerator.give_up_window()");
+    ACCEL_CHECK(under_way_ || current_.synchronises || window_.begun == 0 || no_sync_ > 0, InvalidArgument,
+                "step: ", window_.begun, " of ", window_.length, " micro-steps of this window are done, and none is ",
+                "under way, so there is nothing to step yet; call step() while micro_step lives, as at every ",
+                "micro-step; after the last batch run the missing micro-steps, or give the window up with ",
+                "accelerator.give_up_window()");
   }
 
   /// The window's last micro-step is over and ran no backward: nothing was reduced.
-  [[nodiscard]] bool ended_without_backward() const { return !in_scope_ && synchronises_ && !ran_ && count_ > 0; }
+  [[nodiscard]] bool ended_without_backward() const {
+    return !under_way_ && current_.synchronises && !ran_ && window_.begun > 0;
+  }
 
   /// The next micro-step begins a window.
   void give_up() {
-    count_ = window_ = 0;
-    broken_ = false;
-    if (!in_scope_) synchronises_ = true;
+    window_ = {};
+    if (!under_way_) current_ = {};
   }
-
-  void backward_threw() { broken_ = in_scope_ && steps_ > 1; }
 
   void enter_no_sync() { ++no_sync_; }
   void leave_no_sync() { --no_sync_; }
   [[nodiscard]] bool in_no_sync() const { return no_sync_ > 0; }
 
-  /// The factor of the loss of this micro-step, without the ranks' share.
-  [[nodiscard]] double loss_factor() const { return in_scope_ ? 1.0 / static_cast<double>(length_) : 1.0; }
-
-  /// By what the gradients that wait for a reduction must be multiplied, because their window ends
-  /// earlier than it was begun for; once, then 1. Not 1 only after a `break` into a shorter epoch.
-  [[nodiscard]] double take_correction() { return in_scope_ ? std::exchange(correction_, 1.0) : 1.0; }
-
-  /// The position that accumulate() was given, during its scope.
-  [[nodiscard]] std::optional<data::Position> position() const { return in_scope_ ? position_ : std::nullopt; }
-
-  /// Backward is only right inside accumulate() if there is something to accumulate.
-  void check_scope() const {
-    ACCEL_CHECK(admits_backward(), InvalidArgument, "accumulation_steps = ", steps_,
-                ", but backward was called outside of accumulate(batch); write `auto micro_step = ",
-                "accelerator.accumulate(batch);` first in the loop");
-  }
-
-  /// A backward has run to its end.
-  void after_backward() {
-    if (in_scope_ && synchronises_) count_ = window_;
-    ran_ = true;
-    ++backwards_;
-  }
-
-  [[nodiscard]] std::int64_t backwards() const { return backwards_; }
-
  private:
+  struct Window {
+    std::int64_t length = 0;  // micro-steps that it was begun for
+    std::int64_t begun = 0;   // of those; all of them once it has ended early
+    bool is_broken = false;   // a backward in it threw
+
+    [[nodiscard]] bool is_over() const { return begun == length; }
+  };
+
   int steps_;
   LossNormalization normalization_;
-  std::int64_t window_ = 0;  // micro-steps the current window was begun for
-  std::int64_t count_ = 0;   // of those, begun; all of them once it has ended early
-  std::int64_t length_ = 1;  // by what the loss of this micro-step is divided
-  double correction_ = 1.0;
+  Window window_;
+  MicroStep current_;                       // the one under way, or the last
+  std::optional<data::Position> position_;  // of its batch
+  bool under_way_ = false;
+  bool ran_ = true;  // a backward, in it
   int no_sync_ = 0;  // guards alive
-  bool in_scope_ = false;
-  bool synchronises_ = true;
-  bool ran_ = true;      // a backward, in this micro-step
-  bool broken_ = false;  // a backward of this window threw
   std::int64_t backwards_ = 0;
-  std::optional<data::Position> position_;
 };
 
 }  // namespace accel::inline v0_1::gradient

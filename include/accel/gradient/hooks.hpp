@@ -3,8 +3,8 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <utility>
-#include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -34,8 +34,9 @@ class Hooks {
     ~Listener() = default;
   };
 
-  Hooks(std::vector<at::Tensor> parameters, Listener& listener)
-      : parameters_(std::move(parameters)), target_(std::make_shared<Target>(&listener)) {
+  /// `parameters` must outlive this.
+  Hooks(std::span<const at::Tensor> parameters, Listener& listener)
+      : parameters_(parameters), target_(std::make_shared<Target>(&listener)) {
     using torch::autograd::impl::post_acc_grad_hooks;
     for (std::size_t k = 0; k < parameters_.size(); ++k) {
       auto hook = std::make_unique<Hook>(target_, k, std::move(post_acc_grad_hooks(parameters_[k])));
@@ -83,7 +84,7 @@ class Hooks {
     std::unique_ptr<torch::autograd::PostAccumulateGradHook> next;
   };
 
-  std::vector<at::Tensor> parameters_;
+  std::span<const at::Tensor> parameters_;
   std::shared_ptr<Target> target_;
 };
 

@@ -29,7 +29,8 @@
 #include <accel/gradient/schedule.hpp>
 #include <accel/gradient/stepper.hpp>
 #include <accel/gradient/watch.hpp>
-#include <accel/tensor/named_tensor.hpp>
+#include <accel/tensor/flat.hpp>
+#include <accel/tensor/record.hpp>
 
 namespace accel::inline v0_1::gradient {
 
@@ -56,26 +57,24 @@ class Reducer final : Hooks::Listener {
  public:
   Reducer(B& backend, const ReducerOptions& options) : backend_(&backend), options_(options) {}
 
-  /// One model more. `ledger` and the watch that it gets must outlive the reducer's last call.
+  /// One model more, by its record and the ledger of its trainable parameters. They, and the watch that it
+  /// gets, must outlive the reducer's last call.
   ///
   /// Order    every rank, with equal parameters.
-  void add(const std::vector<tensor::NamedTensor>& parameters, Ledger& ledger, std::unique_ptr<Watch>& watch) {
+  void add(const tensor::Record& record, Ledger& ledger, std::unique_ptr<Watch>& watch) {
     const bool is_planned = !options_.plan.empty();
-    auto names = names_;
-    for (const auto& [name, tensor] : parameters) names.push_back(message(models_.size(), "/", name));
-    if (is_planned) installed_ = installed_plan(options_.plan, names);
-    names_ = std::move(names);
+    if (is_planned) installed_ = installed_plan(options_.plan, names(&record));
     if (!is_planned && options_.caps.bucket_cap.is_automatic()) options_.caps.bucket_cap = measure_cap(*backend_);
     const std::size_t first = sizes_.size();
     std::vector<at::Tensor> tensors = arena_.parameters();
-    for (const auto& [name, tensor] : parameters) {
+    for (const auto& tensor : ledger.parameters()) {
       sizes_.push_back({tensor.numel(), tensor.scalar_type(), tensor.device(), models_.size()});
       model_of_.push_back(models_.size());
       tensors.push_back(tensor);
     }
     Hooks::Listener& self = *this;
-    watch = std::make_unique<Watch>(parameters, self, first);
-    models_.push_back({&ledger, watch.get(), first, sizes_.size()});
+    watch = std::make_unique<Watch>(ledger.parameters(), self, first);
+    models_.push_back({&record, &ledger, watch.get(), first, sizes_.size()});
     Layout layout = lay_out(sizes_, is_planned ? installed_.order : reverse_registration(sizes_.size()));
     const auto memory = allocate(layout);
     arena_ = Arena(std::move(tensors), std::move(layout), memory);  // gradients move in with the next backward
@@ -102,7 +101,7 @@ class Reducer final : Hooks::Listener {
 
   /// The same to begin with another time: ReducerOptions::plan.
   [[nodiscard]] std::string plan() const {
-    return models_.empty() ? std::string() : saved_plan(schedules_.front().buckets, names_);
+    return models_.empty() ? std::string() : saved_plan(schedules_.front().buckets, names());
   }
 
   /// An optimizer has taken a step on this rank.
@@ -146,7 +145,7 @@ class Reducer final : Hooks::Listener {
       if (arena_.moves_at_once(i) && !arena_.is_in_place(i)) arena_.move_in(i, factor_);
       return;
     }
-    ACCEL_CHECK(arrived_[i] == 0, InvalidArgument, "the gradient of ", names_[i], " arrived twice in one backward, ",
+    ACCEL_CHECK(arrived_[i] == 0, InvalidArgument, "the gradient of ", names()[i], " arrived twice in one backward, ",
                 "as it does when a part of the model runs backward by itself (checkpointing); run it under no_sync, ",
                 "and reduce with a last backward");
     arrived_[i] = 1;
@@ -374,6 +373,7 @@ class Reducer final : Hooks::Listener {
   }
 
   struct Model {
+    const tensor::Record* record;
     Ledger* ledger;
     Watch* watch;
     std::size_t first, end;  // its parameters among all
@@ -397,6 +397,17 @@ class Reducer final : Hooks::Listener {
     return model.ledger->has_news(i - model.first);
   }
 
+  /// Of all parameters, behind the number of their model; of those of one `more` that is not there yet, too.
+  [[nodiscard]] std::vector<std::string> names(const tensor::Record* more = nullptr) const {
+    std::vector<std::string> names;
+    const auto append = [&](std::size_t number, const tensor::Record& one) {
+      for (const auto& parameter : one.trainable_parameters()) names.push_back(message(number, "/", parameter.name));
+    };
+    for (std::size_t m = 0; m < models_.size(); ++m) append(m, *models_[m].record);
+    if (more != nullptr) append(models_.size(), *more);
+    return names;
+  }
+
   [[nodiscard]] std::vector<at::Tensor> allocate(const Layout& layout) {
     std::vector<at::Tensor> memory;
     for (const auto& segment : layout.segments) memory.push_back(backend_->allocate(Arena::bytes(segment)));
@@ -408,8 +419,7 @@ class Reducer final : Hooks::Listener {
   std::vector<Model> models_;
   std::vector<ParameterSize> sizes_;  // by parameter, of all models, as for all that follow
   std::vector<std::size_t> model_of_;
-  std::vector<std::string> names_;  // behind the number of their model
-  InstalledPlan installed_;         // empty unless there is a plan of an earlier run
+  InstalledPlan installed_;  // empty unless there is a plan of an earlier run
   Arena arena_;
   Forecast forecast_;
   std::deque<Schedule> schedules_;  // by number of their used set

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
@@ -44,12 +46,14 @@ class ArrivalFactor {
   ArrivalFactor(const ArrivalFactor&) = delete;
   ArrivalFactor& operator=(const ArrivalFactor&) = delete;
   ~ArrivalFactor() {
-    for (auto& [parameter, hook] : parameters_)
-      if (hook) parameter.remove_hook(*hook);
+    for (const auto& model : models_)
+      for (std::size_t i = 0; i < model.hooks.size(); ++i)
+        if (model.hooks[i]) model.parameters[i].remove_hook(*model.hooks[i]);
   }
 
-  void add(const std::vector<at::Tensor>& parameters) {
-    for (const auto& parameter : parameters) parameters_.push_back({parameter, std::nullopt});
+  /// `parameters` must outlive this.
+  void add(std::span<const at::Tensor> parameters) {
+    models_.push_back({parameters, std::vector<std::optional<unsigned>>(parameters.size())});
   }
 
   /// From now on; 1 outside of a backward of the accelerator. `but_fresh`: leaves out what arrives where
@@ -61,23 +65,24 @@ class ArrivalFactor {
   }
 
  private:
-  struct Hooked {
-    at::Tensor parameter;
-    std::optional<unsigned> hook;
+  struct Model {
+    std::span<const at::Tensor> parameters;
+    std::vector<std::optional<unsigned>> hooks;  // by parameter
   };
 
   void hook() {
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      auto& [parameter, hook] = parameters_[i];
-      if (!hook && parameter.requires_grad())  // a frozen one takes no hook, and may be thawed
-        hook = parameter.register_hook([this, i](const at::Tensor& gradient) {
-          const bool stays = factor_ == 1.0 || (but_fresh_ && !parameters_[i].parameter.grad().defined());
-          return stays || !gradient.defined() ? at::Tensor() : gradient * factor_;
-        });
-    }
+    for (auto& [parameters, hooks] : models_)
+      for (std::size_t i = 0; i < hooks.size(); ++i) {
+        const at::Tensor& parameter = parameters[i];
+        if (!hooks[i] && parameter.requires_grad())  // a frozen one takes no hook, and may be thawed
+          hooks[i] = parameter.register_hook([this, &parameter](const at::Tensor& gradient) {
+            const bool stays = factor_ == 1.0 || (but_fresh_ && !parameter.grad().defined());
+            return stays || !gradient.defined() ? at::Tensor() : gradient * factor_;
+          });
+      }
   }
 
-  std::vector<Hooked> parameters_;
+  std::vector<Model> models_;
   double factor_ = 1.0;
   bool but_fresh_ = false;
 };

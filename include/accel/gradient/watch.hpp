@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -20,14 +19,14 @@ namespace accel::inline v0_1::gradient {
 /// gradient that no rank has reduced.
 class Watch final : Hooks::Listener {
  public:
-  /// Parameter k of this model is number first + k to `next`, which must outlive this.
-  Watch(std::vector<tensor::NamedTensor> parameters, Hooks::Listener& next, std::size_t first)
-      : parameters_(std::move(parameters)),
+  /// Parameter k of this model is number first + k to `next`, which must outlive this, as `parameters` must.
+  Watch(std::span<const at::Tensor> parameters, Hooks::Listener& next, std::size_t first)
+      : parameters_(parameters),
         next_(&next),
         first_(first),
         heard_(parameters_.size(), 0),
         stray_(parameters_.size(), 0),
-        hooks_(tensor::tensors_of(parameters_), *this) {}
+        hooks_(parameters, *this) {}
 
   /// The numbers of this model's parameters: from the first to before the end.
   [[nodiscard]] std::size_t first() const { return first_; }
@@ -37,7 +36,7 @@ class Watch final : Hooks::Listener {
   void begin() {
     // net->zero_grad() tells nobody, but leaves no gradient.
     for (std::size_t k = 0; strays_ > 0 && k < parameters_.size(); ++k)
-      if (stray_[k] != 0 && !parameters_[k].tensor.grad().defined()) unmark(k);
+      if (stray_[k] != 0 && !parameters_[k].grad().defined()) unmark(k);
     std::fill(heard_.begin(), heard_.end(), std::uint8_t{0});
     listens_ = true;
   }
@@ -45,27 +44,24 @@ class Watch final : Hooks::Listener {
   /// It is over.
   void end() { listens_ = false; }
 
-  /// The name of one of `parameters` whose gradient is a stray, or null.
-  [[nodiscard]] const std::string* stray(std::span<const at::Tensor> parameters) const {
-    if (strays_ == 0) return nullptr;
-    for (std::size_t k = 0; k < parameters_.size(); ++k)
-      if (stray_[k] != 0 && parameters_[k].tensor.grad().defined() &&
-          tensor::is_among(parameters_[k].tensor, parameters))
-        return &parameters_[k].name;
-    return nullptr;
+  /// The number, in this model, of one of `parameters` whose gradient is a stray.
+  [[nodiscard]] std::optional<std::size_t> stray(std::span<const at::Tensor> parameters) const {
+    for (std::size_t k = 0; strays_ > 0 && k < parameters_.size(); ++k)
+      if (stray_[k] != 0 && parameters_[k].grad().defined() && tensor::is_among(parameters_[k], parameters)) return k;
+    return std::nullopt;
   }
 
   /// The gradients of `parameters` were cleared.
   void clear_stray(std::span<const at::Tensor> parameters) {
     for (std::size_t k = 0; strays_ > 0 && k < parameters_.size(); ++k)
-      if (stray_[k] != 0 && tensor::is_among(parameters_[k].tensor, parameters)) unmark(k);
+      if (stray_[k] != 0 && tensor::is_among(parameters_[k], parameters)) unmark(k);
   }
 
-  /// The name of a parameter of which nothing was heard, and whose hook is gone, or null.
-  [[nodiscard]] const std::string* lost_hook() const {
+  /// The number of a parameter of which nothing was heard, and whose hook is gone.
+  [[nodiscard]] std::optional<std::size_t> lost_hook() const {
     for (std::size_t k = 0; k < parameters_.size(); ++k)
-      if (heard_[k] == 0 && hooks_.lost(k)) return &parameters_[k].name;
-    return nullptr;
+      if (heard_[k] == 0 && hooks_.lost(k)) return k;
+    return std::nullopt;
   }
 
  private:
@@ -81,7 +77,7 @@ class Watch final : Hooks::Listener {
     --strays_;
   }
 
-  std::vector<tensor::NamedTensor> parameters_;
+  std::span<const at::Tensor> parameters_;
   Hooks::Listener* next_;
   std::size_t first_;
   bool listens_ = false;

@@ -33,7 +33,8 @@ struct Batch {
 ///
 /// Where gradients lie together in one storage, as a reducer puts them, their parameters and states are
 /// moved into flat memory of the same shape, and every run of neighbours that fill their cache lines is one
-/// piece. A parameter whose memory somebody shares stays where it is. Otherwise nothing is moved.
+/// piece. A parameter whose memory somebody shares stays where it is. Otherwise nothing is moved: where every
+/// backward makes gradients of its own, as at one rank, each is a piece, wherever it is then.
 ///
 /// Memory   of each parameter its states; what aligns is less than 64 bytes each.
 /// Cost     in steady state a few comparisons per parameter, and nothing is allocated.
@@ -49,7 +50,7 @@ class FlatGroup {
 
   /// What a step of `parameters` consists of: those that have a gradient.
   [[nodiscard]] std::vector<Batch>& batches(const std::vector<at::Tensor>& parameters) {
-    if (!is_as_it_was(parameters)) {
+    if (!follow(parameters)) {
       begin(parameters);
       std::vector<std::size_t> all(parameters.size());
       std::iota(all.begin(), all.end(), std::size_t{0});
@@ -91,6 +92,7 @@ class FlatGroup {
     std::int64_t offset = 0;              // ... from this element on
     std::vector<at::Tensor> states;       // views of those of its home, or its own
     std::int64_t steps = 0;
+    std::size_t batch = 0, piece = 0;  // where it stands by itself, if it is not at home
   };
 
   /// Flat memory of parameters and their states.
@@ -107,16 +109,35 @@ class FlatGroup {
     return tensor.layout() == at::kStrided && tensor.numel() > 0 ? tensor.const_data_ptr() : &nowhere;
   }
 
-  [[nodiscard]] bool is_as_it_was(const std::vector<at::Tensor>& parameters) const {
+  /// Whether the batches of the last step are those of this one, with gradients where these lie now.
+  [[nodiscard]] bool follow(const std::vector<at::Tensor>& parameters) {
     if (members_.size() != parameters.size()) return false;
+    bool moved = false;
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const Member& member = members_[i];
       const at::Tensor& gradient = parameters[i].grad();
       if (member.parameter != parameters[i].unsafeGetTensorImpl() || member.data != address(parameters[i]) ||
-          member.gradient != address(gradient) || member.is_copied)
+          member.is_copied)
         return false;
+      if (member.gradient == address(gradient)) continue;
+      if (member.gradient == nullptr || member.is_at_home || !is_alone(gradient, parameters[i])) return false;
+      moved = true;
+    }
+    for (std::size_t i = 0; moved && i < parameters.size(); ++i) {
+      Member& member = members_[i];
+      const at::Tensor& gradient = parameters[i].grad();
+      if (member.gradient == address(gradient)) continue;
+      batches_[member.batch].gradients[member.piece].storage().set_data_ptr_noswap(pointer_to(gradient));
+      member.gradient = member.last_gradient = address(gradient);
     }
     return true;
+  }
+
+  /// Nothing else lies where `gradient` does, and it is laid out as its parameter is.
+  [[nodiscard]] static bool is_alone(const at::Tensor& gradient, const at::Tensor& parameter) {
+    return gradient.defined() && gradient.layout() == at::kStrided && gradient.numel() > 0 &&
+           gradient.storage().nbytes() == gradient.nbytes() && gradient.strides() == parameter.strides() &&
+           gradient.scalar_type() == parameter.scalar_type() && gradient.device() == parameter.device();
   }
 
   /// Lets go of what was made for an earlier step.
@@ -299,6 +320,8 @@ class FlatGroup {
     batch->members.insert(batch->members.end(), run.begin(), run.end());
     if (run.size() == 1) {
       Member& member = members_[run.front()];
+      member.batch = static_cast<std::size_t>(batch - batches.begin());
+      member.piece = batch->parameters.size();
       const at::Tensor& gradient = parameter.grad();
       member.is_copied = gradient.strides() != parameter.strides() || !parameter.is_non_overlapping_and_dense();
       batch->parameters.push_back(parameter.detach());
@@ -321,9 +344,12 @@ class FlatGroup {
                                             at::IntArrayRef strides) {
     auto bytes = static_cast<std::size_t>(gradient.element_size());
     for (const std::int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
-    const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes,
-                               c10::DataPtr(gradient.mutable_data_ptr(), gradient.device()));
+    const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, pointer_to(gradient));
     return at::empty({0}, gradient.options().requires_grad(false)).set_(storage, 0, sizes, strides);
+  }
+
+  [[nodiscard]] static c10::DataPtr pointer_to(const at::Tensor& gradient) {
+    return {gradient.mutable_data_ptr(), gradient.device()};
   }
 
   std::size_t states_;           // tensors that a parameter has

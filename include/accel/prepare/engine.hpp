@@ -86,19 +86,17 @@ class Engine final : public Session {
         !in_backward_.exchange(true), InvalidArgument, "backward: it is called inside of another ",
         "accelerator.backward, from a hook or on another thread; add what its loss is to the loss of the outer one");
     const Leaving leaving{in_backward_};
-    const bool synchronises = accumulation.synchronises();
     // Where no micro-step is under way but should be, the windows of the ranks would drift apart.
-    const bool others_wait = synchronises || !accumulation.admits_backward();
+    const bool others_wait = accumulation.synchronises() || !accumulation.admits_backward();
     try {
-      accumulation.check_scope();
-      accumulation.check_window_is_whole();
+      const auto step = micro_step();
       check_loss(loss);
       check_torn();
-      auto steppers = synchronises ? steppers_of_step(retain_graph) : Steppers{};
-      const auto split = gradient::split_factor(share() * accumulation.loss_factor());
-      begin(synchronises, split.arrival, steppers);
+      auto steppers = step.synchronises ? steppers_of_step(retain_graph) : Steppers{};
+      const auto split = gradient::split_factor(step.factor());
+      begin(step, split.arrival, steppers);
       loss.backward(gradient::root_gradient(loss, split.root), retain_graph);
-      end(synchronises, steppers);
+      end(step, steppers);
     } catch (const CommError&) {
       give_up();  // the ranks know why
       throw;
@@ -123,7 +121,7 @@ class Engine final : public Session {
   [[nodiscard]] at::Tensor mean_loss(const at::Tensor& loss) override {
     if (topology.world_size == 1) return loss;
     const c10::AutoGradMode no_grad(false);
-    at::Tensor mean = loss.detach() * share();
+    at::Tensor mean = loss.detach() * micro_step().share;
     auto work = backend.all_reduce(mean, ReduceOp::sum);
     work.wait();
     return mean;
@@ -161,12 +159,10 @@ class Engine final : public Session {
   /// What all ranks have agreed on becomes a model of this accelerator.
   void take(std::shared_ptr<PreparedModel> model) {
     collective::broadcast_coalesced(backend, model->record.tensors(), 0);
-    const auto named = model->record.trainable_parameters();
-    auto trainable = tensor::tensors_of(named);
-    arrival_.add(trainable);
-    model->ledger = gradient::Ledger(std::move(trainable), topology.world_size);
+    model->ledger = gradient::Ledger(tensor::tensors_of(model->record.trainable_parameters()), topology.world_size);
+    arrival_.add(model->ledger.parameters());
     if (topology.world_size > 1 && !model->ledger.parameters().empty())
-      reducer_.add(named, model->ledger, model->watch);
+      reducer_.add(model->record, model->ledger, model->watch);
     model->number = models.size();
     models.push_back(std::move(model));
   }
@@ -202,12 +198,6 @@ class Engine final : public Session {
     if (topology.world_size > 1) backend.abort("its backward threw: " + reason);
   }
 
-  /// This rank's share of the mean over the rows of all.
-  [[nodiscard]] double share() const {
-    const auto position = accumulation.position();
-    return position ? position->share() : in_flight.share(1.0 / topology.world_size);
-  }
-
   using Steppers = std::vector<std::shared_ptr<gradient::Stepper>>;
 
   /// The optimizers that step inside of this backward.
@@ -225,36 +215,38 @@ class Engine final : public Session {
                     " has stepped inside of the last backward, and its step() was not called since; with ",
                     "optimizer.step_in_backward() a step is one backward: add losses up, or step without it");
         check_model(*model);
-        const std::string* stray = model->watch == nullptr ? nullptr : model->watch->stray(model->ledger.parameters());
-        ACCEL_CHECK(stray == nullptr, InvalidArgument, "backward: the gradient of ", *stray, " of ",
-                    model->record.label,
+        const auto stray = model->stray(model->ledger.parameters());
+        ACCEL_CHECK(!stray, InvalidArgument, "backward: the gradient of ", *stray, " of ", model->record.label,
                     " comes from a backward that accelerator.backward did not run; clear it first");
         steppers.push_back(std::move(stepper));
       }
     return steppers;
   }
 
-  void begin(bool synchronises, double arrival_factor, const Steppers& steppers) {
-    const double correction = accumulation.take_correction();
+  [[nodiscard]] gradient::MicroStep micro_step() const {
+    return accumulation.micro_step(in_flight, 1.0 / topology.world_size);
+  }
+
+  void begin(const gradient::MicroStep& step, double arrival_factor, const Steppers& steppers) {
     // What the reducer moves to its place is multiplied on the way; a GPU's gradients wait for their bucket.
     const bool moves = topology.world_size > 1 && device.is_cpu();
-    if (reducer_.has_models()) reducer_.begin(synchronises, moves ? arrival_factor : 1.0, steppers);
+    if (reducer_.has_models()) reducer_.begin(step.synchronises, moves ? arrival_factor : 1.0, steppers);
     for (const auto& model : models) {
-      if (correction != 1.0) model->ledger.rescale(correction);
-      model->ledger.begin(synchronises);
+      if (step.correction != 1.0) model->ledger.rescale(step.correction);
+      model->ledger.begin(step.synchronises);
     }
     arrival_.set(arrival_factor, moves);
   }
 
-  void end(bool synchronises, const Steppers& steppers) {
+  void end(const gradient::MicroStep& step, const Steppers& steppers) {
     arrival_.set(1.0);
     reducer_.end();
-    if (synchronises && topology.world_size > 1) {
+    if (step.synchronises && topology.world_size > 1) {
       reduce();
     } else {
       for (const auto& model : models) {
         const bool is_touched = model->ledger.has_news();
-        synchronises ? model->ledger.reduced() : model->ledger.added_up();
+        step.synchronises ? model->ledger.reduced() : model->ledger.added_up();
         for (const auto& stepper : steppers)
           if (is_touched) stepper->step(model->ledger.parameters());
       }

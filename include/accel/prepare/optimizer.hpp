@@ -194,8 +194,8 @@ class Optimizer {
     for (const auto& model : models_) session_->check_before_step(*model);
     for (auto& group : optimizer_->param_groups())
       for (const auto& model : models_) {
-        const std::string* stray = model->watch == nullptr ? nullptr : model->watch->stray(group.params());
-        ACCEL_CHECK(stray == nullptr, InvalidArgument, "step: the gradient of ", *stray, " of ", model->record.label,
+        const auto stray = model->stray(group.params());
+        ACCEL_CHECK(!stray, InvalidArgument, "step: the gradient of ", *stray, " of ", model->record.label,
                     " comes from a backward that accelerator.backward did not run, so it was not reduced; ", remedy);
       }
     // Hooks see more; but one rank has none, and a gradient may have been put there by hand.

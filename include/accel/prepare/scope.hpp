@@ -12,16 +12,16 @@ namespace accel::inline v0_1::prepare {
 /// One micro-step, from accumulate() to the end of the scope.
 ///
 /// Throws   InvalidArgument inside of another one, and if the last of the window before ran no backward.
-class [[nodiscard]] MicroStep {
+class [[nodiscard]] MicroStepScope {
  public:
-  MicroStep(std::shared_ptr<Session> session, const std::optional<data::Position>& position)
+  MicroStepScope(std::shared_ptr<Session> session, const std::optional<data::Position>& position)
       : session_(std::move(session)) {
     session_->check_last_window();
     session_->accumulation.begin(position);
   }
-  MicroStep(const MicroStep&) = delete;
-  MicroStep& operator=(const MicroStep&) = delete;
-  ~MicroStep() { session_->accumulation.end(); }
+  MicroStepScope(const MicroStepScope&) = delete;
+  MicroStepScope& operator=(const MicroStepScope&) = delete;
+  ~MicroStepScope() { session_->accumulation.end(); }
 
   /// Whether this micro-step reduces the gradients, and the optimizer steps.
   [[nodiscard]] bool synchronises() const { return session_->accumulation.synchronises(); }

@@ -5,6 +5,8 @@
 #include <exception>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -35,6 +37,12 @@ struct PreparedModel {
   std::unique_ptr<gradient::Watch> watch;                    // null at one rank and for frozen models
   std::vector<std::weak_ptr<gradient::Stepper>> steppers{};  // optimizers of it that step inside of backward
   at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
+
+  /// The name of one of `parameters` whose gradient comes from a backward that the accelerator did not run.
+  [[nodiscard]] std::optional<std::string> stray(std::span<const at::Tensor> parameters) const {
+    const auto found = watch == nullptr ? std::nullopt : watch->stray(parameters);
+    return found ? std::optional(record.trainable_name(*found)) : std::nullopt;
+  }
 };
 
 /// One per accelerator; every wrapper shares it, so that the order of destruction does not matter.
@@ -160,8 +168,9 @@ struct Session {
       ACCEL_CHECK(record.trainable[i] || !tensor.requires_grad(), InvalidArgument, "step: ", name,
                   " was frozen when it was prepared, so its gradient is not reduced; set requires_grad before prepare");
     }
-    const std::string* lost = model.watch == nullptr ? nullptr : model.watch->lost_hook();
-    ACCEL_CHECK(lost == nullptr, InvalidArgument, "step: autograd no longer reports the gradient of ", *lost,
+    const auto lost = model.watch == nullptr ? std::nullopt : model.watch->lost_hook();
+    ACCEL_CHECK(!lost, InvalidArgument, "step: autograd no longer reports the gradient of ",
+                record.trainable_name(*lost),
                 ": its post-accumulate hook was replaced; set hooks of your own before accelerator.prepare");
   }
 

@@ -52,6 +52,9 @@ struct Record {
     return result;
   }
 
+  /// The name of the k-th of them.
+  [[nodiscard]] std::string trainable_name(std::size_t k) const { return trainable_parameters()[k].name; }
+
   [[nodiscard]] std::vector<at::Tensor> parameter_tensors() const { return tensors_of(parameters); }
 
   /// Parameters, then buffers.
