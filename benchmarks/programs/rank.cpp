@@ -5,6 +5,7 @@
 //
 //   {"do": "open", "id": "a", "case": {...}}                    makes a model, or a buffer to reduce
 //   {"do": "run", "id": "a", "warm": 5, "steps": 100}           times steps: {"ns": [...]}
+//   {"do": "run_both", "id": "a", "other": "b", "warm": 5, "steps": 100}   in turns: {"ns": [...], "other_ns": [...]}
 //   {"do": "phases", "id": "a", "warm": 5, "steps": 100}        times their phases, and counts allocations
 //   {"do": "losses", "id": "a", "steps": 10}                    runs steps: {"losses": [...]}
 //   {"do": "close", "id": "a"}                                  forgets it
@@ -49,6 +50,7 @@ class Rank {
     Phases phases;
     const std::int64_t steps = command.at("steps");
     if (what == "losses") return losses(workload, steps, phases);
+    if (what == "run_both") return run_both(workload, *workloads_.at(command.at("other")), command.at("warm"), steps);
     for (std::int64_t i = 0; i < command.at("warm"); ++i) workload.step(phases);
     if (what == "run") return run(workload, steps, phases);
     if (what == "phases") return run_phases(workload, steps, phases);
@@ -65,12 +67,13 @@ class Rank {
   }
 
   std::unique_ptr<Workload> make(const Case& c) {
-    if (system_ == "accel") return with_accel(c, device_);
+    const std::string system = c.value("system", system_);  // another one, where both share the process
+    if (system == "accel") return with_accel(c, device_);
     if (c.contains("bytes")) return std::make_unique<PlainAllReduce>(c, device_, group_);
-    if (system_ == "libtorch") return std::make_unique<Libtorch>(c, device_);
-    if (system_ == "per_tensor") return std::make_unique<PerTensor>(c, device_, group_);
-    if (system_ == "cpp_reducer") return std::make_unique<CppReducer>(c, device_, group_);
-    throw std::invalid_argument("there is no system \"" + system_ + "\"");
+    if (system == "libtorch") return std::make_unique<Libtorch>(c, device_);
+    if (system == "per_tensor") return std::make_unique<PerTensor>(c, device_, group_);
+    if (system == "cpp_reducer") return std::make_unique<CppReducer>(c, device_, group_);
+    throw std::invalid_argument("there is no system \"" + system + "\"");
   }
 
   json losses(Workload& workload, std::int64_t steps, Phases& phases) {
@@ -80,16 +83,31 @@ class Rank {
   }
 
   json run(Workload& workload, std::int64_t steps, Phases& phases) {
-    using Clock = std::chrono::steady_clock;
     json times = json::array();
     finish();
-    for (std::int64_t i = 0; i < steps; ++i) {
-      const auto begin = Clock::now();
-      workload.step(phases);
-      finish();
-      times.push_back(std::chrono::nanoseconds(Clock::now() - begin).count());
-    }
+    for (std::int64_t i = 0; i < steps; ++i) times.push_back(time(workload, phases));
     return {{"ns", times}};
+  }
+
+  /// Step by step, so that neither the moment nor what the process has done before tells them apart.
+  json run_both(Workload& one, Workload& other, std::int64_t warm, std::int64_t steps) {
+    Phases phases;
+    json times = json::array(), other_times = json::array();
+    for (std::int64_t i = -warm; i < steps; ++i) {
+      const auto ns = time(one, phases);
+      const auto other_ns = time(other, phases);
+      if (i < 0) continue;
+      times.push_back(ns);
+      other_times.push_back(other_ns);
+    }
+    return {{"ns", times}, {"other_ns", other_times}};
+  }
+
+  std::int64_t time(Workload& workload, Phases& phases) const {
+    const auto begin = std::chrono::steady_clock::now();
+    workload.step(phases);
+    finish();
+    return std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count();
   }
 
   json run_phases(Workload& workload, std::int64_t steps, Phases& phases) {

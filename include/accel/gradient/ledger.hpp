@@ -35,7 +35,10 @@ class Ledger {
   Ledger() = default;
   /// `parameters` are the trainable ones of the model.
   Ledger(std::vector<at::Tensor> parameters, int world_size)
-      : parameters_(std::move(parameters)), world_size_(world_size), standing_(parameters_.size()) {}
+      : parameters_(std::move(parameters)),
+        world_size_(world_size),
+        standing_(parameters_.size()),
+        mark_of_none_(mark_of_none(parameters_.size())) {}
 
   [[nodiscard]] const std::vector<at::Tensor>& parameters() const { return parameters_; }
 
@@ -48,11 +51,14 @@ class Ledger {
 
   /// A backward begins; `synchronises` if it reduces.
   void begin(bool synchronises) {
-    if (!has_gradients()) forget();
-    // At one rank a mean is kept as it is; but a window may be cut short, see rescale().
-    else if (state_ == State::means && (world_size_ > 1 || !synchronises))
-      share_out();
-    mark_ = mark();
+    if (!has_gradients()) {  // as most steps begin
+      forget();
+      mark_ = mark_of_none_;
+    } else {
+      // At one rank a mean is kept as it is; but a window may be cut short, see rescale().
+      if (state_ == State::means && (world_size_ > 1 || !synchronises)) share_out();
+      mark_ = mark();
+    }
     in_backward_ = true;
   }
 
@@ -77,7 +83,7 @@ class Ledger {
     in_backward_ = false;
     state_ = State::means;
     agreed_ = true;
-    for (auto& one : standing_) one.stands = false;
+    for (std::size_t i = 0; stood_ && i < standing_.size(); ++i) standing_[i].stands = false;
     if (world_size_ == 1) part_shared(/*lone=*/true);
   }
 
@@ -163,9 +169,10 @@ class Ledger {
     return std::any_of(parameters_.begin(), parameters_.end(), [](const auto& one) { return one.grad().defined(); });
   }
 
-  /// Nothing stands: as most steps begin.
+  /// Nothing stands.
   void forget() {
     state_ = State::means;
+    if (!std::exchange(stood_, false)) return;
     for (auto& one : standing_) {
       one.stands = false;
       one.mean.reset();
@@ -175,6 +182,7 @@ class Ledger {
   void share_out() {
     const c10::AutoGradMode no_grad(false);
     part_shared(/*lone=*/false);
+    stood_ = true;
     for (std::size_t i = 0; i < parameters_.size(); ++i) keep_mean(i);
     // Nothing is left half-way should a copy fail: this allocates nothing.
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -221,10 +229,18 @@ class Ledger {
     std::uint64_t mark = 0;
     for (const auto& parameter : parameters_) {
       const at::Tensor& gradient = parameter.grad();
-      constexpr std::uint64_t golden = 0x9e3779b97f4a7c15U;  // Fibonacci hashing
+      mark = (mark + 1) * golden;
+      if (!gradient.defined()) continue;
       mark = (mark + reinterpret_cast<std::uintptr_t>(gradient.unsafeGetTensorImpl())) * golden;
-      if (gradient.defined()) mark = (mark + static_cast<std::uint64_t>(gradient._version())) * golden;
+      mark = (mark + static_cast<std::uint64_t>(gradient._version())) * golden;
     }
+    return mark;
+  }
+
+  /// The same where none is defined.
+  [[nodiscard]] static std::uint64_t mark_of_none(std::size_t parameters) {
+    std::uint64_t mark = 0;
+    for (; parameters > 0; --parameters) mark = (mark + 1) * golden;
     return mark;
   }
 
@@ -253,13 +269,17 @@ class Ledger {
     }
   }
 
+  static constexpr std::uint64_t golden = 0x9e3779b97f4a7c15U;  // Fibonacci hashing
+
   std::vector<at::Tensor> parameters_;
   int world_size_ = 1;
   State state_ = State::means;
   std::vector<Standing> standing_;   // by parameter
   std::vector<at::Tensor*> shared_;  // of part_shared()
   bool agreed_ = false;              // there has been a reduction, so that means are the same on all ranks
+  bool stood_ = false;               // some mean may stand, or has left its memory
   bool in_backward_ = false;
+  std::uint64_t mark_of_none_ = 0;
   std::uint64_t mark_ = 0;  // when the backward began
 };
 

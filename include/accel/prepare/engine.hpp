@@ -245,7 +245,7 @@ class Engine final : public Session {
       reduce();
     } else {
       for (const auto& model : models) {
-        const bool is_touched = model->ledger.has_news();
+        const bool is_touched = !steppers.empty() && model->ledger.has_news();
         step.synchronises ? model->ledger.reduced() : model->ledger.added_up();
         for (const auto& stepper : steppers)
           if (is_touched) stepper->step(model->ledger.parameters());
