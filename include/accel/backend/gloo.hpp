@@ -224,6 +224,9 @@ class Gloo {
           launch::within(deadline, [device = std::move(device), meeting = meeting_, timeout = timeout(), deadline] {
             auto options = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
             options->devices.push_back(device);
+            // LibTorch takes 2. Where 3 ranks share 2 cores, steps take a tenth to a third less time with 4, as the
+            // collectives that are under way need not wait for a late one; with 2 ranks, or with 8, it is all one.
+            options->threads = 4;
             auto store = c10::make_intrusive<c10d::PrefixStore>("gloo/", meeting.store);
             auto engine = c10::make_intrusive<c10d::ProcessGroupGloo>(std::move(store), meeting.topology.rank,
                                                                       meeting.topology.world_size, options);
