@@ -60,6 +60,7 @@ def compare(bench, groups, mbit, name, batch):
     cells.append(Cell("per_tensor", {"bytes": BYTES, "optimizer": "none"}, "communicate alone"))
     if not few:
         cells.append(Cell("accel", {**case, "overlap": False}, "no overlap"))
+    cells.append(Cell("accel", {**case, "step_in_backward": True}, "step_in_backward"))
     cells.append(Cell("accel", {**case, "bucket_cap_mib": 1}, "cap 1 MiB"))
     cells.append(Cell("pytorch_ddp", {**case, "bucket_cap_mib": 1}, "cap 1 MiB"))
     label = f"{mbit} Mbit/s, " + (name if name == f"batch {batch}" else f"{name} (batch {batch})")

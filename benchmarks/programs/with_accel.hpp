@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -59,7 +60,11 @@ class WithAccel : public Workload {
         net_(make_net(c, device)),
         batches_(*net_, rank(), device),
         raw_optimizer_(make<Optimizer>(c, *net_)),
-        prepared_(accelerator_.prepare(net_, raw_optimizer_)) {}
+        prepared_(accelerator_.prepare(net_, raw_optimizer_)) {
+    auto& optimizer = std::get<1>(prepared_);
+    if constexpr (requires { optimizer.step_in_backward(); })
+      if (c.value("step_in_backward", false)) optimizer.step_in_backward();
+  }
 
   torch::Tensor step(Phases& phases) override {
     auto& [model, optimizer] = prepared_;
