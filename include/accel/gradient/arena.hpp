@@ -103,6 +103,18 @@ class Arena {
     return all;
   }
 
+  /// The flat memory of a model, by its parameters [first, end), if each gradient that there is lies in its
+  /// place; else nothing.
+  [[nodiscard]] std::vector<at::Tensor> memory_of(std::size_t first, std::size_t end) const {
+    for (std::size_t i = first; i < end; ++i)
+      if (parameters_[i].grad().defined() && !is_in_place(i)) return {};
+    std::vector<at::Tensor> memory;
+    const std::size_t model = layout_.segments[layout_.places[first].segment].model;
+    for (std::size_t s = 0; s < segments_.size(); ++s)
+      if (layout_.segments[s].model == model) memory.push_back(segments_[s].flat);
+    return memory;
+  }
+
   /// Before anything is written: somebody may hold a gradient of an earlier step that will be. They keep
   /// what they see, in other memory. What holds a gradient that is still its parameter's follows it, as
   /// it does in LibTorch.
@@ -242,14 +254,28 @@ class Arena {
   void copy(const at::Tensor& gradient, std::size_t i, double factor) {
     at::Tensor& view = views_[i];
     if (view.numel() == 0) return;
-    if (factor != 1.0)
-      at::mul_out(view, gradient.detach(), at::native::wrapped_scalar_tensor(factor));
-    else if (view.is_cpu() && gradient.scalar_type() == view.scalar_type() && gradient.is_cpu() &&
-             gradient.strides() == view.strides() && gradient.sizes() == view.sizes() &&
-             view.is_non_overlapping_and_dense() && !gradient.is_conj() && !gradient.is_neg())
+    const bool as_it_lies = view.is_cpu() && gradient.is_cpu() && gradient.scalar_type() == view.scalar_type() &&
+                            gradient.strides() == view.strides() && gradient.sizes() == view.sizes() &&
+                            view.is_non_overlapping_and_dense() && !gradient.is_conj() && !gradient.is_neg();
+    if (as_it_lies && factor == 1.0)
       std::memcpy(view.mutable_data_ptr(), gradient.const_data_ptr(), view.nbytes());
-    else
+    else if (as_it_lies && view.scalar_type() == at::kFloat)
+      multiply<float>(gradient, factor, view);
+    else if (as_it_lies && view.scalar_type() == at::kDouble)
+      multiply<double>(gradient, factor, view);
+    else if (factor == 1.0)
       view.copy_(gradient);
+    else
+      at::mul_out(view, gradient.detach(), at::native::wrapped_scalar_tensor(factor));
+  }
+
+  /// The same numbers as LibTorch's mul, which allocates.
+  template <class T>
+  static void multiply(const at::Tensor& gradient, double factor, at::Tensor& view) {
+    const T* const from = gradient.const_data_ptr<T>();
+    T* const to = view.mutable_data_ptr<T>();
+    const T by = static_cast<T>(factor);
+    for (std::int64_t k = 0; k < view.numel(); ++k) to[k] = from[k] * by;
   }
 
   std::vector<at::Tensor> parameters_;

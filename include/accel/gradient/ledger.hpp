@@ -10,11 +10,13 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <accel/tensor/flat.hpp>
 #include <accel/tensor/named_tensor.hpp>
 
 namespace accel::inline v0_1::gradient {
@@ -49,14 +51,16 @@ class Ledger {
   /// They are parts of sums. Over as soon as they are cleared, too.
   [[nodiscard]] bool torn() const { return state_ == State::torn && has_gradients(); }
 
-  /// A backward begins; `synchronises` if it reduces.
-  void begin(bool synchronises) {
+  /// A backward begins; `synchronises` if it reduces. `memory()`, asked only if means stand: the flat tensors
+  /// of which all gradients are views, or nothing if one lies elsewhere.
+  template <class Memory>
+  void begin(bool synchronises, Memory&& memory) {
     if (!has_gradients()) {  // as most steps begin
       forget();
       mark_ = mark_of_none_;
     } else {
       // At one rank a mean is kept as it is; but a window may be cut short, see rescale().
-      if (state_ == State::means && (world_size_ > 1 || !synchronises)) share_out();
+      if (state_ == State::means && (world_size_ > 1 || !synchronises)) share_out(memory());
       mark_ = mark();
     }
     in_backward_ = true;
@@ -173,26 +177,55 @@ class Ledger {
   void forget() {
     state_ = State::means;
     if (!std::exchange(stood_, false)) return;
+    means_.clear();
     for (auto& one : standing_) {
       one.stands = false;
       one.mean.reset();
     }
   }
 
-  void share_out() {
+  void share_out(const std::vector<at::Tensor>& memory) {
     const c10::AutoGradMode no_grad(false);
-    part_shared(/*lone=*/false);
     stood_ = true;
-    for (std::size_t i = 0; i < parameters_.size(); ++i) keep_mean(i);
+    if (memory.empty()) {
+      part_shared(/*lone=*/false);
+      for (std::size_t i = 0; i < parameters_.size(); ++i) keep_mean(i);
+    } else {
+      keep_means(memory);
+    }
     // Nothing is left half-way should a copy fail: this allocates nothing.
+    for (const auto& flat : memory) flat.mul_(1.0 / world_size_);
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       Standing& one = standing_[i];
       const at::Tensor& gradient = parameters_[i].grad();
       one.stands = gradient.defined();
       if (!one.stands) continue;
-      if (world_size_ > 1) gradient.mul_(1.0 / world_size_);
+      if (!memory.empty())
+        gradient.unsafeGetTensorImpl()->bump_version();  // autograd is told of what it cannot see
+      else if (world_size_ > 1)
+        gradient.mul_(1.0 / world_size_);
       one.share = gradient.getIntrusivePtr();
       one.version = gradient._version();
+    }
+  }
+
+  /// The same as keep_mean() for all of them, which lie in `memory`.
+  ///
+  /// Cost     a copy of the memory, and some nanoseconds per parameter.
+  void keep_means(const std::vector<at::Tensor>& memory) {
+    means_.resize(memory.size());
+    for (std::size_t k = 0; k < memory.size(); ++k) {
+      if (!means_[k].defined() || means_[k].sizes() != memory[k].sizes()) means_[k] = at::empty_like(memory[k]);
+      means_[k].copy_(memory[k]);
+    }
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const at::Tensor& gradient = parameters_[i].grad();
+      if (!gradient.defined()) continue;
+      std::size_t k = 0;
+      while (memory[k].const_data_ptr() != gradient.storage().data()) ++k;
+      at::Tensor& mean = standing_[i].mean;
+      if (!mean.defined() || !mean.is_alias_of(means_[k]) || mean.storage_offset() != gradient.storage_offset())
+        mean = tensor::view_like(means_[k], gradient.storage_offset(), gradient);
     }
   }
 
@@ -275,6 +308,7 @@ class Ledger {
   int world_size_ = 1;
   State state_ = State::means;
   std::vector<Standing> standing_;   // by parameter
+  std::vector<at::Tensor> means_;    // what their means are views of, where gradients are views, too
   std::vector<at::Tensor*> shared_;  // of part_shared()
   bool agreed_ = false;              // there has been a reduction, so that means are the same on all ranks
   bool stood_ = false;               // some mean may stand, or has left its memory

@@ -227,13 +227,19 @@ class Engine final : public Session {
     return accumulation.micro_step(in_flight, 1.0 / topology.world_size);
   }
 
+  /// The flat memory of its gradients, if they have one.
+  [[nodiscard]] std::vector<at::Tensor> memory_of(const PreparedModel& model) const {
+    if (model.watch == nullptr) return {};
+    return reducer_.arena().memory_of(model.watch->first(), model.watch->end_number());
+  }
+
   void begin(const gradient::MicroStep& step, double arrival_factor, const Steppers& steppers) {
     // What the reducer moves to its place is multiplied on the way; a GPU's gradients wait for their bucket.
     const bool moves = topology.world_size > 1 && device.is_cpu();
     if (reducer_.has_models()) reducer_.begin(step.synchronises, moves ? arrival_factor : 1.0, steppers);
     for (const auto& model : models) {
       if (step.correction != 1.0) model->ledger.rescale(step.correction);
-      model->ledger.begin(step.synchronises);
+      model->ledger.begin(step.synchronises, [&] { return memory_of(*model); });
     }
     arrival_.set(arrival_factor, moves);
   }
