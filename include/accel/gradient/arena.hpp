@@ -220,7 +220,7 @@ class Arena {
   /// The storage that others know goes on with a copy, and the memory gets a new one, which is ours.
   void part_storages(std::size_t s) {
     const auto old = views_;
-    c10::Storage theirs = segments_[s].storage;
+    const c10::Storage theirs = segments_[s].storage;
     const at::Tensor copy = segments_[s].flat.clone();
     const c10::DataPtr ours = theirs.set_data_ptr(copy.storage().set_data_ptr(c10::DataPtr(nullptr, copy.device())));
     give_views(s);

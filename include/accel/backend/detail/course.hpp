@@ -10,7 +10,7 @@ namespace accel::inline v0_1::backend::detail {
 /// An operation on its way: it stops where the others are not far enough, and is resumed when they are.
 class Course {
  public:
-  struct promise_type {
+  struct promise_type {  // NOLINT(readability-identifier-naming): the name that the language asks for
     std::exception_ptr error;
 
     Course get_return_object() { return Course(std::coroutine_handle<promise_type>::from_promise(*this)); }
