@@ -1,4 +1,4 @@
-// Counts every operator new of the process, LibTorch's included. Only host_cost is linked with it.
+// Counts every operator new of the process, LibTorch's included: for host_cost and tests/gradient/allocations_test.cpp.
 #include <atomic>
 #include <cstddef>
 #include <cstdint>

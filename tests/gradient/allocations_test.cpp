@@ -6,38 +6,12 @@
 
 #include <catch2/catch_test_macros.hpp>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
+#include <algorithm>
+#include <cstdint>
+#include <vector>
 
-namespace {
-std::atomic<std::int64_t> allocated{0};
-
-void* counted(std::size_t size) {
-  allocated.fetch_add(1, std::memory_order_relaxed);
-  if (void* const place = std::malloc(size == 0 ? 1 : size)) return place;
-  throw std::bad_alloc();
-}
-}  // namespace
-
-// Of the whole process: LibTorch's are counted, too.
-void* operator new(std::size_t size) {
-  return counted(size);
-}
-void* operator new[](std::size_t size) {
-  return counted(size);
-}
-void operator delete(void* place) noexcept {
-  std::free(place);
-}
-void operator delete[](void* place) noexcept {
-  std::free(place);
-}
-void operator delete(void* place, std::size_t) noexcept {
-  std::free(place);
-}
-void operator delete[](void* place, std::size_t) noexcept {
-  std::free(place);
+namespace bench {
+std::int64_t allocations();  // of the whole process, LibTorch's, too
 }
 
 using namespace accel;
@@ -89,9 +63,9 @@ template <class Step>
 std::int64_t allocations_of(Step&& step) {
   std::vector<std::int64_t> counts;
   for (int i = 0; i < 21; ++i) {
-    const std::int64_t before = allocated;
+    const std::int64_t before = bench::allocations();
     step();
-    if (i >= 10) counts.push_back(allocated - before);
+    if (i >= 10) counts.push_back(bench::allocations() - before);
   }
   std::sort(counts.begin(), counts.end());
   return counts[counts.size() / 2];

@@ -55,7 +55,7 @@ struct ReducerOptions {
 template <Backend B>
 class Reducer final : Hooks::Listener {
  public:
-  Reducer(B& backend, const ReducerOptions& options) : backend_(&backend), options_(options) {}
+  Reducer(B& backend, ReducerOptions options) : backend_(&backend), options_(std::move(options)) {}
 
   /// One model more, by its record and the ledger of its trainable parameters. They, and the watch that it
   /// gets, must outlive the reducer's last call.
@@ -250,8 +250,7 @@ class Reducer final : Hooks::Listener {
   /// What this rank has for parameter i beside what its bucket took along.
   void contribute(std::size_t i, at::Tensor& sum) {
     if (schedule_->bucket_of[i] == Schedule::none) {
-      const std::size_t one[] = {i};
-      arena_.move_in_all(one);
+      arena_.move_in_all({&i, 1});
       if (gradient(i).defined()) sum.copy_(gradient(i));
       return;
     }

@@ -173,7 +173,7 @@ class FlatGroup {
                                                      : b_is_empty && !a_is_empty;
     });
     settle_down(parameters, order);
-    for (std::size_t i : order) make_state(parameters[i], members_[i]);
+    for (const std::size_t i : order) make_state(parameters[i], members_[i]);
     std::vector<Batch> batches;
     for (std::size_t begin = 0; begin < order.size();) {
       std::size_t end = begin + 1;
@@ -205,7 +205,7 @@ class FlatGroup {
   }
 
   /// Its gradient is elsewhere now, or somebody gave it other memory.
-  void leave_home(at::Tensor parameter, Member& member) {
+  void leave_home(const at::Tensor& parameter, Member& member) {
     Home& home = homes_[member.home];
     for (auto& state : member.states) state = state.clone();
     member.is_at_home = false;
@@ -259,7 +259,7 @@ class FlatGroup {
     const at::Tensor& last = parameters[which[offsets.size() - 1]];
     Home home{at::zeros({offsets.back() + last.numel()}, last.options().requires_grad(false)), {}, offsets.size()};
     for (std::size_t k = 0; k < offsets.size(); ++k) {
-      at::Tensor parameter = parameters[which[k]];
+      const at::Tensor& parameter = parameters[which[k]];
       Member& member = members_[which[k]];
       const at::Tensor view = tensor::view_like(home.parameters, offsets[k], parameter).variable_data();
       view.copy_(parameter.detach());

@@ -53,10 +53,6 @@ class FusedOptimizer {
   using Options = OptionsType;
   using Group = ParamGroup<Options>;
 
-  FusedOptimizer(std::vector<Group> groups, Options defaults) : defaults_(std::move(defaults)) {
-    for (auto& group : groups) add_param_group(std::move(group));
-  }
-
   /// Throws   InvalidArgument for a tensor that cannot be stepped.
   void add_param_group(Group group) {
     if (!group.has_options()) group = Group(std::move(group.params()), defaults_);
@@ -133,9 +129,15 @@ class FusedOptimizer {
   }
 
  private:
+  friend Rule;  // the constructor is for it alone
+
+  FusedOptimizer(std::vector<Group> groups, Options defaults) : defaults_(std::move(defaults)) {
+    for (auto& group : groups) add_param_group(std::move(group));
+  }
+
   void take(Batch& batch, std::size_t g) {
     ++batch.count;
-    at::Tensor& step = batch.steps.front();
+    const at::Tensor& step = batch.steps.front();
     if (step.is_cpu())
       *step.mutable_data_ptr<float>() = static_cast<float>(batch.count);
     else

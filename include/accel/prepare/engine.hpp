@@ -205,7 +205,7 @@ class Engine final : public Session {
   /// Throws   InvalidArgument where that cannot be right.
   [[nodiscard]] Steppers steppers_of_step(bool retain_graph) const {
     Steppers steppers;
-    for (const auto& model : models)
+    for (const auto& model : models) {
       for (const auto& weak : model->steppers) {
         auto stepper = weak.lock();
         if (stepper == nullptr || std::find(steppers.begin(), steppers.end(), stepper) != steppers.end()) continue;
@@ -220,6 +220,7 @@ class Engine final : public Session {
                     " comes from a backward that accelerator.backward did not run; clear it first");
         steppers.push_back(std::move(stepper));
       }
+    }
     return steppers;
   }
 
