@@ -6,20 +6,19 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
 #include <accel/core/error.hpp>
 #include <accel/gradient/arena.hpp>
+#include <accel/gradient/arrival_order.hpp>
 #include <accel/gradient/bucket_plan.hpp>
 #include <accel/gradient/confirmation.hpp>
 #include <accel/gradient/forecast.hpp>
@@ -83,9 +82,7 @@ class Reducer final : Hooks::Listener {
     forecast_ = Forecast(sizes_.size());
     schedules_.clear();
     schedule_of(0).expect(std::vector<std::uint8_t>(sizes_.size(), 1));
-    observed_.clear();
-    order_.reset();
-    observes_ = !is_planned;
+    arrival_order_ = ArrivalOrder<B>(!is_planned);
   }
 
   /// There is a model with something to reduce.
@@ -116,7 +113,7 @@ class Reducer final : Hooks::Listener {
   void begin(bool reduces, double factor, std::vector<std::shared_ptr<Stepper>> steppers = {}) {
     const c10::AutoGradMode no_grad(false);
     for (const auto& model : models_) model.watch->begin();
-    if (reduces) take_order();
+    if (reduces) plan_anew();
     arena_.leave_to_holders();
     arena_.move_in_all(arena_.layout().order);
     factor_ = factor;
@@ -149,7 +146,7 @@ class Reducer final : Hooks::Listener {
                 "as it does when a part of the model runs backward by itself (checkpointing); run it under no_sync, ",
                 "and reduce with a last backward");
     arrived_[i] = 1;
-    if (observes_) observed_.push_back(static_cast<std::int32_t>(i));
+    arrival_order_.note(i);
     const std::size_t bucket = schedule_->bucket_of[i];
     if (bucket < next_) {  // nobody here expected it any more: its place is on its way without it
       late_.push_back({i, std::exchange(gradient(i), at::Tensor())});
@@ -204,8 +201,7 @@ class Reducer final : Hooks::Listener {
       if (schedule_->bucket_of[i] == Schedule::none && has_news(i)) confirmation_.set(i, Use::unannounced);
     for (const auto& late : late_) confirmation_.set(late.parameter, Use::unannounced);
     confirmation_.start(arrived_, schedule_->certain);
-    if (observes_ && schedules_.front().buckets.size() > 1) send_order();
-    observes_ = false;
+    arrival_order_.finish(*backend_, schedules_.front().buckets.size() > 1, arena_.layout().order, arrived_);
   }
 
   /// Until every gradient has arrived; leaves each as it is to be, and tells the ledgers.
@@ -330,24 +326,11 @@ class Reducer final : Hooks::Listener {
     schedule.expect(arrived_);
   }
 
-  /// Rank 0's order of arrival goes to all, behind everything else; nobody waits for it.
-  void send_order() {
-    for (const std::size_t i : arena_.layout().order)
-      if (arrived_[i] == 0) observed_.push_back(static_cast<std::int32_t>(i));
-    order_tensor_ = at::empty({static_cast<std::int64_t>(observed_.size())}, at::kInt);
-    std::copy(observed_.begin(), observed_.end(), order_tensor_.template mutable_data_ptr<std::int32_t>());
-    order_tensor_ = order_tensor_.to(backend_->device());
-    order_.emplace(backend_->broadcast(order_tensor_, 0));
-  }
-
   /// The plan is made anew, once, if gradients arrive in an order that makes other buckets.
-  void take_order() {
-    if (!order_) return;
-    order_->wait();
-    order_.reset();
-    const at::Tensor host = order_tensor_.cpu();
-    const auto* const begin = host.template const_data_ptr<std::int32_t>();
-    Layout layout = lay_out(sizes_, std::vector<std::size_t>(begin, begin + host.numel()));
+  void plan_anew() {
+    auto order = arrival_order_.take();
+    if (!order) return;
+    Layout layout = lay_out(sizes_, std::move(*order));
     const auto together = [&](const Layout& one) {
       auto plan = plan_buckets(one, options_.caps, forecast_.set(0));
       std::vector<std::vector<std::size_t>> buckets;
@@ -422,6 +405,7 @@ class Reducer final : Hooks::Listener {
   Arena arena_;
   Forecast forecast_;
   std::deque<Schedule> schedules_;  // by number of their used set
+  ArrivalOrder<B> arrival_order_;   // once: buckets are planned anew by it
   Confirmation<B> confirmation_;
 
   // The backward that runs.
@@ -437,12 +421,6 @@ class Reducer final : Hooks::Listener {
   std::vector<std::shared_ptr<Stepper>> steppers_;
   std::vector<std::uint8_t> stepped_;  // by parameter, if there are steppers
   std::size_t buckets_stepped_ = 0;
-
-  // The order in which gradients arrive, looked at once.
-  bool observes_ = false;
-  std::vector<std::int32_t> observed_;
-  at::Tensor order_tensor_;
-  std::optional<backend::WorkOf<B>> order_;
 };
 
 }  // namespace accel::inline v0_1::gradient
