@@ -10,6 +10,8 @@ from support.rows import Row, relate
 
 SYSTEMS = ("accel", "libtorch", "per_tensor", "cpp_reducer")
 PHASES = ("zero_grad", "forward", "backward", "optimizer", "step")
+MORE = [("", PHASES, {}), (", clipped", ("clip", "step"), {"max_norm": 0.1}),
+        (", gradients kept", ("backward", "step"), {"keep_gradients": True, "lr": 1e-2})]  # fmt: skip
 
 
 def phases(cell, groups, warm, steps):
@@ -39,6 +41,19 @@ def rows_of(bench, label, tensors, phase, cells, world_size):
     return relate([row for row in rows if row.case == bare.case]) + [row for row in rows if row.case != bare.case]
 
 
+def measure(bench, groups, label, tensors, case, phases_shown, world_size):
+    cells = [Cell(system, case) for system in SYSTEMS]
+    cells.append(Cell("accel", {**case, "torch_optim": True}, "torch::optim"))  # as libtorch has it
+    cells = open_cells(cells, groups)
+    check_losses(cells, label)
+    steps = max(20, min(200, 20000 // tensors))
+    take_turns(cells, groups, bench.rounds, steps, warm=max(5, steps // 10), work=phases)
+    close_cells(cells, groups)
+    found = [row for phase in phases_shown for row in rows_of(bench, label, tensors, phase, cells, world_size)]
+    bench.add(found, columns=("ns_per_parameter", "allocations", "more_allocations"),
+              note=f"    {bench.rounds} rounds of {steps} steps\n")  # fmt: skip
+
+
 def run(bench):
     for device, world_size, prefix in bench.places([1] if bench.quick else [1, 2]):
         with bench.groups(SYSTEMS, bench.here(world_size), program="counting_rank", device=device) as groups:
@@ -47,14 +62,5 @@ def run(bench):
                     label = f"{prefix}P={tensors} {'SGD' if optimizer == 'sgd' else 'AdamW'}"
                     case = {"model": "residual", "layers": tensors // 2, "width": 8, "batch": 1,
                             "optimizer": optimizer, "lr": lr}  # fmt: skip
-                    cells = [Cell(system, case) for system in SYSTEMS]
-                    cells.append(Cell("accel", {**case, "torch_optim": True}, "torch::optim"))  # as libtorch has it
-                    cells = open_cells(cells, groups)
-                    check_losses(cells, label)
-                    steps = max(20, min(200, 20000 // tensors))
-                    take_turns(cells, groups, bench.rounds, steps, warm=max(5, steps // 10), work=phases)
-                    close_cells(cells, groups)
-                    found = [row for phase in PHASES
-                             for row in rows_of(bench, label, tensors, phase, cells, world_size)]  # fmt: skip
-                    bench.add(found, columns=("ns_per_parameter", "allocations", "more_allocations"),
-                              note=f"    {bench.rounds} rounds of {steps} steps\n")  # fmt: skip
+                    for name, phases_shown, more in MORE if optimizer == "sgd" else MORE[:1]:
+                        measure(bench, groups, label + name, tensors, {**case, **more}, phases_shown, world_size)

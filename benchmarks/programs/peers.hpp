@@ -85,12 +85,14 @@ class Libtorch : public Workload {
  public:
   Libtorch(const Case& c, c10::Device device)
       : micro_steps_(c.value("accumulation", 1)),
+        keeps_gradients_(c.value("keep_gradients", false)),
+        max_norm_(c.value("max_norm", 0.0)),
         net_(make_net(c, device)),
         batches_(*net_, rank(), device),
         optimizer_(make_optimizer(c, *net_)) {}
 
   torch::Tensor step(Phases& phases) override {
-    zero_grad();
+    if (!keeps_gradients_) zero_grad();
     phases.done(Phases::zero_grad);
     torch::Tensor loss;
     for (int micro_step = 1; micro_step <= micro_steps_; ++micro_step) {
@@ -105,6 +107,8 @@ class Libtorch : public Workload {
     }
     after_backward();
     phases.done(Phases::backward);
+    if (max_norm_ > 0) torch::nn::utils::clip_grad_norm_(net_->parameters(), max_norm_);
+    phases.done(Phases::clip);
     optimizer_->step();
     phases.done(Phases::optimizer);
     return loss.detach();
@@ -120,6 +124,8 @@ class Libtorch : public Workload {
 
  private:
   int micro_steps_;
+  bool keeps_gradients_;
+  double max_norm_;  // 0: no clipping
   std::shared_ptr<Net> net_;
   Batches batches_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;

@@ -32,6 +32,7 @@ typename accel::Accelerator<B, accel::precision::Fp32>::Options accel_options(co
   if (c.contains("bucket_cap_mib"))
     options.gradient.caps.bucket_cap =
         accel::Bytes{static_cast<std::int64_t>(c["bucket_cap_mib"].get<double>() * (1 << 20))};
+  if (c.value("measured_cap", false)) options.gradient.caps.bucket_cap = accel::gradient::Caps::automatic();
   if constexpr (has_shared_memory<B>) options.backend.shared_memory = c.value("shared_memory", true);
   options.log = accel::Log::Level::off;
   return options;
@@ -56,6 +57,8 @@ class WithAccel : public Workload {
  public:
   WithAccel(const Case& c, c10::Device device)
       : micro_steps_(c.value("accumulation", 1)),
+        keeps_gradients_(c.value("keep_gradients", false)),
+        max_norm_(c.value("max_norm", 0.0)),
         accelerator_(accel_options<B>(c)),
         net_(make_net(c, device)),
         batches_(*net_, rank(), device),
@@ -68,7 +71,7 @@ class WithAccel : public Workload {
 
   torch::Tensor step(Phases& phases) override {
     auto& [model, optimizer] = prepared_;
-    optimizer.zero_grad();
+    if (!keeps_gradients_) optimizer.zero_grad();
     phases.done(Phases::zero_grad);
     torch::Tensor loss;
     const auto micro_step = [&] {
@@ -77,6 +80,8 @@ class WithAccel : public Workload {
       phases.done(Phases::forward);
       accelerator_.backward(loss);
       phases.done(Phases::backward);
+      if (max_norm_ > 0) accelerator_.clip_grad_norm_(model, max_norm_);
+      phases.done(Phases::clip);
       optimizer.step();
     };
     if (micro_steps_ == 1) {
@@ -96,6 +101,8 @@ class WithAccel : public Workload {
   using Prepared =
       decltype(std::declval<Accelerator&>().prepare(std::declval<std::shared_ptr<Net>&>(), std::declval<Optimizer&>()));
   int micro_steps_;
+  bool keeps_gradients_;
+  double max_norm_;  // 0: no clipping
   Accelerator accelerator_;
   std::shared_ptr<Net> net_;
   Batches batches_;

@@ -18,8 +18,8 @@ namespace bench {
 /// Where a step's time and allocations go. Off, a mark costs a test of one flag.
 class Phases {
  public:
-  static constexpr std::array<std::string_view, 4> names = {"zero_grad", "forward", "backward", "optimizer"};
-  enum Name : std::size_t { zero_grad, forward, backward, optimizer };
+  static constexpr std::array<std::string_view, 5> names = {"zero_grad", "forward", "backward", "clip", "optimizer"};
+  enum Name : std::size_t { zero_grad, forward, backward, clip, optimizer };
   struct Share {
     double nanoseconds = 0;
     std::int64_t allocations = 0;

@@ -26,15 +26,20 @@ struct Kind {
   bool trainable = true;  // else it is frozen before prepare, for good
 };
 
-/// Parameters of odd sizes; the loss is linear in them, so that gradients are what it is made of.
+/// Parameters of odd sizes; the loss is linear in them, so that gradients are what it is made of. The `tied` one
+/// has a second name.
 struct Linear : torch::nn::Module {
-  explicit Linear(const std::vector<Kind>& kinds) {
+  Linear(const std::vector<Kind>& kinds, std::optional<std::size_t> tied) {
     for (const auto& [shape, dtype, is_trainable] : kinds) {
       auto weight = torch::zeros(shape, dtype);
       if (weight.dim() == 4) weight = weight.contiguous(at::MemoryFormat::ChannelsLast);
       weights.push_back(register_parameter("w" + std::to_string(weights.size()), weight, is_trainable));
       trainable.push_back(is_trainable);
       patterns.push_back((torch::arange(weight.numel(), dtype) % 3 + 1).view(shape));
+    }
+    if (tied) {
+      auto other = register_module("other", std::make_shared<torch::nn::Module>("other"));
+      other->register_parameter("again", weights[*tied], trainable[*tied]);
     }
   }
 
@@ -165,15 +170,15 @@ struct Program {
       for (int p = up_to(5); p-- > 0;)
         kinds.push_back(
             {shapes[index(shapes.size())], one_in(4) ? torch::kFloat : torch::kDouble, /*trainable=*/!one_in(8)});
-      nets.push_back(std::make_shared<Linear>(kinds));
+      nets.push_back(std::make_shared<Linear>(kinds, one_in(3) ? std::optional(index(kinds.size())) : std::nullopt));
       frozen.emplace_back();
       for (const auto& kind : kinds) frozen.back().push_back(!kind.trainable);
       references.emplace_back(rank.world_size, kinds.size());
       models.push_back(accelerator.prepare(nets.back()));
       if (one_in(2))
-        optimizers.emplace_back(accelerator.prepare(torch::optim::SGD(nets.back()->parameters(), 1.0)));
+        optimizers.emplace_back(accelerator.prepare(torch::optim::SGD(nets.back()->weights, 1.0)));
       else
-        optimizers.emplace_back(accelerator.prepare(optim::SGD(nets.back()->parameters(), {.lr = 1.0})));
+        optimizers.emplace_back(accelerator.prepare(optim::SGD(nets.back()->weights, {.lr = 1.0})));
     }
     for (int i = 0; i < 25; ++i) {
       done += one_operation(accelerator);
@@ -248,9 +253,12 @@ struct Program {
         contributions[m][r].resize(nets[m]->weights.size());
         for (std::size_t p = 0; p < nets[m]->weights.size(); ++p) {
           const double factor = up_to(40) - 20;
+          const double again = one_in(4) ? up_to(40) - 20 : 0;  // shared by two parts of the loss
           if (passed_over || one_in(3) || frozen[m][p]) continue;
-          contributions[m][r][p] = factor;
-          if (r == static_cast<std::size_t>(rank.rank)) loss = loss + nets[m]->loss(p, factor);
+          contributions[m][r][p] = factor + again;
+          if (r != static_cast<std::size_t>(rank.rank)) continue;
+          loss = loss + nets[m]->loss(p, factor);
+          if (again != 0) loss = loss + nets[m]->loss(p, again);
         }
       }
     }

@@ -93,7 +93,8 @@ class Optimizer {
 
   /// From now on each part of the model is stepped as soon as its gradients have arrived, while backward
   /// goes on with earlier layers: in the last backward of a window, before that returns. The loop stays as
-  /// it is; step() marks the end of the step. Weights are those of a step after backward, bit for bit.
+  /// it is; step() marks the end of the step. Weights are those of a step after backward, bit for bit. Early is
+  /// possible where the last step used everything on every rank; else all steps when the last gradient has come.
   ///
   /// A backward that fails half-way, as when a rank is lost, leaves weights of which some are stepped: go on
   /// from a checkpoint.

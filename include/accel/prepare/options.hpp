@@ -22,7 +22,7 @@ struct AcceleratorOptions {
   int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
   gradient::LossNormalization loss_normalization =
       gradient::LossNormalization::window_length;     // of a short last window
-  gradient::ReducerOptions gradient{};                // bucket caps: 25 MiB, the last 1 MiB
+  gradient::ReducerOptions gradient{};                // buckets of an eighth, 1 to 25 MiB, the last 1 MiB
   typename B::Options backend{};                      // timeout of collectives, interface, device
   double rendezvous_timeout_s = 60;                   // until all ranks are there
   double heartbeat_s = launch::default_beat.count();  // a rank is given up after three of silence; 0: never
