@@ -59,6 +59,35 @@ TEST_CASE("a mean that nothing is added to comes back bit for bit", "[standing]"
   });
 }
 
+TEST_CASE("a mean of doubles stays one when buckets of another dtype take the place of its own", "[standing]") {
+  struct Mixed : torch::nn::Module {
+    torch::Tensor doubles = register_parameter("doubles", torch::zeros({16}, torch::kDouble));
+    torch::Tensor floats = register_parameter("floats", torch::zeros({16}, torch::kFloat));
+    torch::Tensor loss() {
+      const auto last = floats.sum().to(torch::kDouble) * 0.1;  // its gradient, as it was made first
+      return last + doubles.sum() * 0.1;
+    }
+  };
+  on_ranks({2, 3}, [](Rank) {
+    Gloo accelerator({.gradient = {.caps = {.bucket_cap = 8_B, .last_bucket_cap = 8_B}}});
+    auto net = std::make_shared<Mixed>();
+    auto model = accelerator.prepare(net);
+    auto other = accelerator.prepare(std::make_shared<Line>());
+    const auto pass_over = [&] {
+      const auto before = bits({net->doubles.grad(), net->floats.grad()});
+      const auto local = accelerator.no_sync();
+      accelerator.backward(other(torch::ones({1}, torch::kDouble)).sum());
+      REQUIRE(bits({net->doubles.grad(), net->floats.grad()}) == before);
+    };
+    const auto planned = accelerator.bucket_plan();
+    accelerator.backward(net->loss());
+    pass_over();
+    accelerator.backward(net->loss());
+    REQUIRE(accelerator.bucket_plan() != planned);
+    pass_over();
+  });
+}
+
 TEST_CASE("a mean to which one rank alone adds is a mean again", "[standing]") {
   on_ranks({2, 3}, [](Rank rank) {
     Gloo accelerator;

@@ -215,7 +215,11 @@ class Ledger {
   void keep_means(const std::vector<at::Tensor>& memory) {
     means_.resize(memory.size());
     for (std::size_t k = 0; k < memory.size(); ++k) {
-      if (!means_[k].defined() || means_[k].sizes() != memory[k].sizes()) means_[k] = at::empty_like(memory[k]);
+      // Buckets that were planned anew may stand in another order, of another dtype and equally many elements.
+      const bool serves = means_[k].defined() && means_[k].sizes() == memory[k].sizes() &&
+                          means_[k].scalar_type() == memory[k].scalar_type() &&
+                          means_[k].device() == memory[k].device();
+      if (!serves) means_[k] = at::empty_like(memory[k]);
       means_[k].copy_(memory[k]);
     }
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
