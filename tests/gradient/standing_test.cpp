@@ -309,6 +309,35 @@ TEST_CASE("gradients set by hand are means: expanded, shared, or of strides of t
   });
 }
 
+TEST_CASE("gradients that have a graph, by create_graph, are reduced and cleared as others are", "[standing]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Halves>();
+    auto [model, optimizer] = accelerator.prepare(net, SGD(net->parameters(), 0.1));
+    const auto loss = [&] { return net->left(noise(rank.rank)).square().mean(); };
+    const auto penalty = [&] {
+      return torch::autograd::grad({loss()}, {net->left->weight}, {}, true, /*create_graph=*/true)[0].square().sum();
+    };
+    const auto& weight = net->left->weight;
+    accelerator.backward(penalty());
+    const auto expected = bits({weight.grad(), net->left->bias.grad()});
+
+    loss().backward({}, std::nullopt, /*create_graph=*/true);  // the user's own: another tensor takes its place
+    REQUIRE(weight.grad().requires_grad());
+    if (rank.world_size > 1) REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("did not run"));
+    optimizer.zero_grad();
+    accelerator.backward(penalty());
+    REQUIRE(bits({weight.grad(), net->left->bias.grad()}) == expected);
+
+    const auto mean = weight.grad().clone();
+    const auto leaf = torch::ones_like(mean).requires_grad_();
+    weight.mutable_grad() = leaf * 2;
+    accelerator.backward(penalty());
+    REQUIRE(torch::allclose(weight.grad(), mean + 2));
+    REQUIRE(torch::equal(leaf, torch::ones_like(mean)));
+  });
+}
+
 TEST_CASE("what stood before the first reduction is averaged, also where nobody adds to it", "[standing]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Gloo accelerator;
