@@ -2,6 +2,9 @@
 #pragma once
 
 #include <exception>
+#include <initializer_list>
+#include <ios>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -55,12 +58,47 @@ class CheckpointError : public Error {
   using Error::Error;
 };
 
+namespace detail {
+
+/// A piece of a message: something that can be streamed, by reference. What streams a type is compiled once for
+/// it, and not for every message that it is in: a tenth of what the umbrella header cost was that.
+class Part {
+ public:
+  Part(const char* text)
+      : value_(text), stream_([](std::ostream& out, const void* value) { out << static_cast<const char*>(value); }) {}
+  Part(std::ios_base& (*manipulator)(std::ios_base&)) : manipulator_(manipulator) {}
+  template <class T>
+  Part(const T& value) : value_(&value), stream_(&stream<T>) {}
+
+  friend std::ostream& operator<<(std::ostream& out, const Part& part) {
+    if (part.manipulator_ != nullptr) return out << part.manipulator_;
+    part.stream_(out, part.value_);
+    return out;
+  }
+
+ private:
+  template <class T>
+  static void stream(std::ostream& out, const void* value) {
+    out << *static_cast<const T*>(value);
+  }
+
+  const void* value_ = nullptr;
+  void (*stream_)(std::ostream&, const void*) = nullptr;
+  std::ios_base& (*manipulator_)(std::ios_base&) = nullptr;  // in place of them
+};
+
+[[nodiscard]] inline std::string joined(std::initializer_list<Part> parts) {
+  std::ostringstream text;
+  for (const Part& part : parts) text << part;
+  return std::move(text).str();
+}
+
+}  // namespace detail
+
 /// Streams its arguments into one string: the way messages are written here.
 template <class... Parts>
 [[nodiscard]] std::string message(const Parts&... parts) {
-  std::ostringstream text;
-  ((text << parts), ...);
-  return std::move(text).str();
+  return detail::joined({detail::Part(parts)...});
 }
 
 /// What an exception says, without the backtrace that LibTorch's carry below their first line.
