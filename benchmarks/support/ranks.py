@@ -30,9 +30,13 @@ class Host:
         self.prefix, self.address, self.interface = list(prefix), address, interface
 
 
+# Above the tests' ports, below those that the system hands out by itself. Each is tried once: ranks of several groups
+# start at the same time, and what one has been given is free until it listens there.
+_ports = iter(random.sample(range(30000, 32700), 2700))
+
+
 def free_port():
-    # Above the tests' ports, below those that the system hands out by itself.
-    for port in random.sample(range(30000, 32700), 100):
+    for port in _ports:
         with socket.socket() as probe:
             with contextlib.suppress(OSError):
                 probe.bind(("", port))
