@@ -1,7 +1,7 @@
 # Which bucket cap is best at this size of the model and of the world?
 #
-# cap: of all buckets but one, which accel keeps at 1 MiB, the last, and DDP, where no cap is given, the first. The plain
-# case is everybody's default; "measured" is accel's Caps::automatic().
+# cap: of all buckets but one, which accel keeps at 1 MiB, the last, and DDP, where no cap is given, the first. The
+# plain case is everybody's default; "measured" is accel's Caps::automatic().
 from support.interleave import Cell
 
 SYSTEMS = ("accel", "cpp_reducer", "pytorch_ddp")

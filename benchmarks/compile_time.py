@@ -85,8 +85,8 @@ def umbrella(bench, command):
     seconds, megabytes = zip(*(compile_(command, ["torch/torch.h"]) for _ in range(3)))
     ours = next(row for row in found if row.system == "accel")
     return found + relate([
-        Row(bench.name, f"{behind} alone", "accel", 1, "s", [[took] for took in ours.rounds], peak_mb=ours.more["peak_mb"]),
-        Row(bench.name, f"{behind} alone", "libtorch", 1, "s", [[took] for took in seconds], peak_mb=max(megabytes)),
+        Row(bench.name, f"{behind} alone", system, 1, "s", [[took] for took in rounds], peak_mb=peak)
+        for system, rounds, peak in [("accel", ours.rounds, ours.more["peak_mb"]), ("libtorch", seconds, max(megabytes))]
     ])
 
 

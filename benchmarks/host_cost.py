@@ -62,5 +62,6 @@ def run(bench):
                     label = f"{prefix}P={tensors} {'SGD' if optimizer == 'sgd' else 'AdamW'}"
                     case = {"model": "residual", "layers": tensors // 2, "width": 8, "batch": 1,
                             "optimizer": optimizer, "lr": lr}  # fmt: skip
-                    for name, phases_shown, more in MORE if optimizer == "sgd" else MORE[:1]:
+                    few = optimizer != "sgd" or (bench.quick and tensors > 8)
+                    for name, phases_shown, more in MORE[:1] if few else MORE:
                         measure(bench, groups, label + name, tensors, {**case, **more}, phases_shown, world_size)

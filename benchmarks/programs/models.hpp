@@ -16,6 +16,18 @@ namespace bench {
 
 using Case = nlohmann::json;  // one of benchmarks/*.py, as the driver sends it
 
+/// What a case asks of the loop around its model.
+struct Loop {
+  explicit Loop(const Case& c)
+      : micro_steps(c.value("accumulation", 1)),
+        keeps_gradients(c.value("keep_gradients", false)),
+        max_norm(c.value("max_norm", 0.0)) {}
+
+  int micro_steps;
+  bool keeps_gradients;  // from step to step
+  double max_norm;       // 0: no clipping
+};
+
 struct Batch {
   torch::Tensor data, target;
 };

@@ -84,30 +84,25 @@ inline std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Case& c, co
 class Libtorch : public Workload {
  public:
   Libtorch(const Case& c, c10::Device device)
-      : micro_steps_(c.value("accumulation", 1)),
-        keeps_gradients_(c.value("keep_gradients", false)),
-        max_norm_(c.value("max_norm", 0.0)),
-        net_(make_net(c, device)),
-        batches_(*net_, rank(), device),
-        optimizer_(make_optimizer(c, *net_)) {}
+      : loop_(c), net_(make_net(c, device)), batches_(*net_, rank(), device), optimizer_(make_optimizer(c, *net_)) {}
 
   torch::Tensor step(Phases& phases) override {
-    if (!keeps_gradients_) zero_grad();
+    if (!loop_.keeps_gradients) zero_grad();
     phases.done(Phases::zero_grad);
     torch::Tensor loss;
-    for (int micro_step = 1; micro_step <= micro_steps_; ++micro_step) {
+    for (int micro_step = 1; micro_step <= loop_.micro_steps; ++micro_step) {
       const auto& batch = batches_.next();
-      before_forward(micro_step == micro_steps_);
+      before_forward(micro_step == loop_.micro_steps);
       const auto output = net_->forward(batch.data);
-      before_backward(micro_step == micro_steps_);
+      before_backward(micro_step == loop_.micro_steps);
       loss = net_->loss(output, batch.target);
       phases.done(Phases::forward);
-      (micro_steps_ == 1 ? loss : loss / micro_steps_).backward();
+      (loop_.micro_steps == 1 ? loss : loss / loop_.micro_steps).backward();
       phases.done(Phases::backward);
     }
     after_backward();
     phases.done(Phases::backward);
-    if (max_norm_ > 0) torch::nn::utils::clip_grad_norm_(net_->parameters(), max_norm_);
+    if (loop_.max_norm > 0) torch::nn::utils::clip_grad_norm_(net_->parameters(), loop_.max_norm);
     phases.done(Phases::clip);
     optimizer_->step();
     phases.done(Phases::optimizer);
@@ -123,9 +118,7 @@ class Libtorch : public Workload {
   [[nodiscard]] Net& net() { return *net_; }
 
  private:
-  int micro_steps_;
-  bool keeps_gradients_;
-  double max_norm_;  // 0: no clipping
+  Loop loop_;
   std::shared_ptr<Net> net_;
   Batches batches_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;

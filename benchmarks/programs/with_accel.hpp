@@ -56,9 +56,7 @@ template <class B, class Optimizer>
 class WithAccel : public Workload {
  public:
   WithAccel(const Case& c, c10::Device device)
-      : micro_steps_(c.value("accumulation", 1)),
-        keeps_gradients_(c.value("keep_gradients", false)),
-        max_norm_(c.value("max_norm", 0.0)),
+      : loop_(c),
         accelerator_(accel_options<B>(c)),
         net_(make_net(c, device)),
         batches_(*net_, rank(), device),
@@ -71,7 +69,7 @@ class WithAccel : public Workload {
 
   torch::Tensor step(Phases& phases) override {
     auto& [model, optimizer] = prepared_;
-    if (!keeps_gradients_) optimizer.zero_grad();
+    if (!loop_.keeps_gradients) optimizer.zero_grad();
     phases.done(Phases::zero_grad);
     torch::Tensor loss;
     const auto micro_step = [&] {
@@ -80,14 +78,14 @@ class WithAccel : public Workload {
       phases.done(Phases::forward);
       accelerator_.backward(loss);
       phases.done(Phases::backward);
-      if (max_norm_ > 0) accelerator_.clip_grad_norm_(model, max_norm_);
+      if (loop_.max_norm > 0) accelerator_.clip_grad_norm_(model, loop_.max_norm);
       phases.done(Phases::clip);
       optimizer.step();
     };
-    if (micro_steps_ == 1) {
+    if (loop_.micro_steps == 1) {
       micro_step();
     } else {
-      for (int i = 0; i < micro_steps_; ++i) {
+      for (int i = 0; i < loop_.micro_steps; ++i) {
         const auto scope = accelerator_.accumulate();
         micro_step();
       }
@@ -100,9 +98,7 @@ class WithAccel : public Workload {
   using Accelerator = accel::Accelerator<B, accel::precision::Fp32>;
   using Prepared =
       decltype(std::declval<Accelerator&>().prepare(std::declval<std::shared_ptr<Net>&>(), std::declval<Optimizer&>()));
-  int micro_steps_;
-  bool keeps_gradients_;
-  double max_norm_;  // 0: no clipping
+  Loop loop_;
   Accelerator accelerator_;
   std::shared_ptr<Net> net_;
   Batches batches_;

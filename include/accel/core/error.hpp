@@ -61,7 +61,7 @@ class CheckpointError : public Error {
 namespace detail {
 
 /// A piece of a message: something that can be streamed, by reference. What streams a type is compiled once for
-/// it, and not for every message that it is in: a tenth of what the umbrella header cost was that.
+/// it, and not for every message that it is in.
 class Part {
  public:
   Part(const char* text)

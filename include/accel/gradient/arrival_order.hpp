@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -40,6 +41,7 @@ class ArrivalOrder {
       if (arrived[i] == 0) seen_.push_back(static_cast<std::int32_t>(i));
     sent_ = at::empty({static_cast<std::int64_t>(seen_.size())}, at::kInt);
     std::copy(seen_.begin(), seen_.end(), sent_.template mutable_data_ptr<std::int32_t>());
+    seen_ = {};
     sent_ = sent_.to(backend.device());
     work_.emplace(backend.broadcast(sent_, 0));
   }
@@ -49,7 +51,7 @@ class ArrivalOrder {
     if (!work_) return std::nullopt;
     work_->wait();
     work_.reset();
-    const at::Tensor host = sent_.cpu();
+    const at::Tensor host = std::exchange(sent_, at::Tensor()).cpu();
     const auto* const begin = host.template const_data_ptr<std::int32_t>();
     return std::vector<std::size_t>(begin, begin + host.numel());
   }
