@@ -150,7 +150,8 @@ TEST_CASE("the fused optimizers follow those of LibTorch", "[optim]") {
 }
 
 TEST_CASE("parameters whose gradients lie together are one piece, and keep their identity", "[optim]") {
-  optim::FlatGroup group(1);
+  optim::FlatGroup group(
+      {.states = 1, .initial = [](std::size_t, const torch::Tensor& own) { return torch::zeros_like(own); }});
   std::vector<torch::Tensor> parameters;
   for (const std::int64_t rows : {1, 2, 3, 4}) parameters.push_back(torch::randn({rows, 16}, torch::requires_grad()));
   parameters.push_back(torch::randn({5, 3}, torch::requires_grad()));  // a ragged end: its own last elements

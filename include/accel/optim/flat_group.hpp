@@ -12,22 +12,22 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/core/Storage.h>
 
-#include <accel/tensor/flat.hpp>
+#include <accel/optim/homes.hpp>
+#include <accel/optim/low_precision.hpp>
+#include <accel/optim/update_rule.hpp>
 
 namespace accel::inline v0_1::optim {
 
-/// What is stepped in one call: pieces of flat memory, or parameters as they are, with equal counts of steps.
-struct Batch {
-  std::vector<at::Tensor> parameters, gradients;
-  std::vector<std::vector<at::Tensor>> states;  // [state][piece]
-  std::vector<at::Tensor> steps;                // f32 scalars, one for each piece: all the same tensor
-  std::int64_t count = 0;                       // of steps taken
-
-  std::vector<std::size_t> members;  // which parameters these are
+/// How the parameters of a group are stepped.
+struct GroupLayout {
+  std::size_t states = 0;                                     // of each parameter
+  Homes::Initial initial{};                                   // makes them
+  bool is_elementwise = true;                                 // parameters may be merged; else each as a whole
+  LowPrecision low_precision = LowPrecision::master_weights;  // of bf16 and fp16
 };
 
 /// The parameters of one group of an optimizer and the state of each.
@@ -37,17 +37,18 @@ struct Batch {
 /// piece. A parameter whose memory somebody shares stays where it is. Otherwise nothing is moved: where every
 /// backward makes gradients of its own, as at one rank, each is a piece, wherever it is then.
 ///
-/// Memory   of each parameter its states; what aligns is less than 64 bytes each.
+/// Memory   of each parameter its states, and 4 bytes per element of its master weights if it has them.
 /// Cost     in steady state a few comparisons per parameter, and nothing is allocated.
 class FlatGroup {
  public:
   /// The state of one parameter; undefined before its first step.
   struct State {
     std::vector<at::Tensor> tensors;
+    at::Tensor master;  // f32, where it has one
     std::int64_t steps = 0;
   };
 
-  explicit FlatGroup(std::size_t states) : states_(states) {}
+  explicit FlatGroup(GroupLayout layout) : layout_(std::move(layout)), homes_(layout_.states, layout_.initial) {}
 
   /// What a step of `parameters` consists of: those that have a gradient.
   [[nodiscard]] std::vector<Batch>& batches(const std::vector<at::Tensor>& parameters) {
@@ -69,38 +70,64 @@ class FlatGroup {
     return look(parameters, which);
   }
   void took(const Batch& batch) {
-    for (const std::size_t i : batch.members) members_[i].steps = batch.count;
+    const std::int64_t steps = batch.taken();
+    for (const std::size_t i : batch.members) members_[i].steps = steps;
+  }
+
+  /// A batch of these was stepped, and, if `with_gradients`, what its gradients were multiplied by taken out of them.
+  void wrote(const std::vector<at::Tensor>& parameters, const Batch& batch, bool with_gradients) {
+    // A piece is no view of its parameters: autograd is told that what a graph may have saved has changed.
+    for (const std::size_t i : batch.members) {
+      auto* const impl = parameters[i].unsafeGetTensorImpl();
+      impl->bump_version();
+      members_[i].version = impl->version_counter().current_version();
+      if (with_gradients && members_[i].is_copied) parameters[i].grad().copy_(batch.gradients[members_[i].piece]);
+    }
   }
 
   /// The state of parameter i.
   [[nodiscard]] State state(std::size_t i) const {
     if (i >= members_.size()) return {};
-    State state{members_[i].states, members_[i].steps};
+    State state{members_[i].states, members_[i].master, members_[i].steps};
     for (const auto& batch : batches_)
-      if (std::find(batch.members.begin(), batch.members.end(), i) != batch.members.end()) state.steps = batch.count;
+      if (std::find(batch.members.begin(), batch.members.end(), i) != batch.members.end()) state.steps = batch.taken();
     return state;
   }
 
+  /// Gives parameter i what it had in another run; none: it begins anew. Copies.
+  void load(const std::vector<at::Tensor>& parameters, std::size_t i, const State& state) {
+    begin(parameters);
+    Member& member = members_[i];
+    if (member.place.is_at_home)
+      homes_.leave(parameters[i], member.place, member.states, member.data == address(parameters[i]));
+    member.states.clear();
+    const at::Tensor own = parameters[i].detach();
+    const at::Tensor like = is_in_float(own) ? own.to(at::kFloat) : own;
+    for (std::size_t s = 0; s < state.tensors.size(); ++s) {
+      member.states.push_back(layout_.initial(s, like));
+      if (state.tensors[s].defined()) member.states[s].copy_(state.tensors[s]);
+    }
+    member.master = state.master.defined() ? at::empty_like(like).copy_(state.master) : at::Tensor();
+    member.version = unknown;  // the weights may have been loaded, too, or not
+    member.steps = state.steps;
+    member.last_gradient = nullptr;
+  }
+
  private:
+  static constexpr std::uint64_t unknown = ~std::uint64_t{0};
+
   struct Member {
     const c10::TensorImpl* parameter = nullptr;
     const void* data = nullptr;           // of the parameter, as it was looked at last ...
     const void* gradient = nullptr;       // ... and of its gradient; null: it had none
     const void* last_gradient = nullptr;  // where the last one lay that it had
     bool is_copied = false;               // it is not laid out as the parameter is: a copy of it is stepped with
-    bool is_at_home = false;              // it lies in one of our flat buffers: ...
-    std::size_t home = 0;                 // ... in this one, ...
-    std::int64_t offset = 0;              // ... from this element on
+    Place place;                          // among the homes
     std::vector<at::Tensor> states;       // views of those of its home, or its own
+    at::Tensor master;                    // f32
+    std::uint64_t version = unknown;      // of the parameter when its master was rounded to it
     std::int64_t steps = 0;
     std::size_t batch = 0, piece = 0;  // where it stands by itself, if it is not at home
-  };
-
-  /// Flat memory of parameters and their states.
-  struct Home {
-    at::Tensor parameters;
-    std::vector<at::Tensor> states;
-    std::size_t members = 0;
   };
 
   /// Where a tensor lies; null only if it is undefined.
@@ -108,6 +135,18 @@ class FlatGroup {
     static constexpr char nowhere = 0;
     if (!tensor.defined()) return nullptr;
     return tensor.layout() == at::kStrided && tensor.numel() > 0 ? tensor.const_data_ptr() : &nowhere;
+  }
+  [[nodiscard]] static std::uint64_t version_of(const at::Tensor& tensor) {
+    return tensor.unsafeGetTensorImpl()->version_counter().current_version();
+  }
+
+  /// Stepped in f32, by itself.
+  [[nodiscard]] bool is_in_float(const at::Tensor& parameter) const {
+    return layout_.low_precision != LowPrecision::as_it_is && is_low_precision(parameter);
+  }
+  /// May be stepped together with its neighbours.
+  [[nodiscard]] bool is_merged(const at::Tensor& parameter) const {
+    return layout_.is_elementwise && !is_in_float(parameter);
   }
 
   /// Whether the batches of the last step are those of this one, with gradients where these lie now.
@@ -120,8 +159,9 @@ class FlatGroup {
       if (member.parameter != parameters[i].unsafeGetTensorImpl() || member.data != address(parameters[i]) ||
           member.is_copied)
         return false;
+      if (member.master.defined() && member.version != version_of(parameters[i])) return false;
       if (member.gradient == address(gradient)) continue;
-      if (member.gradient == nullptr || member.is_at_home || !is_alone(gradient, parameters[i])) return false;
+      if (member.gradient == nullptr || member.place.is_at_home || !is_alone(gradient, parameters[i])) return false;
       moved = true;
     }
     for (std::size_t i = 0; moved && i < parameters.size(); ++i) {
@@ -159,14 +199,16 @@ class FlatGroup {
       if (gradient.defined() && gradient.layout() != at::kStrided) gradient = gradient.to_dense();
       Member& member = members_[i];
       const bool moved = gradient.defined() && member.last_gradient != address(gradient);
-      if (member.is_at_home && (moved || member.data != address(parameters[i]))) leave_home(parameters[i], member);
+      const bool lies_there = member.data == address(parameters[i]);
+      if (member.place.is_at_home && (moved || !lies_there))
+        homes_.leave(parameters[i], member.place, member.states, lies_there);
       member.data = address(parameters[i]);
       member.gradient = address(gradient);
       if (!gradient.defined()) continue;
       member.last_gradient = member.gradient;
       order.push_back(i);
     }
-    drop_empty_homes();
+    homes_.drop_empty();
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
       const bool a_is_empty = parameters[a].numel() == 0;  // they lie nowhere
       const bool b_is_empty = parameters[b].numel() == 0;
@@ -174,7 +216,7 @@ class FlatGroup {
                                                      : b_is_empty && !a_is_empty;
     });
     settle_down(parameters, order);
-    for (const std::size_t i : order) make_state(parameters[i], members_[i]);
+    for (const std::size_t i : order) make_states(parameters[i], members_[i]);
     std::vector<Batch> batches;
     for (std::size_t begin = 0; begin < order.size();) {
       std::size_t end = begin + 1;
@@ -200,94 +242,58 @@ class FlatGroup {
       if (known != members_.end()) found[i] = std::exchange(*known, {});
       found[i].parameter = impl;
     }
-    for (const auto& gone : members_)
-      if (gone.is_at_home) --homes_[gone.home].members;
+    for (const auto& gone : members_) homes_.forget(gone.place);
     members_ = std::move(found);
-  }
-
-  /// Its gradient is elsewhere now, or somebody gave it other memory.
-  void leave_home(const at::Tensor& parameter, Member& member) {
-    Home& home = homes_[member.home];
-    for (auto& state : member.states) state = state.clone();
-    member.is_at_home = false;
-    const bool lies_there = member.data == address(parameter);
-    const bool is_shared = home.parameters.storage().use_count() != 1 + home.members;
-    if (lies_there && is_shared) return;  // it stays there, and so does who looks at it
-    if (lies_there) parameter.set_data(parameter.detach().clone());
-    --home.members;
-  }
-
-  void drop_empty_homes() {
-    for (auto& home : homes_)
-      if (home.members == 0) home = {};
-  }
-
-  /// Elements between the gradients of two parameters, from begin to begin, if they lie one behind the other
-  /// in one storage with nothing between them but what aligns; else 0.
-  [[nodiscard]] static std::int64_t distance(const at::Tensor& first, const at::Tensor& second) {
-    const at::Tensor& a = first.grad();
-    const at::Tensor& b = second.grad();
-    if (a.storage().unsafeGetStorageImpl() != b.storage().unsafeGetStorageImpl()) return 0;
-    if (a.scalar_type() != b.scalar_type() || first.scalar_type() != second.scalar_type()) return 0;
-    if (a.strides() != first.strides() || b.strides() != second.strides()) return 0;
-    if (!first.is_non_overlapping_and_dense() || !second.is_non_overlapping_and_dense()) return 0;
-    const std::int64_t span = b.storage_offset() - a.storage_offset();
-    const std::int64_t line = 64 / static_cast<std::int64_t>(a.element_size());
-    return span > 0 && span >= a.numel() && span - a.numel() < line ? span : 0;
   }
 
   /// Gives those a home that have none and whose gradients lie together.
   void settle_down(const std::vector<at::Tensor>& parameters, const std::vector<std::size_t>& order) {
     const auto can_move = [&](std::size_t i) {
-      return !members_[i].is_at_home && parameters[i].storage().use_count() == 1;
+      return !members_[i].place.is_at_home && is_merged(parameters[i]) && parameters[i].storage().use_count() == 1;
     };
     for (std::size_t begin = 0; begin < order.size();) {
       std::vector<std::int64_t> offsets{0};
       std::size_t end = begin + 1;
       while (can_move(order[begin]) && end < order.size() && can_move(order[end])) {
-        const std::int64_t span = distance(parameters[order[end - 1]], parameters[order[end]]);
+        const std::int64_t span = Homes::distance(parameters[order[end - 1]], parameters[order[end]]);
         if (span == 0) break;
         offsets.push_back(offsets.back() + span);
         ++end;
       }
-      if (end - begin > 1) move(parameters, &order[begin], offsets);
+      if (end - begin > 1) {
+        const auto places = homes_.move_in(parameters, &order[begin], offsets);
+        for (std::size_t k = 0; k < places.size(); ++k) {
+          members_[order[begin + k]].place = places[k];
+          members_[order[begin + k]].data = address(parameters[order[begin + k]]);
+        }
+      }
       begin = end;
     }
   }
 
-  void move(const std::vector<at::Tensor>& parameters, const std::size_t* which,
-            const std::vector<std::int64_t>& offsets) {
-    const at::Tensor& last = parameters[which[offsets.size() - 1]];
-    Home home{at::zeros({offsets.back() + last.numel()}, last.options().requires_grad(false)), {}, offsets.size()};
-    for (std::size_t k = 0; k < offsets.size(); ++k) {
-      const at::Tensor& parameter = parameters[which[k]];
-      Member& member = members_[which[k]];
-      const at::Tensor view = tensor::view_like(home.parameters, offsets[k], parameter).variable_data();
-      view.copy_(parameter.detach());
-      parameter.set_data(view);
-      member.data = address(parameter);
-      member.is_at_home = true;
-      member.home = homes_.size();
-      member.offset = offsets[k];
-    }
-    homes_.push_back(std::move(home));
-  }
-
-  /// Views of its home's, filled with what it had.
-  void make_state(const at::Tensor& parameter, Member& member) {
-    if (!member.is_at_home) {
-      while (member.states.size() < states_) member.states.push_back(at::zeros_like(parameter.detach()));
+  void make_states(const at::Tensor& parameter, Member& member) {
+    if (member.place.is_at_home) return homes_.make_states(parameter, member.place, member.states);
+    const at::Tensor own = parameter.detach();
+    if (!is_in_float(parameter)) {
+      while (member.states.size() < layout_.states) member.states.push_back(layout_.initial(member.states.size(), own));
       return;
     }
-    Home& home = homes_[member.home];
-    while (home.states.size() < states_) home.states.push_back(at::zeros_like(home.parameters));
-    std::vector<at::Tensor> views;
-    for (std::size_t s = 0; s < states_; ++s) {
-      views.push_back(tensor::view_like(home.states[s], member.offset, parameter));
-      if (s < member.states.size() && member.states[s].const_data_ptr() != views[s].const_data_ptr())
-        views[s].copy_(member.states[s]);
+    if (member.states.size() < layout_.states) {
+      const at::Tensor like = own.to(at::kFloat);
+      while (member.states.size() < layout_.states)
+        member.states.push_back(layout_.initial(member.states.size(), like));
     }
-    member.states = std::move(views);
+    if (layout_.low_precision == LowPrecision::master_weights) follow_weights(own, member);
+  }
+
+  /// Its master is what rounds to its weights. Where somebody has written to them since, it is the new weight.
+  static void follow_weights(const at::Tensor& weights, Member& member) {
+    if (member.master.defined() && member.version == version_of(weights)) return;
+    const at::Tensor exact = weights.to(at::kFloat);
+    member.master = member.master.defined()
+                        ? at::where(member.master.to(weights.scalar_type()) == weights, member.master, exact)
+                        : exact;
+    member.version = version_of(weights);
   }
 
   [[nodiscard]] bool are_neighbours(const std::vector<at::Tensor>& parameters, std::size_t a, std::size_t b) const {
@@ -296,10 +302,11 @@ class FlatGroup {
     // LibTorch's loops for the CPU round what is left over at the end of a tensor otherwise than what fills
     // a vector: a piece ends there, so that every element is what it is where each tensor is stepped alone.
     if (parameters[a].is_cpu() && parameters[a].nbytes() % 64 != 0) return false;
-    if (!first.is_at_home || !second.is_at_home || first.home != second.home || first.steps != second.steps)
+    if (!first.place.is_at_home || !second.place.is_at_home || first.place.home != second.place.home ||
+        first.steps != second.steps)
       return false;
-    const std::int64_t span = distance(parameters[a], parameters[b]);
-    return span > 0 && second.offset - first.offset == span;
+    const std::int64_t span = Homes::distance(parameters[a], parameters[b]);
+    return span > 0 && second.place.offset - first.place.offset == span;
   }
 
   void add_piece(const std::vector<at::Tensor>& parameters, const std::vector<std::size_t>& run,
@@ -312,7 +319,7 @@ class FlatGroup {
     });
     if (batch == batches.end()) {
       batch = batches.insert(batch, Batch{});
-      batch->states.resize(states_);
+      batch->states.resize(layout_.states);
       batch->count = first.steps;
       batch->steps.push_back(at::zeros({}, parameter.options().dtype(at::kFloat).requires_grad(false)));
     } else {
@@ -328,15 +335,14 @@ class FlatGroup {
       batch->parameters.push_back(parameter.detach());
       batch->gradients.push_back(member.is_copied ? at::empty_like(parameter.detach()).copy_(gradient)
                                                   : memory_of(gradient, gradient.sizes(), gradient.strides()));
-      for (std::size_t s = 0; s < states_; ++s) batch->states[s].push_back(member.states[s]);
+      for (std::size_t s = 0; s < layout_.states; ++s) batch->states[s].push_back(member.states[s]);
+      if (member.master.defined()) batch->masters.push_back(member.master);
       return;
     }
-    const Member& last = members_[run.back()];
-    const std::int64_t numel = last.offset + parameters[run.back()].numel() - first.offset;
-    const auto piece = [&](const at::Tensor& home) { return home.narrow(0, first.offset, numel); };
-    batch->parameters.push_back(piece(homes_[first.home].parameters));
+    const std::int64_t numel = members_[run.back()].place.offset + parameters[run.back()].numel() - first.place.offset;
+    batch->parameters.push_back(homes_.parameters(first.place, numel));
     batch->gradients.push_back(memory_of(parameter.grad(), {numel}, {1}));
-    for (std::size_t s = 0; s < states_; ++s) batch->states[s].push_back(piece(homes_[first.home].states[s]));
+    for (std::size_t s = 0; s < layout_.states; ++s) batch->states[s].push_back(homes_.state(s, first.place, numel));
   }
 
   /// From where `gradient` begins. It does not count as holding the gradient: it is used only as long as
@@ -353,9 +359,9 @@ class FlatGroup {
     return {gradient.mutable_data_ptr(), gradient.device()};
   }
 
-  std::size_t states_;           // tensors that a parameter has
+  GroupLayout layout_;
   std::vector<Member> members_;  // by parameter
-  std::vector<Home> homes_;
+  Homes homes_;
   std::vector<Batch> batches_;
 };
 

@@ -13,8 +13,10 @@
 #include <ATen/core/ivalue.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/fields.hpp>
 #include <accel/core/hash.hpp>
 #include <accel/core/number.hpp>
+#include <accel/optim/options.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -78,7 +80,7 @@ template <class Group>
   if constexpr (requires { group.options(); }) {
     auto& options = group.options();
     using Options = std::remove_cvref_t<decltype(options)>;
-    if constexpr (requires { options.describe(); }) return options.describe();
+    if constexpr (HasFields<Options>) return optim::describe(options);
     try {
       if constexpr (detail::Serializable<Options>) return detail::written(options);
     } catch (const std::exception&) {

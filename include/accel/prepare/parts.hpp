@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -22,6 +24,7 @@
 #include <accel/prepare/optimizer.hpp>
 #include <accel/prepare/scheduler.hpp>
 #include <accel/prepare/session.hpp>
+#include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
 
@@ -92,6 +95,18 @@ struct Inspection {
   int optimizers = 0;
   int loaders = 0;
 
+  /// The model that an optimizer without parameters is for.
+  ///
+  /// Throws   InvalidArgument if there is none, or more than one.
+  [[nodiscard]] const tensor::Record& only_model(std::string_view label) const {
+    const auto& candidates = models.empty() ? session.models : models;
+    ACCEL_CHECK(candidates.size() == 1, InvalidArgument, "prepare: ", label, " was made without parameters, and ",
+                models.empty() ? "this accelerator has " : "it is prepared with ", candidates.size(),
+                " models, so whose they should be is not known; make it with model->parameters(), or prepare it ",
+                "with its model alone");
+    return candidates.front()->record;
+  }
+
   [[nodiscard]] const tensor::Record* owner(const at::Tensor& parameter) const {
     for (const auto& model : models)
       if (model->record.holds(parameter)) return &model->record;
@@ -130,6 +145,25 @@ void move_model(ModelPart<Net>& part, c10::Device device) {
 template <class Part>
 void move_model(Part&, c10::Device) {}
 
+/// As they are called in their model; where there are several, behind the model's number.
+template <class O>
+void name_parameters(O& optimizer, const Inspection& inspection) {
+  if constexpr (requires(std::span<const tensor::NamedTensor> named) { optimizer.name_parameters(named); }) {
+    std::vector<const tensor::Record*> owners;
+    for (const auto& group : optimizer.param_groups())
+      for (const auto& parameter : group.params()) {
+        const tensor::Record* owner = inspection.owner(parameter);
+        if (owner != nullptr && std::find(owners.begin(), owners.end(), owner) == owners.end()) owners.push_back(owner);
+      }
+    for (std::size_t m = 0; m < owners.size(); ++m) {
+      std::vector<tensor::NamedTensor> named = owners[m]->parameters;
+      for (auto& [name, tensor] : named)
+        if (owners.size() > 1) name.insert(0, message(m, "/"));
+      optimizer.name_parameters(named);
+    }
+  }
+}
+
 template <class O>
 void inspect(OptimizerPart<O>& part, Inspection& inspection) {
   O& optimizer = *part.optimizer;
@@ -137,6 +171,11 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
   if (const std::size_t dropped = drop_repeated(optimizer); dropped > 0)
     inspection.session.log.info("prepare: ", label, " listed ", dropped,
                                 " tied parameter(s) twice, and would have stepped them twice; each is listed once now");
+  if constexpr (requires { optimizer.is_unbound(); })
+    if (optimizer.is_unbound())
+      optimizer.add_param_group(
+          typename O::Group(tensor::tensors_of(inspection.only_model(label).trainable_parameters())));
+  name_parameters(optimizer, inspection);
   std::size_t group_number = 0;
   for (auto& group : optimizer.param_groups()) {
     std::string line = message(label, ": group ", group_number, ":");
