@@ -1,8 +1,6 @@
-// Options by their fields: as text to compare between ranks, and as named numbers to save and load.
+// Options by their fields, as named numbers to save and load.
 #pragma once
 
-#include <array>
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +10,6 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
-#include <accel/core/number.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/tensor/state_dict.hpp>
 
@@ -20,33 +17,11 @@ namespace accel::inline v0_1::optim {
 
 namespace detail {
 
-template <class T>
-inline constexpr bool is_list = false;
-template <std::size_t n>
-inline constexpr bool is_list<std::array<double, n>> = true;
-
-template <class Value>
-[[nodiscard]] std::string text_of(const Value& value) {
-  if constexpr (std::same_as<Value, bool>) {
-    return value ? "true" : "false";
-  } else if constexpr (is_list<Value>) {
-    std::string text;
-    for (const double one : value) text += (text.empty() ? "" : ", ") + shortest(one);
-    return "(" + text + ")";
-  } else if constexpr (std::is_enum_v<Value>) {
-    return std::string(name_of(value));
-  } else if constexpr (std::integral<Value>) {
-    return std::to_string(value);
-  } else {
-    return shortest(static_cast<double>(value));
-  }
-}
-
 template <class Options>
 void save_options(const Options& options, const std::string& prefix, tensor::StateDict& dict) {
   for_each_field(options, [&]<class Value>(std::string_view name, const Value& value) {
     const std::string key = prefix + std::string(name);
-    if constexpr (is_list<Value>) {
+    if constexpr (accel::detail::is_list<Value>) {
       for (std::size_t k = 0; k < value.size(); ++k) dict.add(message(key, ".", k), value[k]);
     } else if constexpr (std::is_enum_v<Value> || std::integral<Value>) {
       dict.add(key, static_cast<std::int64_t>(value));
@@ -64,7 +39,7 @@ template <class Options>
     const std::string key = prefix + std::string(name);
     if constexpr (std::same_as<Value, LearningRate>) {
       value.set(dict.number(key));
-    } else if constexpr (is_list<Value>) {
+    } else if constexpr (accel::detail::is_list<Value>) {
       for (std::size_t k = 0; k < value.size(); ++k) value[k] = dict.number(message(key, ".", k));
     } else if constexpr (std::is_enum_v<Value> || std::integral<Value>) {
       value = static_cast<Value>(dict.integer(key));
@@ -76,15 +51,4 @@ template <class Options>
 }
 
 }  // namespace detail
-
-/// `lr = 0.001, betas = (0.9, 0.999), ...`
-template <HasFields Options>
-[[nodiscard]] std::string describe(const Options& options) {
-  std::string text;
-  for_each_field(options, [&](std::string_view name, const auto& value) {
-    text += message(text.empty() ? "" : ", ", name, " = ", detail::text_of(value));
-  });
-  return text;
-}
-
 }  // namespace accel::inline v0_1::optim

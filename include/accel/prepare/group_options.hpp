@@ -16,7 +16,6 @@
 #include <accel/core/fields.hpp>
 #include <accel/core/hash.hpp>
 #include <accel/core/number.hpp>
-#include <accel/optim/options.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -80,7 +79,7 @@ template <class Group>
   if constexpr (requires { group.options(); }) {
     auto& options = group.options();
     using Options = std::remove_cvref_t<decltype(options)>;
-    if constexpr (HasFields<Options>) return optim::describe(options);
+    if constexpr (HasFields<Options>) return accel::describe(options);
     try {
       if constexpr (detail::Serializable<Options>) return detail::written(options);
     } catch (const std::exception&) {
