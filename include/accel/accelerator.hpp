@@ -56,7 +56,12 @@
 // Floor 5: what acts on whole results
 #include <accel/metrics/for_metrics.hpp>
 #include <accel/metrics/running_mean.hpp>
+#include <accel/optim/adafactor.hpp>
+#include <accel/optim/adagrad.hpp>
 #include <accel/optim/adam.hpp>
+#include <accel/optim/lamb.hpp>
+#include <accel/optim/lion.hpp>
+#include <accel/optim/muon.hpp>
 #include <accel/optim/sgd.hpp>
 // Floor 6: the user's objects on one side, the machinery on the other
 #include <accel/checkpoint/weights.hpp>

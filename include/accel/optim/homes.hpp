@@ -14,6 +14,14 @@
 
 namespace accel::inline v0_1::optim {
 
+/// Equal strides, but for dimensions of one element, whose stride says nothing.
+[[nodiscard]] inline bool are_laid_out_alike(const at::Tensor& a, const at::Tensor& b) {
+  if (a.strides() == b.strides() || a.numel() == 0) return true;
+  for (std::int64_t dim = 0; dim < a.dim(); ++dim)
+    if (a.size(dim) != 1 && a.stride(dim) != b.stride(dim)) return false;
+  return true;
+}
+
 /// A parameter's place in one of them, if it has one.
 struct Place {
   bool is_at_home = false;
@@ -39,7 +47,8 @@ class Homes {
     const at::Tensor& b = second.grad();
     if (a.storage().unsafeGetStorageImpl() != b.storage().unsafeGetStorageImpl()) return 0;
     if (a.scalar_type() != b.scalar_type() || first.scalar_type() != second.scalar_type()) return 0;
-    if (a.strides() != first.strides() || b.strides() != second.strides()) return 0;
+    if (a.scalar_type() != first.scalar_type()) return 0;
+    if (!are_laid_out_alike(first, a) || !are_laid_out_alike(second, b)) return 0;
     if (!first.is_non_overlapping_and_dense() || !second.is_non_overlapping_and_dense()) return 0;
     const std::int64_t span = b.storage_offset() - a.storage_offset();
     const std::int64_t line = 64 / static_cast<std::int64_t>(a.element_size());

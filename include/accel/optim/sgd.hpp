@@ -1,11 +1,11 @@
 // SGD: stochastic gradient descent with momentum, in one fused call over flat memory.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <span>
 #include <string_view>
 #include <tuple>
-#include <utility>
-#include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_sgd.h>
@@ -47,7 +47,6 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
   using FlatOptimizer::FlatOptimizer;
   static constexpr std::string_view name = "SGD";
   static constexpr bool is_elementwise = true;
-  static constexpr bool folds_scale = true;
 
   static void check(const SGDOptions& options) {
     ACCEL_CHECK(options.lr >= 0, InvalidArgument, "SGD: lr = ", options.lr.value(), " must be at least 0");
@@ -59,9 +58,9 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
                 ", dampening = ", options.dampening);
   }
 
-  [[nodiscard]] static std::vector<std::string_view> states(const SGDOptions& options) {
-    if (options.momentum > 0) return {"momentum_buffer"};
-    return {};
+  [[nodiscard]] static std::span<const std::string_view> states(const SGDOptions& options) {
+    static constexpr std::array<std::string_view, 1> words = {"momentum_buffer"};
+    return std::span(words).first(options.momentum > 0 ? 1 : 0);
   }
 
   [[nodiscard]] static at::Tensor initial(const SGDOptions&, std::size_t, const at::Tensor& parameter) {
@@ -80,5 +79,7 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
     });
   }
 };
+
+static_assert(UpdateRule<SGD>);
 
 }  // namespace accel::inline v0_1::optim
