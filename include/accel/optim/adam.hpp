@@ -101,6 +101,7 @@ class AdamFamily : public FlatOptimizer<Rule, Options> {
 
 }  // namespace detail
 
+/// Memory   8 bytes per parameter in f32, with amsgrad 12. In bf16 as much, and 4 of its master weight.
 /// State    per parameter exp_avg and exp_avg_sq, with amsgrad also max_exp_avg_sq, and a count of steps.
 /// Source   Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization.
 ///          The arithmetic is that of torch.optim.AdamW(fused=True).

@@ -10,12 +10,11 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/Storage.h>
 
+#include <accel/optim/borrowed.hpp>
 #include <accel/optim/homes.hpp>
 #include <accel/optim/low_precision.hpp>
 #include <accel/optim/update_rule.hpp>
@@ -84,7 +83,7 @@ class FlatGroup {
       if (member.is_strided) parameters[i].detach().copy_(batch.parameters[member.piece]);
       // A piece is no view of its parameters: autograd is told that what a graph may have saved has changed.
       parameters[i].unsafeGetTensorImpl()->bump_version();
-      member.version = version_of(parameters[i]);
+      member.version = detail::version_of(parameters[i]);
       if (with_gradients && member.is_copied) parameters[i].grad().copy_(batch.gradients[member.piece]);
     }
   }
@@ -113,7 +112,7 @@ class FlatGroup {
       Member& member = members_[i];
       if (!member.place.is_at_home) continue;
       member.states.clear();
-      homes_.leave(parameters[i], member.place, member.states, member.data == address(parameters[i]));
+      homes_.leave(parameters[i], member.place, member.states, member.data == detail::address(parameters[i]));
     }
     layout_ = std::move(layout);
     homes_ = Homes(layout_.states, layout_.initial);
@@ -152,16 +151,6 @@ class FlatGroup {
     std::size_t batch = 0, piece = 0;  // where it stands by itself, if it is not at home
   };
 
-  /// Where a tensor lies; null only if it is undefined.
-  [[nodiscard]] static const void* address(const at::Tensor& tensor) {
-    static constexpr char nowhere = 0;
-    if (!tensor.defined()) return nullptr;
-    return tensor.layout() == at::kStrided && tensor.numel() > 0 ? tensor.const_data_ptr() : &nowhere;
-  }
-  [[nodiscard]] static std::uint64_t version_of(const at::Tensor& tensor) {
-    return tensor.unsafeGetTensorImpl()->version_counter().current_version();
-  }
-
   /// Stepped in f32, by itself.
   [[nodiscard]] bool is_in_float(const at::Tensor& parameter) const {
     return layout_.low_precision != LowPrecision::as_it_is && is_low_precision(parameter);
@@ -181,31 +170,26 @@ class FlatGroup {
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const Member& member = members_[i];
       const at::Tensor& gradient = parameters[i].grad();
-      if (member.parameter != parameters[i].unsafeGetTensorImpl() || member.data != address(parameters[i]) ||
+      if (member.parameter != parameters[i].unsafeGetTensorImpl() || member.data != detail::address(parameters[i]) ||
           member.is_copied)
         return false;
-      if (member.master.defined() && member.version != version_of(parameters[i])) return false;
+      if (member.master.defined() && member.version != detail::version_of(parameters[i])) return false;
       if (gradient.defined() &&
           (!are_laid_out_alike(parameters[i], gradient) || gradient.scalar_type() != member.gradient_dtype))
         return false;
-      if (member.gradient == address(gradient)) continue;
-      if (member.gradient == nullptr || member.place.is_at_home || !is_alone(gradient, parameters[i])) return false;
+      if (member.gradient == detail::address(gradient)) continue;
+      if (member.gradient == nullptr || member.place.is_at_home || !detail::is_alone(gradient, parameters[i]))
+        return false;
       moved = true;
     }
     for (std::size_t i = 0; moved && i < parameters.size(); ++i) {
       Member& member = members_[i];
       const at::Tensor& gradient = parameters[i].grad();
-      if (member.gradient == address(gradient)) continue;
-      batches_[member.batch].gradients[member.piece].storage().set_data_ptr_noswap(pointer_to(gradient));
-      member.gradient = member.last_gradient = address(gradient);
+      if (member.gradient == detail::address(gradient)) continue;
+      batches_[member.batch].gradients[member.piece].storage().set_data_ptr_noswap(detail::pointer_to(gradient));
+      member.gradient = member.last_gradient = detail::address(gradient);
     }
     return true;
-  }
-
-  /// Nothing else lies where `gradient` does.
-  [[nodiscard]] static bool is_alone(const at::Tensor& gradient, const at::Tensor& parameter) {
-    return gradient.defined() && gradient.layout() == at::kStrided && gradient.numel() > 0 &&
-           gradient.storage().nbytes() == gradient.nbytes() && gradient.device() == parameter.device();
   }
 
   /// Lets go of what was made for an earlier step.
@@ -226,14 +210,14 @@ class FlatGroup {
       at::Tensor& gradient = parameters[i].mutable_grad();
       if (gradient.defined() && gradient.layout() != at::kStrided) gradient = gradient.to_dense();
       Member& member = members_[i];
-      const bool moved = gradient.defined() && member.last_gradient != address(gradient);
-      const bool lies_there = member.data == address(parameters[i]);
+      const bool moved = gradient.defined() && member.last_gradient != detail::address(gradient);
+      const bool lies_there = member.data == detail::address(parameters[i]);
       if (member.place.is_at_home && (moved || !lies_there))
         homes_.leave(parameters[i], member.place, member.states, lies_there);
       if (!lies_there) member.version = unknown;
       member.is_copied = member.is_strided = false;
-      member.data = address(parameters[i]);
-      member.gradient = address(gradient);
+      member.data = detail::address(parameters[i]);
+      member.gradient = detail::address(gradient);
       if (!gradient.defined()) continue;
       member.last_gradient = member.gradient;
       member.gradient_dtype = gradient.scalar_type();
@@ -298,7 +282,7 @@ class FlatGroup {
         const auto places = homes_.move_in(parameters, &order[begin], offsets);
         for (std::size_t k = 0; k < places.size(); ++k) {
           members_[order[begin + k]].place = places[k];
-          members_[order[begin + k]].data = address(parameters[order[begin + k]]);
+          members_[order[begin + k]].data = detail::address(parameters[order[begin + k]]);
         }
       }
       begin = end;
@@ -322,12 +306,12 @@ class FlatGroup {
 
   /// Its master is what rounds to its weights. Where somebody has written to them since, it is the new weight.
   static void follow_weights(const at::Tensor& weights, Member& member) {
-    if (member.master.defined() && member.version == version_of(weights)) return;
+    if (member.master.defined() && member.version == detail::version_of(weights)) return;
     const at::Tensor exact = weights.to(at::kFloat);
     member.master = member.master.defined()
                         ? at::where(member.master.to(weights.scalar_type()).eq(weights), member.master, exact)
                         : exact;
-    member.version = version_of(weights);
+    member.version = detail::version_of(weights);
   }
 
   [[nodiscard]] bool are_neighbours(const std::vector<at::Tensor>& parameters, std::size_t a, std::size_t b) const {
@@ -372,30 +356,17 @@ class FlatGroup {
       member.is_copied =
           member.is_strided || !are_laid_out_alike(parameter, gradient) || gradient.scalar_type() != dtype;
       batch->parameters.push_back(member.is_strided ? at::empty_like(own).copy_(own) : own);
-      batch->gradients.push_back(member.is_copied ? at::empty_like(own, own.options().dtype(dtype)).copy_(gradient)
-                                                  : memory_of(gradient, parameter.sizes(), parameter.strides()));
+      batch->gradients.push_back(member.is_copied
+                                     ? at::empty_like(own, own.options().dtype(dtype)).copy_(gradient)
+                                     : detail::memory_of(gradient, parameter.sizes(), parameter.strides()));
       for (std::size_t s = 0; s < layout_.states; ++s) batch->states[s].push_back(member.states[s]);
       if (member.master.defined()) batch->masters.push_back(member.master);
       return;
     }
     const std::int64_t numel = members_[run.back()].place.offset + parameters[run.back()].numel() - first.place.offset;
     batch->parameters.push_back(homes_.parameters(first.place, numel));
-    batch->gradients.push_back(memory_of(parameter.grad(), {numel}, {1}));
+    batch->gradients.push_back(detail::memory_of(parameter.grad(), {numel}, {1}));
     for (std::size_t s = 0; s < layout_.states; ++s) batch->states[s].push_back(homes_.state(s, first.place, numel));
-  }
-
-  /// From where `gradient` begins. It does not count as holding the gradient: it is used only as long as
-  /// the gradient is found at this very place.
-  [[nodiscard]] static at::Tensor memory_of(const at::Tensor& gradient, at::IntArrayRef sizes,
-                                            at::IntArrayRef strides) {
-    auto bytes = static_cast<std::size_t>(gradient.element_size());
-    for (const std::int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
-    const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, pointer_to(gradient));
-    return at::empty({0}, gradient.options().requires_grad(false)).set_(storage, 0, sizes, strides);
-  }
-
-  [[nodiscard]] static c10::DataPtr pointer_to(const at::Tensor& gradient) {
-    return {gradient.mutable_data_ptr(), gradient.device()};
   }
 
   GroupLayout layout_;
