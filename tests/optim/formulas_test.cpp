@@ -70,16 +70,17 @@ TEST_CASE("LAMB is algorithm 2 of its paper, and Adam where nothing decays", "[o
     bool always_adapt;
   };
   for (const auto& [decay, always_adapt] : {Case{0.05, false}, Case{0.0, true}, Case{0.0, false}})
-    formulas::compare<optim::LAMB>({.lr = 1e-2, .weight_decay = decay, .always_adapt = always_adapt},
-                                   [&](formulas::State& s, const torch::Tensor& g) {
-                                     s.m = 0.9 * s.m + 0.1 * g;
-                                     s.v = 0.999 * s.v + 0.001 * g * g;
-                                     const auto m = s.m / (1 - std::pow(0.9, s.t));
-                                     const auto v = s.v / (1 - std::pow(0.999, s.t));
-                                     const auto u = m / (v.sqrt() + 1e-6) + decay * s.w;
-                                     const bool adapts = decay > 0 || always_adapt;
-                                     s.w = s.w - 1e-2 * (adapts ? s.w.norm() / u.norm() : torch::ones({})) * u;
-                                   });
+    formulas::compare<optim::LAMB>(
+        {.lr = 1e-2, .weight_decay = decay, .always_adapt = always_adapt},
+        [&](formulas::State& s, const torch::Tensor& g) {
+          s.m = 0.9 * s.m + 0.1 * g;
+          s.v = 0.999 * s.v + 0.001 * g * g;
+          const auto m = s.m / (1 - std::pow(0.9, s.t));
+          const auto v = s.v / (1 - std::pow(0.999, s.t));
+          const auto u = m / (v.sqrt() + 1e-6) + decay * s.w;
+          const bool adapts = decay > 0 || always_adapt;
+          s.w = s.w - 1e-2 * (adapts ? s.w.norm() / u.norm() : torch::ones({}, torch::kDouble)) * u;
+        });
 }
 
 TEST_CASE("LAMB takes a step of ratio 1 from weights that are 0", "[optim]") {

@@ -39,7 +39,7 @@ def run(case, world):
             weight.grad = gradient.clone()
         optimizer.step()
         if step in SHOWN:
-            shown += [weight.detach().flatten() for weight in weights]
+            shown += [weight.detach().clone().flatten() for weight in weights]
     return torch.cat(shown)
 
 

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <exception>
@@ -67,13 +68,16 @@ std::string replay(const nlohmann::json& recorded) {
         InvalidArgument, "step ", step + 1, " has ", weights.grad().numel(), " gradients and ", expected.size(),
         " results for ", weights.numel(), " weights");
     optimizer.step();
+    const float* const values = static_cast<const float*>(weights.detach().const_data_ptr());
     for (std::size_t i = 0; i < expected.size(); ++i) {
-      const double found = weights.detach().const_data_ptr<float>()[i];
-      const double size = std::max<double>(std::abs(expected[i]), options.lr.value());
+      const double found = values[i];
+      const double wanted = expected[i];
       constexpr double ulps = 4;  // for each step
-      const double bound = ulps * static_cast<double>(step + 1) * std::numeric_limits<float>::epsilon() * size;
-      if (!(std::abs(found - static_cast<double>(expected[i])) <= bound))
-        return message("step ", step + 1, ", element ", i, ": expected ", shortest(expected[i]), ", found ",
+      const double bound = ulps * static_cast<double>(step + 1) *
+                           static_cast<double>(std::numeric_limits<float>::epsilon()) *
+                           std::max(std::abs(wanted), options.lr.value());
+      if (!(std::abs(found - wanted) <= bound))
+        return message("step ", step + 1, ", element ", i, ": expected ", shortest(wanted), ", found ",
                        shortest(found));
     }
   }
