@@ -2,7 +2,7 @@
 #
 # Weights and gradients lie there, and only step() is timed: accel's with gradients side by side, as a reducer leaves
 # them, and each by itself. PyTorch's are fused=True, and foreach=True in a variant; of Muon it has one way. The limit
-# is a copy of as many bytes as the step has to read and write.
+# is a pass that reads and writes as many bytes as the step has to.
 from support.interleave import Cell, check_losses, close_cells, open_cells, rows_of, steps_in, take_turns
 
 SYSTEMS = ("accel", "libtorch", "pytorch")
@@ -55,8 +55,8 @@ def run(bench):
     sizes = bench.cpu_sizes([1])
     with bench.groups(SYSTEMS, bench.here(sizes[0])) as groups:
         for label, shapes, optimizer in cases(bench.quick):
-            copied = 4 * MOVED[optimizer] * numel(shapes)
-            limit = Cell("libtorch", {"copied_bytes": copied}, "its bytes copied")
+            moved = 4 * MOVED[optimizer] * numel(shapes)
+            limit = Cell("libtorch", {"moved_bytes": moved}, "its bytes moved")
             cells = open_cells(cells_of(shapes, optimizer) + [limit], groups)
             difference = check_losses(cells[:-1], label)
             steps = steps_in(bench.turn_s, cells, groups)
@@ -64,6 +64,6 @@ def run(bench):
             close_cells(cells, groups)
             rows = rows_of(bench.name, label, cells, 1, threads=1)
             for row in rows:
-                row.more["gb_s"] = copied / (row.p50 * 1e6)
+                row.more["gb_s"] = moved / (row.p50 * 1e6)
             bench.add(rows, columns=("gb_s",),
                       note=f"    {bench.rounds} rounds of {steps} steps; weights within {difference:.0e}\n")  # fmt: skip

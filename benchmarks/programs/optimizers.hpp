@@ -70,17 +70,18 @@ class OptimizerStep : public Workload {
   Optimizer optimizer_;
 };
 
-/// Copies as many bytes as a step reads and writes: what memory allows.
-class CopyBytes : public Workload {
+/// Reads and writes as many bytes as a step, in one pass: what memory allows. Not a copy, for which the cache also
+/// reads what is written.
+class MoveBytes : public Workload {
  public:
-  explicit CopyBytes(const Case& c)
-      : from_(torch::ones({c.at("copied_bytes").get<std::int64_t>() / 8})), to_(torch::zeros_like(from_)) {}
+  explicit MoveBytes(const Case& c)
+      : from_(torch::ones({c.at("moved_bytes").get<std::int64_t>() / 12})), to_(torch::zeros_like(from_)) {}
 
-  torch::Tensor step(Phases&) override { return to_.copy_(from_); }
+  torch::Tensor step(Phases&) override { return to_.add_(from_); }
   torch::Tensor probe(Phases& phases) override { return step(phases).mean(); }
 
  private:
-  torch::Tensor from_, to_;  // each a half of what is moved
+  torch::Tensor from_, to_;  // of 4 bytes: two are read and one is written
 };
 
 /// As accel has it, or LibTorch.

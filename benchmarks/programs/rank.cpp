@@ -69,7 +69,7 @@ class Rank {
 
   std::unique_ptr<Workload> make(const Case& c) {
     const std::string system = c.value("system", system_);  // another one, where both share the process
-    if (c.contains("copied_bytes")) return std::make_unique<CopyBytes>(c);
+    if (c.contains("moved_bytes")) return std::make_unique<MoveBytes>(c);
     if (c.contains("shapes")) return optimizer_step(c, system == "accel");
     if (system == "accel") return with_accel(c, device_);
     if (c.contains("bytes")) return std::make_unique<PlainAllReduce>(c, device_, group_);

@@ -134,6 +134,7 @@ class FlatGroup {
 
  private:
   static constexpr std::uint64_t unknown = ~std::uint64_t{0};
+  static constexpr int most_moves = 8;  // more than a reducer's plans; whose gradients wander is not to copy for ever
 
   struct Member {
     const c10::TensorImpl* parameter = nullptr;
@@ -148,6 +149,7 @@ class FlatGroup {
     at::Tensor master;                // f32
     std::uint64_t version = unknown;  // of the parameter when its master was rounded to it
     std::int64_t steps = 0;
+    int moves = 0;                     // out of a home
     std::size_t batch = 0, piece = 0;  // where it stands by itself, if it is not at home
   };
 
@@ -212,8 +214,10 @@ class FlatGroup {
       Member& member = members_[i];
       const bool moved = gradient.defined() && member.last_gradient != detail::address(gradient);
       const bool lies_there = member.data == detail::address(parameters[i]);
-      if (member.place.is_at_home && (moved || !lies_there))
+      if (member.place.is_at_home && (moved || !lies_there)) {
         homes_.leave(parameters[i], member.place, member.states, lies_there);
+        ++member.moves;
+      }
       if (!lies_there) member.version = unknown;
       member.is_copied = member.is_strided = false;
       member.data = detail::address(parameters[i]);
@@ -267,7 +271,8 @@ class FlatGroup {
   /// Gives those a home that have none and whose gradients lie together.
   void settle_down(const std::vector<at::Tensor>& parameters, const std::vector<std::size_t>& order) {
     const auto can_move = [&](std::size_t i) {
-      return !members_[i].place.is_at_home && is_merged(parameters[i]) && parameters[i].storage().use_count() == 1;
+      return !members_[i].place.is_at_home && members_[i].moves < most_moves && is_merged(parameters[i]) &&
+             parameters[i].storage().use_count() == 1;
     };
     for (std::size_t begin = 0; begin < order.size();) {
       std::vector<std::int64_t> offsets{0};

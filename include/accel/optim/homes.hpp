@@ -1,6 +1,7 @@
 // Homes: flat memory in which parameters lie as their gradients do, and their states as they do.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -60,15 +61,18 @@ class Homes {
                                            const std::vector<std::int64_t>& offsets) {
     const at::Tensor& last = parameters[which[offsets.size() - 1]];
     Home home{at::zeros({offsets.back() + last.numel()}, last.options().requires_grad(false)), {}, offsets.size()};
+    const auto is_empty = [](const Home& one) { return one.members == 0; };
+    const auto number = static_cast<std::size_t>(std::find_if(homes_.begin(), homes_.end(), is_empty) - homes_.begin());
     std::vector<Place> places;
     for (std::size_t k = 0; k < offsets.size(); ++k) {
       const at::Tensor& parameter = parameters[which[k]];
       const at::Tensor view = tensor::view_like(home.parameters, offsets[k], parameter).variable_data();
       view.copy_(parameter.detach());
       parameter.set_data(view);
-      places.push_back({true, homes_.size(), offsets[k]});
+      places.push_back({true, number, offsets[k]});
     }
-    homes_.push_back(std::move(home));
+    if (number == homes_.size()) homes_.emplace_back();
+    homes_[number] = std::move(home);
     return places;
   }
 
