@@ -100,7 +100,7 @@ std::vector<double> losses(Rank rank, Make make, bool clips, int accumulation_st
   auto [model, optimizer, loader] = accelerator.prepare(
       net, make(net->parameters()), data::DataLoader{Noise(20 * rank.world_size + 1), {.batch_size = 5}});
   std::vector<double> all;
-  for (int epoch = 0; epoch < 12; ++epoch) {
+  for (int epoch = 0; epoch < 40; ++epoch) {
     auto mean = accelerator.running_mean();
     for (auto& batch : loader) {
       auto micro_step = accelerator.accumulate(batch);
@@ -125,12 +125,14 @@ void trains(Rank rank) {
   const auto ours = [](auto parameters) { return optim::AdamW(parameters, {.lr = 2e-2}); };
   const auto reference = losses<precision::Fp32>(rank, ours, true, 2);
   const auto check = [&](const std::vector<double>& found) {
-    REQUIRE(found.back() < 0.8 * found.front());
-    // A step may be skipped while a loss scale is found; and 8 bits of mantissa are 0.4 %.
-    REQUIRE(std::abs(found.back() - reference.back()) < 0.1 * reference.front());
+    REQUIRE(found.back() < 0.7 * found.front());
+    // While they go the same way: of 8 bits of mantissa the last is 0.4 %, and a step may be skipped until a loss
+    // scale is found. Later all of them know the noise by heart, each in its own way.
+    for (std::size_t epoch = 0; epoch < 8; ++epoch)
+      REQUIRE(std::abs(found[epoch] - reference[epoch]) < 0.05 * reference.front());
   };
   check(losses<P>(rank, ours, true, 2));
-  check(losses<P>(rank, ours, false, 1));
+  REQUIRE(losses<P>(rank, ours, false, 1).back() < 0.7 * reference.front());
   if (P({}, c10::Device(c10::DeviceType::CPU)).weights_dtype().value_or(torch::kFloat) == torch::kFloat)
     check(losses<P>(rank, [](const auto& parameters) { return torch::optim::AdamW(parameters, 2e-2); }, true, 2));
 }
