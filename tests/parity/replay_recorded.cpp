@@ -7,6 +7,8 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/number.hpp>
+#include <accel/optim/adamw.hpp>
+#include <accel/optim/plateau.hpp>
 #include <accel/optim/schedule.hpp>
 #include <accel/optim/scheduler.hpp>
 #include <accel/optim/sgd.hpp>
@@ -165,26 +167,72 @@ accel::optim::Schedule schedule_of(const Json& one, const Settings& options) {
   throw std::runtime_error(message("there is no schedule named ", name));
 }
 
-/// The rate, and where it is cycled the momentum, before each step.
+accel::optim::PlateauOptions plateau_options(const Settings& options) {
+  using accel::optim::Better;
+  using accel::optim::Threshold;
+  accel::optim::PlateauOptions result;
+  result.mode = options.choice("mode", result.mode, {{"min", Better::min}, {"max", Better::max}});
+  result.factor = options.get("factor", result.factor);
+  result.patience = options.get("patience", result.patience);
+  result.threshold = options.get("threshold", result.threshold);
+  result.threshold_mode =
+      options.choice("threshold_mode", result.threshold_mode, {{"rel", Threshold::rel}, {"abs", Threshold::abs}});
+  result.cooldown = options.get("cooldown", result.cooldown);
+  result.min_lr = {options.get("min_lr", 0.0)};
+  result.eps = options.get("eps", result.eps);
+  return result;
+}
+
+/// Before each step.
+struct Course {
+  std::vector<double> rates, momenta;
+};
+
+template <class Optimizer>
+Course course(const Json& one, const Settings& options, Optimizer optimizer, std::size_t length) {
+  Course found;
+  const auto follow = [&](auto& scheduler, auto step) {
+    options.check_all_asked();
+    for (std::size_t i = 0; i < length; ++i) {
+      if (i > 0) step(scheduler, i);
+      const auto& group = optimizer.param_groups()[0].options();
+      found.rates.push_back(accel::optim::rate_of(group));
+      if constexpr (requires { group.betas; })
+        found.momenta.push_back(group.betas[0]);
+      else
+        found.momenta.push_back(group.momentum);
+    }
+  };
+  if (one.at("name") == "reduce_on_plateau") {
+    const auto metrics = one.at("metrics").get<std::vector<double>>();
+    accel::optim::ReduceLROnPlateau plateau(optimizer, plateau_options(options));
+    follow(plateau, [&](auto& scheduler, std::size_t i) { scheduler.step(metrics.at(i - 1)); });
+  } else {
+    accel::optim::Scheduler scheduler(optimizer, schedule_of(one, options));
+    follow(scheduler, [](auto& itself, std::size_t) { itself.step(); });
+  }
+  return found;
+}
+
+/// The rate, and where it is moved the momentum, or beta1, of the case's `optimizer`.
 Differences schedules(const Json& one) {
   const Json none = Json::object();
   const Settings options(one.contains("options") ? one.at("options") : none);
   const double base_rate = one.at(one.contains("base_lr") ? "base_lr" : "max_lr").get<double>();
   const auto rates = one.at("lr").get<std::vector<double>>();
   const auto momenta = one.value("momentum", std::vector<double>{});
-  accel::optim::SGD optimizer({torch::zeros({1}, torch::requires_grad())}, {.lr = base_rate, .momentum = 0.5});
-  accel::optim::Scheduler scheduler(optimizer, schedule_of(one, options));
-  options.check_all_asked();
-  std::vector<double> found_rates;
-  std::vector<double> found_momenta;
-  for (std::size_t step = 0; step < std::max(rates.size(), momenta.size()); ++step) {
-    if (step > 0) scheduler.step();
-    found_rates.push_back(accel::optim::rate_of(optimizer.param_groups()[0].options()));
-    found_momenta.push_back(optimizer.param_groups()[0].options().momentum);
-  }
+  const auto length = std::max(rates.size(), momenta.size());
+  const auto optimizer = one.value("optimizer", "sgd");
+  if (optimizer != "sgd" && optimizer != "adamw")
+    throw std::runtime_error(message("there is no optimizer named ", optimizer));
+  const std::vector<torch::Tensor> parameters{torch::zeros({1}, torch::requires_grad())};
+  const Course found =
+      optimizer == "sgd"
+          ? course(one, options, accel::optim::SGD(parameters, {.lr = base_rate, .momentum = 0.5}), length)
+          : course(one, options, accel::optim::AdamW(parameters, {.lr = base_rate}), length);
   Differences differences;
-  compare("lr", found_rates, rates, 1e-12, base_rate, differences);
-  if (!momenta.empty()) compare("momentum", found_momenta, momenta, 1e-12, 1, differences);
+  compare("lr", found.rates, rates, 1e-12, base_rate, differences);
+  if (!momenta.empty()) compare("momentum", found.momenta, momenta, 1e-12, 1, differences);
   return differences;
 }
 

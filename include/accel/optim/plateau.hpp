@@ -88,6 +88,16 @@ class ReduceLROnPlateau {
 
   [[nodiscard]] Optimizer& optimizer() const { return *optimizer_; }
 
+  [[nodiscard]] std::string describe() const {
+    std::string text = message("plateau, mode = ", options_.mode == Better::min ? "min" : "max",
+                               ", factor = ", shortest(options_.factor), ", patience = ", options_.patience,
+                               ", threshold = ", shortest(options_.threshold),
+                               options_.threshold_mode == Threshold::rel ? " rel" : " abs",
+                               ", cooldown = ", options_.cooldown, ", eps = ", shortest(options_.eps), ", min_lr =");
+    for (const double rate : options_.min_lr) text += message(" ", shortest(rate));
+    return text + message("; best ", shortest(best_), ", ", bad_, " bad, ", cooling_, " to cool down");
+  }
+
   [[nodiscard]] tensor::StateDict state_dict() const {
     tensor::StateDict state;
     state.add("best", best_);
@@ -149,5 +159,7 @@ template <class Optimizer>
 ReduceLROnPlateau(Optimizer&) -> ReduceLROnPlateau<typename detail::Unwrapped<Optimizer>::Type>;
 template <class Optimizer>
 ReduceLROnPlateau(Optimizer&, PlateauOptions) -> ReduceLROnPlateau<typename detail::Unwrapped<Optimizer>::Type>;
+
+static_assert(tensor::Stateful<ReduceLROnPlateau<torch::optim::SGD>>);
 
 }  // namespace accel::inline v0_1::optim

@@ -70,8 +70,8 @@ struct GroupOptions<Optimizer> {
 /// beta1 where there are betas, as in PyTorch; null where there is no momentum at all.
 template <class Options>
 [[nodiscard]] double* momentum_in(Options& options) {
-  if constexpr (requires { std::get<0>(options.betas); })
-    return &std::get<0>(options.betas);
+  if constexpr (requires { options.betas[0] = 0.0; })
+    return &options.betas[0];
   else if constexpr (requires { std::get<0>(options.betas()); })
     return &std::get<0>(options.betas());
   else if constexpr (requires { options.momentum = 0.0; })

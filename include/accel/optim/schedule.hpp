@@ -4,18 +4,19 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <numbers>
 #include <optional>
+#include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <accel/core/error.hpp>
 #include <accel/core/number.hpp>
+#include <accel/optim/detail/schedule.hpp>
+#include <accel/optim/one_cycle.hpp>
 
 namespace accel::inline v0_1::optim {
 
@@ -38,6 +39,7 @@ class Schedule {
   template <class S>
     requires(!std::same_as<S, Schedule> && (GivesFactor<S> || GivesRate<S>))
   Schedule(S schedule) {
+    if constexpr (requires { std::string(schedule.describe()); }) text_ = schedule.describe();
     if constexpr (requires { std::optional<std::int64_t>(schedule.total_steps()); })
       total_steps_ = schedule.total_steps();
     if constexpr (requires(std::int64_t step) { std::optional<double>(schedule.momentum(step)); })
@@ -60,7 +62,11 @@ class Schedule {
   /// The last step that there is a rate for, where there is a last one.
   [[nodiscard]] std::optional<std::int64_t> total_steps() const { return total_steps_; }
 
+  /// Its name and options: `linear, warmup_steps = 10, total_steps = 100`.
+  [[nodiscard]] const std::string& describe() const { return text_; }
+
  private:
+  std::string text_ = "a function of its own";
   std::function<double(std::int64_t, double)> rate_;
   std::function<std::optional<double>(std::int64_t)> momentum_;  // empty: it stays as it is
   std::optional<std::int64_t> total_steps_;
@@ -77,52 +83,8 @@ class Schedule {
 ///          equal within 1e-12. A warm-up, with its decay, that is longer than total_steps is refused.
 namespace accel::inline v0_1::optim::schedule {
 
-namespace detail {
-
-[[nodiscard]] inline double ratio(std::int64_t part, std::int64_t whole) {
-  return static_cast<double>(part) / static_cast<double>(std::max<std::int64_t>(1, whole));
-}
-
-/// `after(step)`, once the rate has risen from 0 in a straight line.
-template <class After>
-[[nodiscard]] auto warmed_up(std::int64_t warmup_steps, After after) {
-  return [warmup_steps, after](std::int64_t step) {
-    return step < warmup_steps ? ratio(step, warmup_steps) : after(step);
-  };
-}
-
-/// `num_cycles` waves from 1 while `progress` goes from 0 to 1; half a wave ends at 0.
-[[nodiscard]] inline double wave(double progress, double num_cycles) {
-  return 0.5 * (1 + std::cos(std::numbers::pi * num_cycles * 2 * progress));
-}
-
-inline void check_steps(std::string_view name, std::string_view option, std::int64_t steps, std::int64_t least = 0) {
-  ACCEL_CHECK(steps >= least, InvalidArgument, name, ": expected ", option, " of at least ", least, ", found ", steps);
-}
-
-inline void check_total(std::string_view name, std::int64_t warmup_steps, std::int64_t total_steps) {
-  check_steps(name, "warmup_steps", warmup_steps);
-  ACCEL_CHECK(total_steps >= 1, InvalidArgument, name, ": expected total_steps of at least 1, found ", total_steps,
-              "; give the optimizer steps of the whole run");
-  ACCEL_CHECK(warmup_steps <= total_steps, InvalidArgument, name,
-              ": expected warmup_steps within total_steps = ", total_steps, ", found ", warmup_steps,
-              "; shorten the warm-up, or count the optimizer steps again");
-}
-
-inline void check_range(std::string_view name, std::string_view option, double value, double least, double most) {
-  ACCEL_CHECK(value >= least && value <= most, InvalidArgument, name, ": expected ", option, " in [", shortest(least),
-              ", ", shortest(most), "], found ", shortest(value));
-}
-
-inline void check_at_least(std::string_view name, std::string_view option, double value, double least) {
-  ACCEL_CHECK(value >= least && std::isfinite(value), InvalidArgument, name, ": expected ", option, " of at least ",
-              shortest(least), ", found ", shortest(value));
-}
-
-}  // namespace detail
-
 [[nodiscard]] inline auto constant() {
-  return [](std::int64_t) { return 1.0; };
+  return detail::Described("constant", [](std::int64_t) { return 1.0; });
 }
 
 struct WarmupOptions {
@@ -131,7 +93,8 @@ struct WarmupOptions {
 
 [[nodiscard]] inline auto constant_with_warmup(const WarmupOptions& options) {
   detail::check_steps("constant_with_warmup", "warmup_steps", options.warmup_steps);
-  return detail::warmed_up(options.warmup_steps, constant());
+  auto rate = detail::warmed_up(options.warmup_steps, [](std::int64_t) { return 1.0; });
+  return detail::Described("constant_with_warmup, " + detail::listed("warmup_steps", options.warmup_steps), rate);
 }
 
 struct LinearOptions {
@@ -142,9 +105,11 @@ struct LinearOptions {
 /// Down to 0 at total_steps.
 [[nodiscard]] inline auto linear(const LinearOptions& options) {
   detail::check_total("linear", options.warmup_steps, options.total_steps);
-  return detail::warmed_up(options.warmup_steps, [options](std::int64_t step) {
+  auto rate = detail::warmed_up(options.warmup_steps, [options](std::int64_t step) {
     return std::max(0.0, detail::ratio(options.total_steps - step, options.total_steps - options.warmup_steps));
   });
+  return detail::Described(
+      "linear, " + detail::listed("warmup_steps", options.warmup_steps, "total_steps", options.total_steps), rate);
 }
 
 struct CosineOptions {
@@ -156,10 +121,13 @@ struct CosineOptions {
 [[nodiscard]] inline auto cosine(const CosineOptions& options) {
   detail::check_total("cosine", options.warmup_steps, options.total_steps);
   detail::check_at_least("cosine", "num_cycles", options.num_cycles, 0);
-  return detail::warmed_up(options.warmup_steps, [options](std::int64_t step) {
+  auto rate = detail::warmed_up(options.warmup_steps, [options](std::int64_t step) {
     const double progress = detail::ratio(step - options.warmup_steps, options.total_steps - options.warmup_steps);
     return std::max(0.0, detail::wave(progress, options.num_cycles));
   });
+  return detail::Described("cosine, " + detail::listed("warmup_steps", options.warmup_steps, "total_steps",
+                                                       options.total_steps, "num_cycles", options.num_cycles),
+                           rate);
 }
 
 struct RestartsOptions {
@@ -172,11 +140,15 @@ struct RestartsOptions {
 [[nodiscard]] inline auto cosine_with_restarts(const RestartsOptions& options) {
   detail::check_total("cosine_with_restarts", options.warmup_steps, options.total_steps);
   detail::check_steps("cosine_with_restarts", "num_cycles", options.num_cycles, 1);
-  return detail::warmed_up(options.warmup_steps, [options](std::int64_t step) {
+  auto rate = detail::warmed_up(options.warmup_steps, [options](std::int64_t step) {
     const double progress = detail::ratio(step - options.warmup_steps, options.total_steps - options.warmup_steps);
     if (progress >= 1) return 0.0;
     return std::max(0.0, detail::wave(std::fmod(static_cast<double>(options.num_cycles) * progress, 1.0), 0.5));
   });
+  return detail::Described(
+      "cosine_with_restarts, " + detail::listed("warmup_steps", options.warmup_steps, "total_steps",
+                                                options.total_steps, "num_cycles", options.num_cycles),
+      rate);
 }
 
 struct MinLrOptions {
@@ -196,12 +168,18 @@ struct MinLrOptions {
               ": expected one of min_lr and min_lr_ratio, found ", options.min_lr ? "both" : "none");
   detail::check_at_least(name, "min_lr", options.min_lr.value_or(0), 0);
   detail::check_at_least(name, "min_lr_ratio", options.min_lr_ratio.value_or(0), 0);
-  return [options](std::int64_t step, double base_rate) {
+  auto rate = [options](std::int64_t step, double base_rate) {
     if (step < options.warmup_steps) return base_rate * detail::ratio(step, options.warmup_steps);
     const double progress = detail::ratio(step - options.warmup_steps, options.total_steps - options.warmup_steps);
     const double least = options.min_lr ? *options.min_lr : base_rate * *options.min_lr_ratio;
     return std::max(0.0, detail::wave(progress, options.num_cycles) * (base_rate - least) + least);
   };
+  std::string text = message(name, ", ",
+                             detail::listed("warmup_steps", options.warmup_steps, "total_steps", options.total_steps,
+                                            "num_cycles", options.num_cycles));
+  if (options.min_lr) text += ", " + detail::listed("min_lr", *options.min_lr);
+  if (options.min_lr_ratio) text += ", " + detail::listed("min_lr_ratio", *options.min_lr_ratio);
+  return detail::Described(std::move(text), rate);
 }
 
 struct PolynomialOptions {
@@ -219,7 +197,7 @@ struct PolynomialOptions {
   detail::check_total("polynomial", options.warmup_steps, options.total_steps);
   detail::check_at_least("polynomial", "lr_end", options.lr_end, 0);
   detail::check_at_least("polynomial", "power", options.power, 0);
-  return [options](std::int64_t step, double base_rate) {
+  auto rate = [options](std::int64_t step, double base_rate) {
     ACCEL_CHECK(base_rate > options.lr_end, InvalidArgument, "polynomial: expected lr_end below the base rate ",
                 shortest(base_rate), ", found ", shortest(options.lr_end));
     if (step < options.warmup_steps) return base_rate * detail::ratio(step, options.warmup_steps);
@@ -227,6 +205,10 @@ struct PolynomialOptions {
     const double left = 1 - detail::ratio(step - options.warmup_steps, options.total_steps - options.warmup_steps);
     return (base_rate - options.lr_end) * std::pow(left, options.power) + options.lr_end;
   };
+  return detail::Described(
+      "polynomial, " + detail::listed("warmup_steps", options.warmup_steps, "total_steps", options.total_steps,
+                                      "lr_end", options.lr_end, "power", options.power),
+      rate);
 }
 
 struct InverseSqrtOptions {
@@ -239,9 +221,12 @@ struct InverseSqrtOptions {
   detail::check_steps("inverse_sqrt", "warmup_steps", options.warmup_steps);
   const auto timescale = options.timescale.value_or(options.warmup_steps > 0 ? options.warmup_steps : 10'000);
   detail::check_steps("inverse_sqrt", "timescale", timescale, 1);
-  return detail::warmed_up(options.warmup_steps, [warmup_steps = options.warmup_steps, timescale](std::int64_t step) {
-    return 1 / std::sqrt(detail::ratio(step - warmup_steps + timescale, timescale));
-  });
+  auto rate =
+      detail::warmed_up(options.warmup_steps, [warmup_steps = options.warmup_steps, timescale](std::int64_t step) {
+        return 1 / std::sqrt(detail::ratio(step - warmup_steps + timescale, timescale));
+      });
+  return detail::Described(
+      "inverse_sqrt, " + detail::listed("warmup_steps", options.warmup_steps, "timescale", timescale), rate);
 }
 
 /// How warmup_stable_decay gets from one rate to the other.
@@ -281,7 +266,7 @@ struct WarmupStableDecayOptions {
   }
   const std::int64_t decay_begin =
       options.stable_steps ? options.warmup_steps + *options.stable_steps : options.total_steps - options.decay_steps;
-  return [options, decay_begin](std::int64_t step) {
+  auto rate = [options, decay_begin](std::int64_t step) {
     const auto above_least = [&](double factor) {
       return std::max(0.0, factor * (1 - options.min_lr_ratio) + options.min_lr_ratio);
     };
@@ -310,6 +295,13 @@ struct WarmupStableDecayOptions {
     }
     return options.min_lr_ratio;
   };
+  return detail::Described(
+      "warmup_stable_decay, " + detail::listed("warmup_steps", options.warmup_steps, "decay_begin", decay_begin,
+                                               "decay_steps", options.decay_steps, "warmup_type",
+                                               static_cast<int>(options.warmup_type), "decay_type",
+                                               static_cast<int>(options.decay_type), "min_lr_ratio",
+                                               options.min_lr_ratio, "num_cycles", options.num_cycles),
+      rate);
 }
 
 struct StepOptions {
@@ -321,8 +313,10 @@ struct StepOptions {
 [[nodiscard]] inline auto step(const StepOptions& options) {
   detail::check_steps("step", "step_size", options.step_size, 1);
   detail::check_at_least("step", "gamma", options.gamma, 0);
-  return
-      [options](std::int64_t step) { return std::pow(options.gamma, static_cast<double>(step / options.step_size)); };
+  auto rate = [options](std::int64_t step) {
+    return std::pow(options.gamma, static_cast<double>(step / options.step_size));
+  };
+  return detail::Described("step, " + detail::listed("step_size", options.step_size, "gamma", options.gamma), rate);
 }
 
 struct MultiStepOptions {
@@ -335,11 +329,14 @@ struct MultiStepOptions {
   detail::check_at_least("multi_step", "gamma", options.gamma, 0);
   for (const auto milestone : options.milestones) detail::check_steps("multi_step", "milestones", milestone);
   std::sort(options.milestones.begin(), options.milestones.end());
-  return [options = std::move(options)](std::int64_t step) {
+  std::string text = "multi_step, " + detail::listed("gamma", options.gamma) + ", milestones =";
+  for (const auto milestone : options.milestones) text += message(" ", milestone);
+  auto rate = [options = std::move(options)](std::int64_t step) {
     const auto& milestones = options.milestones;
     const auto passed = std::upper_bound(milestones.begin(), milestones.end(), step) - milestones.begin();
     return std::pow(options.gamma, static_cast<double>(passed));
   };
+  return detail::Described(std::move(text), std::move(rate));
 }
 
 struct ExponentialOptions {
@@ -350,97 +347,8 @@ struct ExponentialOptions {
 [[nodiscard]] inline auto exponential(const ExponentialOptions& options) {
   ACCEL_CHECK(options.gamma > 0 && std::isfinite(options.gamma), InvalidArgument,
               "exponential: expected gamma above 0, found ", shortest(options.gamma));
-  return [options](std::int64_t step) { return std::pow(options.gamma, static_cast<double>(step)); };
-}
-
-enum class Anneal { cosine, linear };
-
-struct OneCycleOptions {
-  double max_lr = 0;
-  std::int64_t total_steps = 0;
-  double pct_start = 0.3;  // the part of the cycle in which the rate rises; this and the others: PyTorch's defaults
-  Anneal anneal_strategy = Anneal::cosine;
-  bool cycle_momentum = true;  // it falls while the rate rises; beta1 of the optimizers that have betas
-  double base_momentum = 0.85;
-  double max_momentum = 0.95;
-  double div_factor = 25;         // max_lr / the first rate
-  double final_div_factor = 1e4;  // the first rate / the last
-  bool three_phase = false;       // down to the first rate before it goes down to the last
-};
-
-/// OneCycleLR: up to max_lr and down to nearly nothing. Rates are its own: the base rate plays no part.
-///
-/// Throws   InvalidArgument, as PyTorch does, for a step past total_steps.
-/// Source   Smith & Topin 2018, Super-Convergence.
-class OneCycle {
- public:
-  explicit OneCycle(const OneCycleOptions& options) : options_(options) {
-    constexpr std::string_view name = "one_cycle";
-    detail::check_total(name, 0, options.total_steps);
-    const auto check_positive = [&](std::string_view option, double value) {
-      ACCEL_CHECK(value > 0 && std::isfinite(value), InvalidArgument, name, ": expected ", option, " above 0, found ",
-                  shortest(value));
-    };
-    check_positive("max_lr", options.max_lr);
-    check_positive("div_factor", options.div_factor);
-    check_positive("final_div_factor", options.final_div_factor);
-    detail::check_range(name, "pct_start", options.pct_start, 0, 1);
-    detail::check_range(name, "base_momentum", options.base_momentum, 0, 1);
-    detail::check_range(name, "max_momentum", options.max_momentum, 0, 1);
-    const double rising = options.pct_start * static_cast<double>(options.total_steps);
-    const double first_lr = options.max_lr / options.div_factor;
-    const Point low{first_lr, options.max_momentum};
-    const Point high{options.max_lr, options.base_momentum};
-    const Point last{first_lr / options.final_div_factor, options.max_momentum};
-    phases_.push_back({rising - 1, low, high});
-    if (options.three_phase) phases_.push_back({2 * rising - 2, high, low});
-    phases_.push_back({static_cast<double>(options.total_steps - 1), options.three_phase ? low : high, last});
-  }
-
-  [[nodiscard]] double operator()(std::int64_t step, double /*base_rate*/) const { return at(step).rate; }
-
-  [[nodiscard]] std::optional<double> momentum(std::int64_t step) const {
-    return options_.cycle_momentum ? std::optional(at(step).momentum) : std::nullopt;
-  }
-
-  [[nodiscard]] std::int64_t total_steps() const { return options_.total_steps; }
-
- private:
-  struct Point {
-    double rate = 0;
-    double momentum = 0;
-  };
-  struct Phase {
-    double end_step = 0;  // need not be whole
-    Point from, to;
-  };
-
-  [[nodiscard]] Point at(std::int64_t step) const {
-    ACCEL_CHECK(step <= options_.total_steps, InvalidArgument,
-                "one_cycle: expected a step of at most total_steps = ", options_.total_steps, ", found ", step,
-                "; count the optimizer steps of the whole run again");
-    const auto now = static_cast<double>(step);
-    double begin = 0;
-    std::size_t phase = 0;
-    while (phase + 1 < phases_.size() && now > phases_[phase].end_step) begin = phases_[phase++].end_step;
-    const auto& [end, from, to] = phases_[phase];
-    const double progress = end == begin ? 1 : (now - begin) / (end - begin);  // a phase may have no length
-    return {between(from.rate, to.rate, progress), between(from.momentum, to.momentum, progress)};
-  }
-
-  // The operations are OneCycleLR's, one by one: the last rates are small differences of large numbers, and equal
-  // its own in 12 digits only if they are rounded alike.
-  [[nodiscard]] double between(double from, double to, double progress) const {
-    if (options_.anneal_strategy == Anneal::linear) return (to - from) * progress + from;
-    return to + (from - to) / 2 * (std::cos(std::numbers::pi * progress) + 1);
-  }
-
-  OneCycleOptions options_;
-  std::vector<Phase> phases_;
-};
-
-[[nodiscard]] inline OneCycle one_cycle(const OneCycleOptions& options) {
-  return OneCycle(options);
+  auto rate = [options](std::int64_t step) { return std::pow(options.gamma, static_cast<double>(step)); };
+  return detail::Described("exponential, " + detail::listed("gamma", options.gamma), rate);
 }
 
 }  // namespace accel::inline v0_1::optim::schedule

@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/number.hpp>
 #include <accel/optim/rate.hpp>
 #include <accel/optim/schedule.hpp>
 #include <accel/tensor/state_dict.hpp>
@@ -59,6 +61,14 @@ class Scheduler {
   [[nodiscard]] const std::vector<double>& last_lr() const { return rates_; }
 
   [[nodiscard]] Optimizer& optimizer() const { return *optimizer_; }
+
+  /// Where it stands, and by which schedules it goes on.
+  [[nodiscard]] std::string describe() const {
+    std::string text = message("after ", steps_, " steps");
+    for (std::size_t g = 0; g < base_rates_.size(); ++g)
+      text += message("; base rate ", shortest(base_rates_[g]), ", ", schedules_[g].describe());
+    return text;
+  }
 
   [[nodiscard]] tensor::StateDict state_dict() const {
     tensor::StateDict state;
@@ -140,5 +150,7 @@ template <class Optimizer>
 Scheduler(Optimizer&, Schedule) -> Scheduler<typename detail::Unwrapped<Optimizer>::Type>;
 template <class Optimizer>
 Scheduler(Optimizer&, std::vector<Schedule>) -> Scheduler<typename detail::Unwrapped<Optimizer>::Type>;
+
+static_assert(tensor::Stateful<Scheduler<torch::optim::SGD>>);
 
 }  // namespace accel::inline v0_1::optim

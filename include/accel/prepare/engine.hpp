@@ -60,7 +60,8 @@ class Engine final : public Session {
   void prepare(Parts&... parts) {
     const Deadline deadline = Deadline::in(backend.timeout());
     auto& control = backend.control();
-    Inspection inspection{.session = *this, .lines = common_settings<B, P>(accumulation, reducer_options_)};
+    Inspection inspection{.session = *this,
+                          .lines = common_settings<B, P>(accumulation, scheduler_stepping, reducer_options_)};
     collective::all_or_none<InvalidArgument>(control, "prepare", deadline, [&] {
       (inspect_model(parts, inspection), ...);
       (inspect(parts, inspection), ...);
@@ -69,6 +70,7 @@ class Engine final : public Session {
     collective::all_or_none<InvalidArgument>(control, "prepare: moving to the device", deadline,
                                              [&] { (move_model(parts, device), ...); });
     for (auto& model : inspection.models) take(std::move(model));
+    split_batches |= inspection.split_batches;
     take_buffers();
     std::string seeds;
     const auto fallback = at::globalContext().defaultGenerator(c10::Device(c10::DeviceType::CPU)).current_seed();

@@ -11,7 +11,7 @@
 
 namespace accel::inline v0_1::prepare {
 
-/// torch::optim::LRScheduler and ReduceLROnPlateauScheduler, or what looks like them.
+/// optim::Scheduler and ReduceLROnPlateau, LibTorch's schedulers, or what looks like them.
 template <class S>
 concept SchedulerLike =
     !OptimizerLike<S> &&
@@ -21,11 +21,18 @@ concept SchedulerLike =
 /// inner loop; outside of one, as after an epoch, every call counts, wherever the window stands. Under
 /// no_sync none does.
 ///
+/// What one optimizer step advances it by, the option scheduler_stepping says: by one, or as in Accelerate:
+///
+///   scheduler_stepping    loaders          steps of the wrapped scheduler
+///   PerUpdate             any              1
+///   PerProcess            split_batches    1
+///   PerProcess            others           world_size, but none past total_steps where the scheduler has them
+///
 /// step(loss) takes each rank's own: the mean over the ranks is judged, so that all have one rate.
 ///
 /// Cost     of step(loss) one round over the control plane, which the host waits for.
 /// Order    step(loss) is collective.
-/// Differs  Accelerate advances world_size times a step, and leaves each rank to its own loss.
+/// Differs  Accelerate's default is PerProcess, and it leaves each rank to its own loss.
 template <class S>
 class Scheduler {
  public:
@@ -34,12 +41,12 @@ class Scheduler {
 
   template <class... Args>
   void step(Args&&... args) {
-    if (!counts()) return;
+    if (!counts() || was_skipped()) return;
     session_->at_rank([&] {
       if constexpr (judges_values && sizeof...(Args) == 1)
-        scheduler_->step(mean(std::forward<Args>(args)...));
+        advance(mean(std::forward<Args>(args)...));
       else
-        scheduler_->step(std::forward<Args>(args)...);
+        advance(args...);
     });
   }
 
@@ -61,6 +68,28 @@ class Scheduler {
   [[nodiscard]] bool counts() const {
     const auto& accumulation = session_->accumulation;
     return !accumulation.only_adds_up() && !accumulation.in_no_sync();
+  }
+
+  /// The optimizer that it was built for left its last step out, so there is nothing to advance for.
+  [[nodiscard]] bool was_skipped() const { return false; }  // until there is a loss scale
+
+  template <class... Args>
+  void advance(const Args&... args) {
+    if (session_->scheduler_stepping == SchedulerStepping::PerUpdate || session_->split_batches) {
+      scheduler_->step(args...);
+      return;
+    }
+    for (int process = 0; process < session_->topology.world_size && !is_over(); ++process) scheduler_->step(args...);
+  }
+
+  /// At the last step there is: what all ranks together count seldom ends there.
+  [[nodiscard]] bool is_over() const {
+    if constexpr (requires(const S& scheduler) { scheduler.steps() >= *scheduler.total_steps(); }) {
+      const auto total = scheduler_->total_steps();
+      return total && scheduler_->steps() >= *total;
+    } else {
+      return false;
+    }
   }
 
   std::shared_ptr<S> scheduler_;

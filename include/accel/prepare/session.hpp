@@ -27,6 +27,20 @@
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
 
+namespace accel::inline v0_1 {
+
+/// By how much one step of the optimizer advances a prepared schedule.
+enum class SchedulerStepping {
+  PerUpdate,   // one step: total_steps are those of the optimizer
+  PerProcess,  // world_size steps, or one with split_batches: Accelerate's rule, for total_steps that are counted so
+};
+
+[[nodiscard]] inline std::string_view name_of(SchedulerStepping stepping) {
+  return stepping == SchedulerStepping::PerUpdate ? "PerUpdate" : "PerProcess";
+}
+
+}  // namespace accel::inline v0_1
+
 namespace accel::inline v0_1::prepare {
 
 /// A prepared model, what its gradients are, and who reduces them.
@@ -95,6 +109,8 @@ struct Session {
   gradient::Accumulation accumulation;
   data::InFlight in_flight;
   std::vector<std::shared_ptr<PreparedModel>> models;
+  SchedulerStepping scheduler_stepping = SchedulerStepping::PerUpdate;
+  bool split_batches = false;  // some prepared loader has it
 
   /// The prepared model that has this parameter, or null.
   [[nodiscard]] std::shared_ptr<PreparedModel> model_of(const at::Tensor& parameter) const {

@@ -40,6 +40,7 @@ template <Backend B, Precision P>
     return std::make_shared<Engine<B, P>>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
                                           options.gradient);
   });
+  engine->scheduler_stepping = options.scheduler_stepping;
   for (const auto& family : launch.left_over)
     engine->log.info("launched by ", launch.family, "; variables of ", family, " are set, too, and were not asked");
   return engine;
@@ -70,7 +71,8 @@ template <Backend B, Precision P>
                  "\nlocal: rank ", own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
                  "\nbackend: ", backend::description(engine.backend), "\nprecision: ", P::name,
                  "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
-                 by_length ? "its length" : "accumulation_steps", "\ngradient: buckets of ",
+                 by_length ? "its length" : "accumulation_steps",
+                 "\nscheduler_stepping: ", name_of(options.scheduler_stepping), "\ngradient: buckets of ",
                  options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward", "\nbuffers: ",
                  options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",
