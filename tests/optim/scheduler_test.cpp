@@ -110,6 +110,20 @@ TEMPLATE_TEST_CASE("a scheduler takes the rates as base rates and sets those of 
   REQUIRE(scheduler.steps() == 2);
 }
 
+TEST_CASE("a rate is a number, or an object that holds one", "[scheduler]") {
+  struct Held {
+    [[nodiscard]] double value() const { return number; }
+    void set(double to) { number = to; }
+    double number = 0.5;
+  };
+  struct {
+    Held lr;
+  } options;
+  CHECK(optim::rate_of(options) == 0.5);
+  optim::set_rate(options, 0.25);
+  CHECK(options.lr.number == 0.25);
+}
+
 TEST_CASE("groups may have a schedule each", "[scheduler]") {
   auto optimizer = with_rates<optim::SGD>({1, 2});
   Scheduler scheduler(optimizer, {schedule::linear({.total_steps = 2}), schedule::exponential({.gamma = 0.5})});
@@ -181,7 +195,8 @@ TEST_CASE("a group that is added behind a scheduler's back is refused", "[schedu
   auto optimizer = with_rates<optim::SGD>({1});
   Scheduler scheduler(optimizer, schedule::linear({.total_steps = 5}));
   optimizer.add_param_group(optim::SGD::Group({parameter()}));
-  REQUIRE_THROWS_MATCHES(scheduler.step(), InvalidArgument, says("has 2 groups, and had 1"));
+  REQUIRE_THROWS_MATCHES(scheduler.step(), InvalidArgument,
+                         says("has 2 groups, and had 1 when this was made; make it after"));
   REQUIRE(scheduler.steps() == 0);
 }
 

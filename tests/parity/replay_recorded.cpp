@@ -61,7 +61,10 @@ class Settings {
     asked_.insert(name);
     return values_.contains(name) ? words.at(values_.at(name).get<std::string>()) : fallback;
   }
-  [[nodiscard]] bool has(const std::string& name) const { return values_.contains(name); }
+  [[nodiscard]] bool has(const std::string& name) const {
+    asked_.insert(name);
+    return values_.contains(name) && !values_.at(name).is_null();  // Python's None
+  }
 
   void check_all_asked() const {
     for (const auto& [name, value] : values_.items())

@@ -178,6 +178,12 @@ TEST_CASE("whole numbers are averaged, too", "[scheduler]") {
     REQUIRE(rate(sgd) == 0.5);
     const auto everywhere = accelerator.gather(torch::tensor(rate(sgd)));
     for (int r = 0; r < rank.world_size; ++r) REQUIRE(everywhere[r].item<double>() == rate(sgd));
+
+    // Ours takes doubles, in which such numbers are still told apart.
+    optim::ReduceLROnPlateau own(sgd, {.factor = 0.5, .patience = 0, .threshold = 0});
+    auto judge = accelerator.prepare(own);
+    for (const std::int64_t wrong : {16'777'219, 16'777'218, 16'777'217}) judge.step(wrong);
+    REQUIRE(own.best() == 16'777'217);
   });
 }
 
@@ -212,6 +218,20 @@ TEST_CASE("PerProcess advances by one for each process, as Accelerate does, and 
     const auto found = course(rank, root, 3, {.stepping = per_process});
     for (std::size_t i = 0; i < 3; ++i)
       REQUIRE_THAT(found.rates[i], WithinAbs(powers[static_cast<std::size_t>(rank.world_size) * (i + 1)], 1e-6));
+  });
+}
+
+TEST_CASE("PerProcess is for LibTorch's schedulers, too, and for every step that counts", "[scheduler]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator({.scheduler_stepping = SchedulerStepping::PerProcess});
+    auto net = std::make_shared<Line>();
+    SGD sgd(net->parameters(), 1.0);
+    torch::optim::StepLR halving(sgd, /*step_size=*/1, /*gamma=*/0.5);
+    auto [model, optimizer, scheduler] = accelerator.prepare(net, sgd, halving);
+    for (int epoch = 1; epoch <= 3; ++epoch) {
+      scheduler.step();
+      REQUIRE(rate(sgd) == std::pow(0.5, epoch * rank.world_size - 1));  // nothing changes at StepLR's first step
+    }
   });
 }
 

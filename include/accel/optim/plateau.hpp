@@ -140,7 +140,8 @@ class ReduceLROnPlateau {
   void reduce() {
     auto& groups = optimizer_->param_groups();
     ACCEL_CHECK(groups.size() == options_.min_lr.size(), InvalidArgument, "ReduceLROnPlateau: the optimizer has ",
-                groups.size(), " groups, and had ", options_.min_lr.size(), " when this was made; add groups before");
+                groups.size(), " groups, and had ", options_.min_lr.size(),
+                " when this was made; make it after the groups are added, ", "and for the optimizer that is stepped");
     for (std::size_t g = 0; g < groups.size(); ++g) {
       const double old_rate = rate_of(groups[g].options());
       const double rate = std::max(old_rate * options_.factor, options_.min_lr[g]);

@@ -92,7 +92,8 @@ template <class Optimizer, class Group>
 void set_momentum(Group& group, double momentum) {
   auto& options = group.options();
   double* found = nullptr;
-  if constexpr (using Known = typename detail::GroupOptions<Optimizer>::Type; !std::is_void_v<Known>) {
+  using Known = typename detail::GroupOptions<Optimizer>::Type;
+  if constexpr (!std::is_void_v<Known>) {
     if (auto* known = dynamic_cast<Known*>(&options)) found = detail::momentum_in(*known);
   } else {
     found = detail::momentum_in(options);

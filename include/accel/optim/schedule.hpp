@@ -160,6 +160,8 @@ struct MinLrOptions {
 };
 
 /// The warm-up starts at 0 all the same.
+///
+/// Differs  as polynomial: transformers measures min_lr against the optimizer's default rate.
 [[nodiscard]] inline auto cosine_with_min_lr(const MinLrOptions& options) {
   constexpr std::string_view name = "cosine_with_min_lr";
   detail::check_total(name, options.warmup_steps, options.total_steps);
@@ -192,7 +194,7 @@ struct PolynomialOptions {
 /// From the base rate to lr_end, and there it stays.
 ///
 /// Differs  transformers measures lr_end against the optimizer's default rate, so that groups with another rate end
-///          elsewhere; here each group ends at lr_end.
+///          elsewhere; here each group ends at lr_end, and must begin above it.
 [[nodiscard]] inline auto polynomial(const PolynomialOptions& options) {
   detail::check_total("polynomial", options.warmup_steps, options.total_steps);
   detail::check_at_least("polynomial", "lr_end", options.lr_end, 0);
@@ -235,6 +237,10 @@ enum class Ramp {
   cosine,
   one_minus_sqrt,  // "1-sqrt" of transformers: Hägele et al. 2024, Scaling Laws and Compute-Optimal Training
 };
+
+[[nodiscard]] inline std::string_view name_of(Ramp ramp) {
+  return ramp == Ramp::linear ? "linear" : ramp == Ramp::cosine ? "cosine" : "1-sqrt";
+}
 
 struct WarmupStableDecayOptions {
   std::int64_t warmup_steps = 0;
@@ -298,9 +304,8 @@ struct WarmupStableDecayOptions {
   return detail::Described(
       "warmup_stable_decay, " + detail::listed("warmup_steps", options.warmup_steps, "decay_begin", decay_begin,
                                                "decay_steps", options.decay_steps, "warmup_type",
-                                               static_cast<int>(options.warmup_type), "decay_type",
-                                               static_cast<int>(options.decay_type), "min_lr_ratio",
-                                               options.min_lr_ratio, "num_cycles", options.num_cycles),
+                                               name_of(options.warmup_type), "decay_type", name_of(options.decay_type),
+                                               "min_lr_ratio", options.min_lr_ratio, "num_cycles", options.num_cycles),
       rate);
 }
 

@@ -117,7 +117,8 @@ class Scheduler {
   void set(const std::vector<double>& rates, const Momenta& momenta) {
     auto& groups = optimizer_->param_groups();
     ACCEL_CHECK(groups.size() == rates.size(), InvalidArgument, "Scheduler: the optimizer has ", groups.size(),
-                " groups, and had ", rates.size(), " when its scheduler was made; add groups before");
+                " groups, and had ", rates.size(), " when this was made; make it after the groups are added, ",
+                "and for the optimizer that is stepped");
     for (std::size_t g = 0; g < rates.size(); ++g)
       if (momenta[g]) set_momentum<Optimizer>(groups[g], *momenta[g]);
     for (std::size_t g = 0; g < rates.size(); ++g) set_rate(groups[g].options(), rates[g]);

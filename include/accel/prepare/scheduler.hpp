@@ -61,7 +61,10 @@ class Scheduler {
   template <class Value>
   [[nodiscard]] auto mean(Value value) const {
     static_assert(std::is_arithmetic_v<Value>, "step(value) of a prepared scheduler takes a number");
-    using Mean = std::conditional_t<std::is_floating_point_v<Value>, Value, float>;  // of integers: as LibTorch's
+    // LibTorch's takes a float, to which braces refuse to narrow.
+    constexpr bool takes_double = requires(S& scheduler, double number) { scheduler.step({number}); };
+    using OfIntegers = std::conditional_t<takes_double, double, float>;
+    using Mean = std::conditional_t<std::is_floating_point_v<Value>, Value, OfIntegers>;
     return static_cast<Mean>(session_->mean(static_cast<double>(value)));
   }
 
@@ -70,8 +73,9 @@ class Scheduler {
     return !accumulation.only_adds_up() && !accumulation.in_no_sync();
   }
 
-  /// The optimizer that it was built for left its last step out, so there is nothing to advance for.
-  [[nodiscard]] bool was_skipped() const { return false; }  // until there is a loss scale
+  /// The optimizer that the scheduler was made for left its last step out, as for gradients that are not finite:
+  /// then there is nothing to advance for. Nobody leaves one out yet.
+  [[nodiscard]] bool was_skipped() const { return false; }
 
   template <class... Args>
   void advance(const Args&... args) {
