@@ -82,7 +82,7 @@ TEST_CASE("rates are those of the formulas", "[schedule]") {
   check(cosine_with_min_lr({.total_steps = 2, .min_lr_ratio = 0.2}), 5, {5, 3, 1, 3, 5});
   check(polynomial({.warmup_steps = 1, .total_steps = 5, .lr_end = 1, .power = 2}), 17, {0, 17, 10, 5, 2, 1, 1, 1});
   check(inverse_sqrt({.warmup_steps = 4}), 1, {0, 0.25, 0.5, 0.75, 1, 2 / std::sqrt(5), 2 / std::sqrt(6)});
-  check(inverse_sqrt({.timescale = 1}), 1, {1, 1 / std::sqrt(2), 1 / std::sqrt(3), 0.5});
+  check(inverse_sqrt({.timescale = 1}), 1, {1, std::sqrt(1.0 / 2), std::sqrt(1.0 / 3), 0.5});
   CHECK_THAT(Schedule(inverse_sqrt({})).rate(30'000, 1), WithinRel(0.5, 1e-12));  // a time scale of 10'000
   check(warmup_stable_decay({.warmup_steps = 2, .decay_steps = 2, .total_steps = 6}), 1, {0, 0.5, 1, 1, 1, 0.5, 0, 0});
   check(warmup_stable_decay({.warmup_steps = 2,
