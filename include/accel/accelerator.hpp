@@ -60,6 +60,9 @@
 #include <accel/metrics/for_metrics.hpp>
 #include <accel/metrics/running_mean.hpp>
 #include <accel/optim/adam.hpp>
+#include <accel/optim/plateau.hpp>
+#include <accel/optim/schedule.hpp>
+#include <accel/optim/scheduler.hpp>
 #include <accel/optim/sgd.hpp>
 // Floor 6: the user's objects on one side, the machinery on the other
 #include <accel/checkpoint/weights.hpp>

@@ -423,3 +423,45 @@ TEST_CASE("a training goes on from the state of scaler and optimizer as if it ha
     REQUIRE((run(true) == run(false)));
   });
 }
+
+TEST_CASE("a schedule advances with the steps that are taken, and not for those that are skipped", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Half accelerator;
+    auto net = std::make_shared<Exact>();
+    auto other = std::make_shared<Exact>();
+    optim::AdamW adamw(net->parameters(), {.lr = 1.0});
+    torch::optim::SGD sgd(other->parameters(), 1.0);
+    const auto halving = optim::schedule::exponential({.gamma = 0.5});
+    auto [model, other_model, optimizer, other_optimizer, scheduler, other_scheduler, libtorch_scheduler] =
+        accelerator.prepare(net, other, adamw, sgd, optim::Scheduler(adamw, halving), optim::Scheduler(sgd, halving),
+                            torch::optim::StepLR(sgd, /*step_size=*/1000));
+    Injection injection(net->first, infinity);
+    const auto step = [&, &model = model, &optimizer = optimizer](bool overflows) {
+      injection.on = overflows && rank.rank == 0;
+      accelerator.backward(loss_of(model(rows_of(rank, 1))));
+      optimizer.step();
+      optimizer.zero_grad();
+    };
+    std::vector<std::int64_t> steps;
+    for (const bool overflows : {false, true, true, false}) {
+      step(overflows);
+      scheduler.step();
+      steps.push_back(scheduler->steps());
+    }
+    REQUIRE(steps == std::vector<std::int64_t>{1, 1, 1, 2});
+    // Once an epoch: its last step does not count for all.
+    for (const bool overflows : {false, true}) step(overflows);
+    scheduler.step();
+    REQUIRE(scheduler->steps() == 3);
+    scheduler.step();  // by itself
+    REQUIRE(scheduler->steps() == 4);
+    // Another optimizer's is its own.
+    step(true);
+    accelerator.backward(loss_of(other_model(rows_of(rank, 1))));
+    other_optimizer.step();
+    scheduler.step();
+    other_scheduler.step();
+    REQUIRE(scheduler->steps() == 4);
+    REQUIRE(other_scheduler->steps() == 1);
+  });
+}

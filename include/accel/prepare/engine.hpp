@@ -68,9 +68,10 @@ class Engine final : public Session {
   void prepare(Parts&... parts) {
     const Deadline deadline = Deadline::in(backend.timeout());
     auto& control = backend.control();
-    Inspection inspection{.session = *this,
-                          .lines = common_settings<B, P>(accumulation, reducer_options_, precision_options_),
-                          .weights_dtype = precision.weights_dtype()};
+    Inspection inspection{
+        .session = *this,
+        .lines = common_settings<B, P>(accumulation, scheduler_stepping, reducer_options_, precision_options_),
+        .weights_dtype = precision.weights_dtype()};
     collective::all_or_none<InvalidArgument>(control, "prepare", deadline, [&] {
       (inspect_model(parts, inspection), ...);
       for (const auto& model : inspection.models) precision.check(model->record);
@@ -83,6 +84,7 @@ class Engine final : public Session {
         for (const auto& model : inspection.models) model->record.cast(*inspection.weights_dtype);
     });
     for (auto& model : inspection.models) take(std::move(model));
+    split_batches |= inspection.split_batches;
     take_buffers();
     std::string seeds;
     const auto fallback = at::globalContext().defaultGenerator(c10::Device(c10::DeviceType::CPU)).current_seed();

@@ -77,7 +77,7 @@ class Optimizer {
       : optimizer_(std::move(optimizer)), session_(std::move(session)) {
     find_models();
     if (!has_gradients()) backwards_at_clear_ = session_->accumulation.backwards();
-    if (session_->scaler != nullptr) scaling_ = std::make_shared<Scaling>(session_);
+    if (session_->scaler != nullptr) scaling_ = std::make_shared<Scaling>(session_, optimizer_.get());
   }
 
   void step() {

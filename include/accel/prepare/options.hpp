@@ -14,6 +14,7 @@
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/reducer.hpp>
 #include <accel/launch/heartbeat.hpp>
+#include <accel/prepare/session.hpp>
 
 namespace accel::inline v0_1 {
 
@@ -22,7 +23,9 @@ template <class B, class P>
 struct AcceleratorOptions {
   int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
   gradient::LossNormalization loss_normalization =
-      gradient::LossNormalization::window_length;     // of a short last window
+      gradient::LossNormalization::window_length;  // of a short last window
+  SchedulerStepping scheduler_stepping =
+      SchedulerStepping::PerUpdate;                   // one step of a schedule for one of the optimizer
   gradient::ReducerOptions gradient{};                // buckets of an eighth, 1 to 25 MiB, the last 1 MiB
   typename B::Options backend{};                      // timeout of collectives, interface, device
   typename P::Options precision{};                    // fp16: the loss scale; fp32: tf32
@@ -37,6 +40,7 @@ namespace prepare {
 /// A line for each setting that, where ranks have it differently, ends in wrong sums or in a hang.
 template <class B, class P>
 [[nodiscard]] std::vector<std::string> common_settings(const gradient::Accumulation& accumulation,
+                                                       SchedulerStepping stepping,
                                                        const gradient::ReducerOptions& gradient,
                                                        const typename P::Options& precision) {
   const auto flag = [](bool value) { return value ? "true" : "false"; };
@@ -44,6 +48,7 @@ template <class B, class P>
           message("precision: ", describe(precision)),
           message("accumulation_steps = ", accumulation.steps()),
           message("loss_normalization = ", name_of(accumulation.normalization())),
+          message("scheduler_stepping = ", name_of(stepping)),
           message("buckets of ", gradient.caps.bucket_cap, ", the last of ", gradient.caps.last_bucket_cap),
           message("plan ", gradient.plan.empty() ? "of its own" : message("with hash ", fnv1a(gradient.plan))),
           message("overlap = ", flag(gradient.overlap)),

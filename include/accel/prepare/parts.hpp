@@ -93,8 +93,10 @@ struct Inspection {
   std::vector<std::string> lines{};                      // must be equal on all ranks
   std::optional<c10::ScalarType> weights_dtype{};        // what weights become; unset: they stay what they are
   bool moved = false;                                    // some model will change its device or dtype
+  bool split_batches = false;                            // some loader has it
   int optimizers = 0;
   int loaders = 0;
+  int schedulers = 0;
 
   /// The model that an optimizer without parameters is for.
   ///
@@ -211,10 +213,18 @@ template <class D>
 void inspect(LoaderPart<D>& part, Inspection& inspection) {
   const auto& options = part.loader->options();
   (void)part.loader->plan(inspection.session.topology.world_size);  // its checks
+  inspection.split_batches |= options.split_batches;
   inspection.lines.push_back(
       message("loader ", inspection.loaders++, ": ", part.loader->rows(), " rows, batch_size ", options.batch_size,
               options.shuffle ? ", shuffle" : "", options.drop_last ? ", drop_last" : "",
               options.even_batches ? ", even_batches" : "", options.split_batches ? ", split_batches" : ""));
+}
+
+template <class S>
+void inspect(SchedulerPart<S>& part, Inspection& inspection) {
+  const std::string label = message("scheduler ", inspection.schedulers++);
+  if constexpr (requires { part.scheduler->describe(); })
+    inspection.lines.push_back(message(label, ": ", part.scheduler->describe()));
 }
 
 template <class Part>

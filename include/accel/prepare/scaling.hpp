@@ -10,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <accel/gradient/finite.hpp>
 #include <accel/gradient/grad_scale.hpp>
@@ -23,10 +24,16 @@ namespace accel::inline v0_1::prepare {
 /// One per optimizer, where the loss is scaled.
 class Scaling {
  public:
-  explicit Scaling(std::shared_ptr<Session> session)
+  /// Of the optimizer at this address.
+  Scaling(std::shared_ptr<Session> session, const void* optimizer)
       : session_(std::move(session)),
         participant_(session_->scaler->join()),
-        found_inf_(at::zeros({}, at::TensorOptions(at::kFloat).device(session_->device))) {}
+        count_(std::make_shared<StepCount>(StepCount{optimizer, 0, {}})),
+        found_inf_(at::zeros({}, at::TensorOptions(at::kFloat).device(session_->device))),
+        skipped_steps_(at::zeros_like(found_inf_)) {
+    std::erase_if(session_->counts, [](const auto& one) { return one.expired(); });
+    session_->counts.emplace_back(count_);
+  }
 
   /// Calls `take(GradScale)` for the step of `parameters`, which are all that the optimizer has, and belong to
   /// `models`. If it is `folding`, it divides gradients by the scale itself and obeys the flag on a GPU; otherwise
@@ -55,6 +62,9 @@ class Scaling {
         for (const auto& model : models) model->scaled.divided_unless(found_inf_);
     }
     skipped_.set(found_inf_);
+    skipped_steps_.add_(found_inf_);
+    ++count_->attempts;
+    count_->skipped.set(skipped_steps_);
     if (session_->scaler->options().name_overflow) session_->name_overflow(found_inf_, models, parameters);
     session_->scaler->stepped(*participant_, found_inf_);
   }
@@ -100,7 +110,9 @@ class Scaling {
 
   std::shared_ptr<Session> session_;
   std::shared_ptr<precision::Rounds::Participant> participant_;
-  at::Tensor found_inf_;  // f32[], on the device
+  std::shared_ptr<StepCount> count_;
+  at::Tensor found_inf_;      // f32[], on the device
+  at::Tensor skipped_steps_;  // f32[], there too
   precision::HostFlag skipped_;
 };
 

@@ -28,9 +28,24 @@
 #include <accel/gradient/stepper.hpp>
 #include <accel/gradient/watch.hpp>
 #include <accel/launch/topology.hpp>
+#include <accel/precision/host_flag.hpp>
 #include <accel/precision/loss_scaler.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
+
+namespace accel::inline v0_1 {
+
+/// By how much one step of the optimizer advances a prepared schedule.
+enum class SchedulerStepping {
+  PerUpdate,   // one step: total_steps are those of the optimizer
+  PerProcess,  // world_size steps, or one with split_batches: Accelerate's rule, for total_steps that are counted so
+};
+
+[[nodiscard]] inline std::string_view name_of(SchedulerStepping stepping) {
+  return stepping == SchedulerStepping::PerUpdate ? "PerUpdate" : "PerProcess";
+}
+
+}  // namespace accel::inline v0_1
 
 namespace accel::inline v0_1::prepare {
 
@@ -55,6 +70,16 @@ struct PreparedModel {
 struct Overflow {
   int rank = 0;           // the first on which one was not finite
   std::string parameter;  // the first of that rank in the order in which gradients arrived
+};
+
+/// Of an optimizer whose loss is scaled.
+struct StepCount {
+  const void* optimizer = nullptr;  // the user's
+  std::int64_t attempts = 0;        // steps that were to be taken ...
+  precision::HostFlag skipped;      // ... and how many of them were not
+
+  /// The host waits for a GPU.
+  [[nodiscard]] std::int64_t taken() const { return attempts - static_cast<std::int64_t>(skipped.get()); }
 };
 
 /// One per accelerator; every wrapper shares it, so that the order of destruction does not matter.
@@ -117,8 +142,19 @@ struct Session {
   gradient::Accumulation accumulation;
   data::InFlight in_flight;
   std::vector<std::shared_ptr<PreparedModel>> models;
-  precision::LossScaler* scaler = nullptr;  // null unless the loss is scaled
-  std::optional<Overflow> overflow;         // of the last step that was skipped, if they are to be named
+  precision::LossScaler* scaler = nullptr;       // null unless the loss is scaled
+  std::optional<Overflow> overflow;              // of the last step that was skipped, if they are to be named
+  std::vector<std::weak_ptr<StepCount>> counts;  // of the optimizers, if the loss is scaled
+  SchedulerStepping scheduler_stepping = SchedulerStepping::PerUpdate;
+  bool split_batches = false;  // some prepared loader has it
+
+  /// Those of `optimizer`; of all, if it is none of these.
+  [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts(const void* optimizer) const {
+    std::vector<std::shared_ptr<StepCount>> all, own;
+    for (const auto& weak : counts)
+      if (auto count = weak.lock()) (count->optimizer == optimizer ? own : all).push_back(std::move(count));
+    return own.empty() ? all : own;
+  }
 
   /// The prepared model that has this parameter, or null.
   [[nodiscard]] std::shared_ptr<PreparedModel> model_of(const at::Tensor& parameter) const {

@@ -41,6 +41,7 @@ template <Backend B, Precision P>
     return std::make_shared<Engine<B, P>>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
                                           options.gradient, options.precision);
   });
+  engine->scheduler_stepping = options.scheduler_stepping;
   for (const auto& family : launch.left_over)
     engine->log.info("launched by ", launch.family, "; variables of ", family, " are set, too, and were not asked");
   return engine;
@@ -72,7 +73,8 @@ template <Backend B, Precision P>
                  "\nbackend: ", backend::description(engine.backend), "\nprecision: ", P::name,
                  describe(options.precision).empty() ? "" : ", " + describe(options.precision),
                  "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
-                 by_length ? "its length" : "accumulation_steps", "\ngradient: buckets of ",
+                 by_length ? "its length" : "accumulation_steps",
+                 "\nscheduler_stepping: ", name_of(options.scheduler_stepping), "\ngradient: buckets of ",
                  options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward", "\nbuffers: ",
                  options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",
