@@ -43,6 +43,9 @@
 #include <accel/data/batch_sampler.hpp>
 #include <accel/data/loader.hpp>
 #include <accel/data/sampler.hpp>
+#include <accel/precision/bf16.hpp>
+#include <accel/precision/bf16_weights.hpp>
+#include <accel/precision/fp16.hpp>
 #include <accel/precision/fp32.hpp>
 #include <accel/precision/precision.hpp>
 // Floor 4: operations built from a Backend
@@ -62,6 +65,9 @@
 #include <accel/optim/lamb.hpp>
 #include <accel/optim/lion.hpp>
 #include <accel/optim/muon.hpp>
+#include <accel/optim/plateau.hpp>
+#include <accel/optim/schedule.hpp>
+#include <accel/optim/scheduler.hpp>
 #include <accel/optim/sgd.hpp>
 // Floor 6: the user's objects on one side, the machinery on the other
 #include <accel/checkpoint/weights.hpp>
@@ -82,7 +88,7 @@ using collective::Reduction;
 ///
 /// Template  Backend    how tensors cross the ranks: backend::Single, backend::Gloo, one of them in
 ///                      backend::Checked or backend::Traced, or your own
-///           Precision  what forward computes in: precision::Fp32
+///           Precision  what forward computes in: precision::Fp32, Bf16, Fp16, Bf16Weights, or your own
 /// Order     every rank makes its accelerators in the same order and calls their methods in the same
 ///           order, but for those that only read.
 /// Throws    accel::Error and its kinds, with `[rank 1/4]` in front. The constructor: ConfigError for
@@ -94,7 +100,7 @@ class Accelerator {
                 "Accelerator<Backend, Precision>: the second is no accel::Precision, see below");
 
  public:
-  using Options = AcceleratorOptions<BackendType>;
+  using Options = AcceleratorOptions<BackendType, PrecisionType>;
 
   explicit Accelerator(const Options& options = {}) : Accelerator(options, launch::detect()) {}
 
@@ -173,6 +179,36 @@ class Accelerator {
   at::Tensor clip_grad_norm_(const Model& model, double max_norm, double norm_type = 2.0) {
     return at_rank([&] { return engine_->clip_grad_norm_(model.prepared(), max_norm, norm_type); });
   }
+
+  /// Divides the gradients of `model`, or of all models, by the loss scale, so that they are what they are without
+  /// one; once, however often it is called. Not needed for steps and clipping. In a micro-step that only
+  /// accumulates: nothing.
+  ///
+  /// Throws   InvalidArgument where the gradients are this rank's only, as after no_sync.
+  template <class Model>
+  void unscale_gradients(const Model& model) {
+    at_rank([&] { engine_->unscale_gradients(model.prepared()); });
+  }
+  void unscale_gradients() {
+    at_rank([&] {
+      for (const auto& model : engine_->models) engine_->unscale_gradients(*model);
+    });
+  }
+
+  /// A guard: until its end this thread computes in the accelerator's precision, or, if not `enabled`, inside of
+  /// such a region in the tensors' own. Forward of a prepared model needs none.
+  [[nodiscard]] auto autocast(bool enabled = true) {
+    return engine_->precision.autocast(enabled, /*cache=*/!engine_->is_capturing());
+  }
+
+  /// The loss scale in force; 1 without one. The host waits for a GPU.
+  [[nodiscard]] double loss_scale() const { return engine_->scaler == nullptr ? 1.0 : engine_->scaler->value(); }
+
+  /// Where the gradients of the last skipped step came from, with {.precision = {.name_overflow = true}}.
+  [[nodiscard]] const std::optional<prepare::Overflow>& overflow() const { return engine_->overflow; }
+
+  /// What was made of Options::precision: its state is the loss scale's.
+  [[nodiscard]] PrecisionType& precision() { return engine_->precision; }
 
   // Results and other values over the ranks. All collective.
 

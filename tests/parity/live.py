@@ -2,10 +2,11 @@
 
 usage: python live.py folder steps rows port system...
 
-A system is loop, ddp or accelerate, with its number of ranks behind a colon, as in ddp:2. For each model of MODELS the
+A system is loop, ddp or accelerate, with its number of ranks behind a colon, as in ddp:2; loop and ddp may say in which
+precision autocast runs forward, as in ddp-fp16:2: fp16 with a GradScaler that begins high and grows often. For each model of MODELS the
 folder holds <model>.parameters and <model>.data, raw float32 (the transformer's data: int64), and <model>.target, raw
-int64. Rank r of a system writes <system>.<model>.<optimizer>.<r>: raw float32, the losses of its steps, then all
-parameters in order of registration, and on rank 0 the buffers of floating point. It leaves with 3 where
+int64. Rank r of a system writes <system>.<model>.<optimizer>.<r>: raw float32, the losses of its steps, in fp16 the
+scale after each of them, then all parameters in order of registration, and on rank 0 the buffers of floating point. It leaves with 3 where
 HF Accelerate is asked for and not installed.
 """
 
@@ -116,6 +117,9 @@ def train(kind, rank, world, model_name, optimizer_name):
             parameter.copy_(values.view_as(parameter))
     model, optimizer = net, OPTIMIZERS[optimizer_name](net.parameters())
     backward = torch.Tensor.backward
+    kind, _, precision = kind.partition("-")
+    dtype = {"": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=16, enabled=precision == "fp16")
     if kind == "ddp":
         model = DistributedDataParallel(net)
     if kind == "accelerate":
@@ -123,19 +127,27 @@ def train(kind, rank, world, model_name, optimizer_name):
         assert accelerator.num_processes == world
         model, optimizer = accelerator.prepare(net, optimizer)
         backward = accelerator.backward
-    losses = []
+    losses, scales = [], []
     for step in range(steps):
         begin = (step * world + rank) * rows
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(data[begin : begin + rows]), target[begin : begin + rows].flatten())
-        backward(loss)
-        optimizer.step()
+        with torch.autocast("cpu", dtype, enabled=precision != ""):
+            output = model(data[begin : begin + rows])
+        loss = F.cross_entropy(output.float(), target[begin : begin + rows].flatten())
+        if precision == "fp16":
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(torch.tensor(scaler.get_scale()))
+        else:
+            backward(loss)
+            optimizer.step()
         losses.append(loss.detach())
-    seen = [torch.stack(losses), *(p.detach() for p in net.parameters())]
+    seen = [torch.stack(losses), *scales, *(p.detach() for p in net.parameters())]
     if rank == 0:
         seen += [b for b in net.buffers() if b.is_floating_point()]
     flat = torch.cat([one.flatten() for one in seen])
-    name = f"{kind}:{world}.{model_name}.{optimizer_name}.{rank}"
+    name = f"{kind}{'-' if precision else ''}{precision}:{world}.{model_name}.{optimizer_name}.{rank}"
     (folder / name).write_bytes(bytes(flat.view(torch.uint8).tolist()))
 
 
@@ -143,7 +155,7 @@ def run(kind, rank, world):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(world)}
-    if kind == "ddp":
+    if kind.startswith("ddp"):
         dist.init_process_group("gloo")
     for model_name in MODELS:
         for optimizer_name in OPTIMIZERS:

@@ -52,6 +52,12 @@ class CommError : public Error {
   using Error::Error;
 };
 
+/// Gradients are not finite at any loss scale: training has come to nothing. Carries the scale.
+class OverflowError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// A file is missing, truncated, or not what was expected. Carries path and tensor name.
 class CheckpointError : public Error {
  public:

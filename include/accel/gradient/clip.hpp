@@ -1,6 +1,7 @@
 // Clip: the global norm of the gradients, and its bound, without a host sync.
 #pragma once
 
+#include <cmath>
 #include <optional>
 #include <span>
 
@@ -9,12 +10,14 @@
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/clamp.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/core/error.hpp>
+#include <accel/gradient/finite.hpp>
 #include <accel/gradient/gradients.hpp>
 
 namespace accel::inline v0_1::gradient {
@@ -24,12 +27,15 @@ namespace accel::inline v0_1::gradient {
 ///
 /// Order    pieces that hold several gradients are summed as one: another order of sums than a norm per
 ///          parameter, equal within rounding.
-[[nodiscard]] inline at::Tensor norm_of(std::span<const at::Tensor> gradients, double norm_type = 2.0) {
+[[nodiscard]] inline at::Tensor norm_of(std::span<const at::Tensor> gradients, double norm_type = 2.0,
+                                        std::optional<at::ScalarType> computed_in = std::nullopt) {
   const c10::AutoGradMode no_grad(false);
   if (gradients.empty()) return at::zeros({});
-  if (gradients.size() == 1) return at::linalg_vector_norm(gradients.front(), norm_type);
+  if (gradients.size() == 1)
+    return at::linalg_vector_norm(gradients.front(), norm_type, at::OptionalIntArrayRef(), false, computed_in);
   return at::linalg_vector_norm(
-      at::stack(at::_foreach_norm(at::TensorList(gradients.data(), gradients.size()), norm_type)), norm_type);
+      at::stack(at::_foreach_norm(at::TensorList(gradients.data(), gradients.size()), norm_type, computed_in)),
+      norm_type);
 }
 
 /// Scales `gradients` so that their norm is at most `max_norm`, in place, and returns the norm they had.
@@ -45,6 +51,53 @@ inline at::Tensor clip_to_norm_(std::span<const at::Tensor> gradients, double ma
   const at::Tensor coefficient = at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0);
   if (gradients.empty() || (coefficient.is_cpu() && coefficient.item<double>() == 1.0)) return norm;
   at::_foreach_mul_(at::TensorList(gradients.data(), gradients.size()), coefficient);
+  return norm;
+}
+
+/// A norm of this kind is finite only if every element is.
+[[nodiscard]] inline bool shows_inf(double norm_type) {
+  return norm_type >= 1;
+}
+
+/// The same of `gradients` that are `scale` (f32[]) times what they should be: divides them in the same pass, and
+/// writes to `found_inf` (f32[]) whether an element is not finite, as find_inf() does. On the CPU what is not finite
+/// stays as it is.
+///
+/// Cost     as clip_to_norm_, whose pass is the check; where the norm is not finite one more, as that of finite
+///          elements need not be. On a GPU nothing is waited for.
+/// Differs  GradScaler.unscale_ and then torch.nn.utils.clip_grad_norm_ are two passes more, and equal this bit for
+///          bit where the scale is a power of two.
+inline at::Tensor clip_scaled_to_norm_(std::span<const at::Tensor> gradients, const at::Tensor& scale,
+                                       const at::Tensor& found_inf, double max_norm, double norm_type = 2.0) {
+  ACCEL_CHECK(max_norm > 0, InvalidArgument, "clip_grad_norm_: max_norm = ", max_norm, " must be above 0");
+  const c10::AutoGradMode no_grad(false);
+  const at::TensorList list(gradients.data(), gradients.size());
+  const auto multiply_by = [&](const at::Tensor& factor) {
+    if (!list.empty()) at::_foreach_mul_(list, factor);
+  };
+  if (!found_inf.is_cpu()) {
+    // In f64 the squares of f32 do not overflow.
+    const bool shows = norm_type == 2.0 && !list.empty();
+    const at::Tensor norm =
+        norm_of(gradients, norm_type, shows ? std::optional(at::kDouble) : std::nullopt).to(found_inf.device()) / scale;
+    if (shows)
+      found_inf.copy_(at::isfinite(norm).logical_not());
+    else
+      find_inf(gradients, found_inf);
+    multiply_by((at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0) / scale).to(at::kFloat));
+    return norm.to(at::kFloat);
+  }
+  float* const found = found_inf.mutable_data_ptr<float>();
+  *found = 0;
+  const at::Tensor scaled_norm = norm_of(gradients, norm_type);
+  if (!shows_inf(norm_type) || !std::isfinite(scaled_norm.item<double>())) {
+    find_inf(gradients, found_inf);
+    if (*found != 0) return scaled_norm / scale;
+    multiply_by(scale.reciprocal());
+    return clip_to_norm_(gradients, max_norm, norm_type);
+  }
+  const at::Tensor norm = scaled_norm / scale;
+  multiply_by(at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0) / scale);
   return norm;
 }
 

@@ -66,6 +66,42 @@ class Ledger {
     in_backward_ = true;
   }
 
+  /// A number that changes when anybody writes to a gradient: that makes a tensor, or a new version of one.
+  ///
+  /// Cost     some nanoseconds per parameter, and no allocation: every backward pays it twice.
+  [[nodiscard]] std::uint64_t mark() const {
+    std::uint64_t mark = 0;
+    for (const auto& parameter : parameters_) {
+      const at::Tensor& gradient = parameter.grad();
+      mark = (mark + 1) * golden;
+      if (!gradient.defined()) continue;
+      mark = (mark + reinterpret_cast<std::uintptr_t>(gradient.unsafeGetTensorImpl())) * golden;
+      mark = (mark + static_cast<std::uint64_t>(gradient._version())) * golden;
+    }
+    return mark;
+  }
+
+  /// Multiplies all that is there by `factor` (f32[]), means that stand as well as what waits.
+  void multiply(const at::Tensor& factor) {
+    const c10::AutoGradMode no_grad(false);
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const at::Tensor& gradient = parameters_[i].grad();
+      if (!gradient.defined()) continue;
+      Standing& one = standing_[i];
+      const bool is_news = has_news(i);
+      const bool stands = one.is_in(gradient);
+      gradient.mul_(factor);
+      if (!stands) continue;
+      one.mean.mul_(factor);
+      if (!is_news) one.version = gradient._version();
+    }
+  }
+
+  /// There is a gradient.
+  [[nodiscard]] bool has_gradients() const {
+    return std::any_of(parameters_.begin(), parameters_.end(), [](const auto& one) { return one.grad().defined(); });
+  }
+
   /// The backward has added to one of them.
   [[nodiscard]] bool touched() const { return mark() != mark_; }
 
@@ -169,10 +205,6 @@ class Ledger {
     }
   };
 
-  [[nodiscard]] bool has_gradients() const {
-    return std::any_of(parameters_.begin(), parameters_.end(), [](const auto& one) { return one.grad().defined(); });
-  }
-
   /// Nothing stands.
   void forget() {
     state_ = State::means;
@@ -257,21 +289,6 @@ class Ledger {
       if (world_size_ > 1) restore(i);
       standing_[i].stands = false;
     }
-  }
-
-  /// A number that changes when backward adds to a gradient: it makes a tensor, or a new version of one.
-  ///
-  /// Cost     some nanoseconds per parameter, and no allocation: every backward pays it twice.
-  [[nodiscard]] std::uint64_t mark() const {
-    std::uint64_t mark = 0;
-    for (const auto& parameter : parameters_) {
-      const at::Tensor& gradient = parameter.grad();
-      mark = (mark + 1) * golden;
-      if (!gradient.defined()) continue;
-      mark = (mark + reinterpret_cast<std::uintptr_t>(gradient.unsafeGetTensorImpl())) * golden;
-      mark = (mark + static_cast<std::uint64_t>(gradient._version())) * golden;
-    }
-    return mark;
   }
 
   /// The same where none is defined.

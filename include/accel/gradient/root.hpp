@@ -36,6 +36,18 @@ struct SplitFactor {
   return at::full(loss.sizes(), factor, loss.options().requires_grad(false));
 }
 
+/// The same times a loss scale (f32[] on the device of the loss). Infinite where the loss's dtype cannot hold it,
+/// as in PyTorch: the step is skipped, and the scale comes down.
+///
+/// Cost     on a GPU the host waits for nothing.
+[[nodiscard]] inline at::Tensor root_gradient(const at::Tensor& loss, double factor, const at::Tensor& scale) {
+  const auto options = at::TensorOptions(at::kFloat).device(loss.device());
+  const at::Tensor root =
+      scale.is_cpu() ? at::full(loss.sizes(), factor * static_cast<double>(*scale.const_data_ptr<float>()), options)
+                     : at::full(loss.sizes(), factor, options).mul_(scale);
+  return root.to(loss.scalar_type());
+}
+
 /// Multiplies gradients where they arrive at their parameters, before they are added to what is there.
 ///
 /// Cost     nothing before the first factor that is not 1, then a call per gradient; a new tensor for each

@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
+#include <accel/gradient/finite.hpp>
 #include <accel/gradient/hooks.hpp>
 #include <accel/tensor/named_tensor.hpp>
 
@@ -57,6 +59,13 @@ class Watch final : Hooks::Listener {
       if (stray_[k] != 0 && tensor::is_among(parameters_[k], parameters)) unmark(k);
   }
 
+  /// From now on every gradient that arrives is looked through, before other ranks' are added to it.
+  void look_for_overflow() { looks_for_overflow_ = true; }
+
+  /// The number, in this model, of the parameter whose gradient was the first of this rank not to be finite; then
+  /// forgets it.
+  [[nodiscard]] std::optional<std::size_t> take_overflow() { return std::exchange(overflow_, std::nullopt); }
+
   /// The number of a parameter of which nothing was heard, and whose hook is gone.
   [[nodiscard]] std::optional<std::size_t> lost_hook() const {
     for (std::size_t k = 0; k < parameters_.size(); ++k)
@@ -67,6 +76,7 @@ class Watch final : Hooks::Listener {
  private:
   void arrived(std::size_t k) override {
     heard_[k] = 1;
+    if (looks_for_overflow_ && listens_ && !overflow_ && !is_finite(parameters_[k].grad())) overflow_ = k;
     if (listens_) return next_->arrived(first_ + k);
     if (stray_[k] == 0) ++strays_;
     stray_[k] = 1;
@@ -84,6 +94,8 @@ class Watch final : Hooks::Listener {
   std::vector<std::uint8_t> heard_;  // since the last backward of the accelerator began, by parameter
   std::vector<std::uint8_t> stray_;  // by parameter
   std::size_t strays_ = 0;
+  bool looks_for_overflow_ = false;
+  std::optional<std::size_t> overflow_;
   Hooks hooks_;  // last: no hook outlives what it calls
 };
 

@@ -7,6 +7,7 @@
 #include <ios>
 #include <memory>
 #include <optional>
+#include <span>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -22,9 +23,11 @@
 #include <accel/collective/agree.hpp>
 #include <accel/collective/broadcast.hpp>
 #include <accel/core/error.hpp>
+#include <accel/gradient/finite.hpp>
 #include <accel/gradient/gradients.hpp>
 #include <accel/gradient/reducer.hpp>
 #include <accel/gradient/root.hpp>
+#include <accel/gradient/scaled.hpp>
 #include <accel/precision/precision.hpp>
 #include <accel/prepare/loader.hpp>
 #include <accel/prepare/model.hpp>
@@ -33,6 +36,7 @@
 #include <accel/prepare/parts.hpp>
 #include <accel/prepare/scheduler.hpp>
 #include <accel/prepare/session.hpp>
+#include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -42,11 +46,15 @@ template <Backend B, Precision P>
 class Engine final : public Session {
  public:
   Engine(B connected, const launch::Topology& own, Log logger, gradient::Accumulation windows,
-         const gradient::ReducerOptions& options)
+         const gradient::ReducerOptions& options, const typename P::Options& precision_options)
       : Session(own, connected.device(), std::move(logger), std::move(windows)),
         backend(std::move(connected)),
+        precision(precision_options, device),
+        precision_options_(precision_options),
         reducer_options_(options),
-        reducer_(backend, options) {}
+        reducer_(backend, options) {
+    scaler = precision.scaler();
+  }
 
   /// Rank 0 may serve the store: it stays until the others no longer read from it.
   ~Engine() override { backend.control().farewell(); }
@@ -60,15 +68,23 @@ class Engine final : public Session {
   void prepare(Parts&... parts) {
     const Deadline deadline = Deadline::in(backend.timeout());
     auto& control = backend.control();
-    Inspection inspection{.session = *this, .lines = common_settings<B, P>(accumulation, reducer_options_)};
+    Inspection inspection{
+        .session = *this,
+        .lines = common_settings<B, P>(accumulation, scheduler_stepping, reducer_options_, precision_options_),
+        .weights_dtype = precision.weights_dtype()};
     collective::all_or_none<InvalidArgument>(control, "prepare", deadline, [&] {
       (inspect_model(parts, inspection), ...);
+      for (const auto& model : inspection.models) precision.check(model->record);
       (inspect(parts, inspection), ...);
     });
     collective::require_equal(control, "prepare: what it is given", inspection.lines, deadline);
-    collective::all_or_none<InvalidArgument>(control, "prepare: moving to the device", deadline,
-                                             [&] { (move_model(parts, device), ...); });
+    collective::all_or_none<InvalidArgument>(control, "prepare: moving to the device", deadline, [&] {
+      (move_model(parts, device), ...);
+      if (inspection.weights_dtype)
+        for (const auto& model : inspection.models) model->record.cast(*inspection.weights_dtype);
+    });
     for (auto& model : inspection.models) take(std::move(model));
+    split_batches |= inspection.split_batches;
     take_buffers();
     std::string seeds;
     const auto fallback = at::globalContext().defaultGenerator(c10::Device(c10::DeviceType::CPU)).current_seed();
@@ -93,9 +109,11 @@ class Engine final : public Session {
       check_loss(loss);
       check_torn();
       auto steppers = step.synchronises ? steppers_of_step(retain_graph) : Steppers{};
-      const auto split = gradient::split_factor(step.factor());
+      // A scaled loss overflows where PyTorch's does: the share of this rank is no part of it.
+      const auto split = P::scales_loss ? gradient::SplitFactor{1.0 / static_cast<double>(step.length), step.share}
+                                        : gradient::split_factor(step.factor());
       begin(step, split.arrival, steppers);
-      loss.backward(gradient::root_gradient(loss, split.root), retain_graph);
+      loss.backward(root_gradient(loss, split.root), retain_graph);
       end(step, steppers);
     } catch (const CommError&) {
       give_up();  // the ranks know why
@@ -110,6 +128,33 @@ class Engine final : public Session {
       throw;
     }
     accumulation.after_backward();
+  }
+
+  void agree_on_max(const at::Tensor& flag) override {
+    if (topology.world_size == 1) return;
+    at::Tensor all = flag;
+    backend.all_reduce(all, ReduceOp::max).wait();
+  }
+
+  void name_overflow(const at::Tensor& found_inf, std::span<const std::shared_ptr<PreparedModel>> of,
+                     std::span<const at::Tensor> parameters) override {
+    if (found_inf.item<float>() == 0) return;
+    const auto texts = backend.control().all_gather("who has an overflow", overflow_of(of, parameters),
+                                                    Deadline::in(backend.timeout()));
+    // What arrived on a rank tells more than what stands there now, which others may have brought.
+    auto first =
+        std::find_if(texts.begin(), texts.end(), [](const auto& text) { return text.starts_with("arrived "); });
+    if (first == texts.end())
+      first = std::find_if(texts.begin(), texts.end(), [](const auto& text) { return !text.empty(); });
+    if (first == texts.end()) return;
+    overflow = Overflow{static_cast<int>(first - texts.begin()), first->substr(first->find(' ') + 1)};
+    log.info("step skipped: the gradient of ", overflow->parameter, " is not finite on rank ", overflow->rank,
+             ", with a loss scale of ", scaler->value());
+  }
+
+  [[nodiscard]] bool is_capturing() const override {
+    if constexpr (requires { backend.is_capturing(); }) return backend.is_capturing();
+    return false;
   }
 
   void note_step() noexcept override {
@@ -163,6 +208,10 @@ class Engine final : public Session {
     arrival_.add(model->ledger.parameters());
     if (topology.world_size > 1 && !model->ledger.parameters().empty())
       reducer_.add(model->record, model->ledger, model->watch);
+    if constexpr (P::scales_loss) {
+      model->scaled = gradient::Scaled(device);
+      if (scaler->options().name_overflow && model->watch != nullptr) model->watch->look_for_overflow();
+    }
     model->number = models.size();
     models.push_back(std::move(model));
   }
@@ -228,6 +277,29 @@ class Engine final : public Session {
     return accumulation.micro_step(in_flight, 1.0 / topology.world_size);
   }
 
+  [[nodiscard]] at::Tensor root_gradient(const at::Tensor& loss, double factor) const {
+    if constexpr (P::scales_loss)
+      return gradient::root_gradient(loss, factor, scaler->scale());
+    else
+      return gradient::root_gradient(loss, factor);
+  }
+
+  /// `arrived <model>: <parameter>` or `stands ...`, or nothing.
+  [[nodiscard]] static std::string overflow_of(std::span<const std::shared_ptr<PreparedModel>> of,
+                                               std::span<const at::Tensor> parameters) {
+    std::string standing;
+    for (const auto& model : of) {
+      const auto name = [&](std::size_t k) { return model->record.trainable_name(k) + " of " + model->record.label; };
+      const auto arrived = model->watch == nullptr ? std::nullopt : model->watch->take_overflow();
+      const auto& own = model->ledger.parameters();
+      if (arrived && tensor::is_among(own[*arrived], parameters)) return "arrived " + name(*arrived);
+      for (std::size_t k = 0; standing.empty() && k < own.size(); ++k)
+        if (own[k].grad().defined() && tensor::is_among(own[k], parameters) && !gradient::is_finite(own[k].grad()))
+          standing = "stands " + name(k);
+    }
+    return standing;
+  }
+
   /// The flat memory of its gradients, if they have one.
   [[nodiscard]] std::vector<at::Tensor> memory_of(const PreparedModel& model) const {
     if (model.watch == nullptr) return {};
@@ -235,6 +307,12 @@ class Engine final : public Session {
   }
 
   void begin(const gradient::MicroStep& step, double arrival_factor, const Steppers& steppers) {
+    if constexpr (P::scales_loss)
+      for (const auto& model : models) {
+        const bool has_gradients = model->ledger.has_gradients();
+        const auto factor = model->scaled.begin(scaler->scale(), scaler->updates(), has_gradients);
+        if (factor) model->ledger.multiply(*factor);
+      }
     // What the reducer moves to its place is multiplied on the way; a GPU's gradients wait for their bucket.
     const bool moves = topology.world_size > 1 && device.is_cpu();
     if (reducer_.has_models()) reducer_.begin(step.synchronises, moves ? arrival_factor : 1.0, steppers);
@@ -276,6 +354,7 @@ class Engine final : public Session {
     if (buffers_) buffers_->wait();
   }
 
+  typename P::Options precision_options_;
   gradient::ReducerOptions reducer_options_;
   gradient::Reducer<B> reducer_;  // of all models, where there is another rank
   gradient::ArrivalFactor arrival_;

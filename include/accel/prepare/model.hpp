@@ -62,8 +62,9 @@ template <class T>
   }
 }
 
-/// A prepared model. `model(x, ...)` runs forward; `model->encode(x)` any other entry point; either
-/// way backward reduces. A handle: copies mean the same module.
+/// A prepared model. `model(x, ...)` runs forward in the accelerator's precision and gives what comes out in f32;
+/// `model->encode(x)` is any other entry point, in the precision of who calls it: accelerator.autocast(). Either way
+/// backward reduces. A handle: copies mean the same module.
 template <class Net, class P>
 class Model {
  public:
@@ -75,13 +76,14 @@ class Model {
   decltype(auto) operator()(Args&&... args) {
     return session_->at_rank([&]() -> decltype(auto) {
       session_->put_buffers(*prepared_);
-      const auto guard = precision_->autocast(session_->device);
-      if constexpr (requires { net_->forward(std::forward<Args>(args)...); }) {
-        return precision_->output(net_->forward(std::forward<Args>(args)...));
+      const auto guard = precision_->autocast(/*enabled=*/true, /*cache=*/!session_->is_capturing());
+      if constexpr (requires { net_->forward(precision_->input(std::forward<Args>(args))...); }) {
+        return precision_->output(net_->forward(precision_->input(std::forward<Args>(args))...));
       } else {
         static_assert(
-            requires { (*net_)(std::forward<Args>(args)...); }, "the model has no forward for these arguments");
-        return precision_->output((*net_)(std::forward<Args>(args)...));
+            requires { (*net_)(precision_->input(std::forward<Args>(args))...); },
+            "the model has no forward for these arguments");
+        return precision_->output((*net_)(precision_->input(std::forward<Args>(args))...));
       }
     });
   }

@@ -16,7 +16,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <accel/core/error.hpp>
+#include <accel/gradient/grad_scale.hpp>
 #include <accel/gradient/stepper.hpp>
+#include <accel/prepare/scaling.hpp>
 #include <accel/prepare/session.hpp>
 #include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/spec.hpp>
@@ -75,6 +77,7 @@ class Optimizer {
       : optimizer_(std::move(optimizer)), session_(std::move(session)) {
     find_models();
     if (!has_gradients()) backwards_at_clear_ = session_->accumulation.backwards();
+    if (session_->scaler != nullptr) scaling_ = std::make_shared<Scaling>(session_, optimizer_.get());
   }
 
   void step() {
@@ -82,7 +85,7 @@ class Optimizer {
       if (session_->accumulation.only_adds_up()) return;
       check_before_step();
       if (stepper_ == nullptr)
-        optimizer_->step();
+        take_step();
       else
         ACCEL_CHECK(std::exchange(stepper_->has_stepped, false), InvalidArgument,
                     "step: no backward has run since the ",
@@ -90,6 +93,12 @@ class Optimizer {
       session_->note_step();
     });
   }
+
+  /// Whether the last step() was left out on every rank, because a gradient on one of them was not finite; with a
+  /// precision that scales the loss, else never. Keeps its value until the next.
+  ///
+  /// Cost     the host waits for a GPU that has not got there yet.
+  [[nodiscard]] bool step_was_skipped() const { return scaling_ != nullptr && scaling_->was_skipped(); }
 
   /// From now on each part of the model is stepped as soon as its gradients have arrived, while backward
   /// goes on with earlier layers: in the last backward of a window, before that returns. The loop stays as
@@ -106,6 +115,8 @@ class Optimizer {
     requires requires(O& optimizer, std::span<const at::Tensor> some) { optimizer.step_some(some); }
   {
     if (stepper_ != nullptr) return;
+    ACCEL_CHECK(scaling_ == nullptr, InvalidArgument, "step_in_backward: the loss is scaled, and whether a step must ",
+                "be skipped is known when all gradients are there; step after backward, or take precision::Bf16");
     stepper_ = std::make_shared<StepSome>(optimizer_);
     for (const auto& model : models_) model->steppers.push_back(stepper_);
   }
@@ -119,6 +130,8 @@ class Optimizer {
   at::Tensor step(Closure&& closure) {
     return session_->at_rank([&]() -> at::Tensor {
       if (session_->accumulation.only_adds_up()) return closure();
+      ACCEL_CHECK(scaling_ == nullptr, InvalidArgument, "step: an optimizer that calls a closure cannot be told to ",
+                  "skip its step, as it must be where the loss is scaled; take precision::Bf16 or Fp32");
       session_->accumulation.check_window_is_over();
       bool evaluated = false;
       at::Tensor mean_loss = optimizer_->step([&]() -> at::Tensor {
@@ -178,6 +191,24 @@ class Optimizer {
   [[nodiscard]] O& unwrap() { return *optimizer_; }
 
  private:
+  static constexpr bool folds_scale =
+      requires(O& optimizer, const gradient::GradScale& scale) { optimizer.step(scale); };
+
+  void take_step() {
+    if (scaling_ == nullptr || !has_gradients()) {
+      optimizer_->step();
+      return;
+    }
+    std::vector<at::Tensor> own;
+    for (auto& group : optimizer_->param_groups()) own.insert(own.end(), group.params().begin(), group.params().end());
+    scaling_->step(models_, own, folds_scale, [&](const gradient::GradScale& scale) {
+      if constexpr (folds_scale)
+        optimizer_->step(scale);
+      else
+        optimizer_->step();
+    });
+  }
+
   /// The models whose parameters this optimizer steps.
   void find_models() {
     models_.clear();
@@ -224,6 +255,7 @@ class Optimizer {
   std::shared_ptr<Session> session_;
   std::vector<std::shared_ptr<PreparedModel>> models_;
   std::shared_ptr<StepSome> stepper_;  // null unless it steps inside of backward
+  std::shared_ptr<Scaling> scaling_;   // null unless the loss is scaled
   std::int64_t backwards_at_clear_ = 0;
 };
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/fields.hpp>
 #include <accel/core/hash.hpp>
 #include <accel/core/log.hpp>
 #include <accel/core/units.hpp>
@@ -13,17 +14,21 @@
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/reducer.hpp>
 #include <accel/launch/heartbeat.hpp>
+#include <accel/prepare/session.hpp>
 
 namespace accel::inline v0_1 {
 
 /// Every default in force, and where it comes from.
-template <class B>
+template <class B, class P>
 struct AcceleratorOptions {
   int accumulation_steps = 1;  // micro-batches per optimizer step, with accumulate()
   gradient::LossNormalization loss_normalization =
-      gradient::LossNormalization::window_length;     // of a short last window
+      gradient::LossNormalization::window_length;  // of a short last window
+  SchedulerStepping scheduler_stepping =
+      SchedulerStepping::PerUpdate;                   // one step of a schedule for one of the optimizer
   gradient::ReducerOptions gradient{};                // buckets of an eighth, 1 to 25 MiB, the last 1 MiB
   typename B::Options backend{};                      // timeout of collectives, interface, device
+  typename P::Options precision{};                    // fp16: the loss scale; fp32: tf32
   double rendezvous_timeout_s = 60;                   // until all ranks are there
   double heartbeat_s = launch::default_beat.count();  // a rank is given up after three of silence; 0: never
   std::optional<int> threads{};                       // intra-op; unset: cores / local_world_size, or the user's own
@@ -35,11 +40,15 @@ namespace prepare {
 /// A line for each setting that, where ranks have it differently, ends in wrong sums or in a hang.
 template <class B, class P>
 [[nodiscard]] std::vector<std::string> common_settings(const gradient::Accumulation& accumulation,
-                                                       const gradient::ReducerOptions& gradient) {
+                                                       SchedulerStepping stepping,
+                                                       const gradient::ReducerOptions& gradient,
+                                                       const typename P::Options& precision) {
   const auto flag = [](bool value) { return value ? "true" : "false"; };
   return {message("accel ", ACCEL_VERSION, ", backend ", B::name, ", precision ", P::name),
+          message("precision: ", describe(precision)),
           message("accumulation_steps = ", accumulation.steps()),
           message("loss_normalization = ", name_of(accumulation.normalization())),
+          message("scheduler_stepping = ", name_of(stepping)),
           message("buckets of ", gradient.caps.bucket_cap, ", the last of ", gradient.caps.last_bucket_cap),
           message("plan ", gradient.plan.empty() ? "of its own" : message("with hash ", fnv1a(gradient.plan))),
           message("overlap = ", flag(gradient.overlap)),

@@ -91,9 +91,12 @@ struct Inspection {
   Session& session;
   std::vector<std::shared_ptr<PreparedModel>> models{};  // of this call
   std::vector<std::string> lines{};                      // must be equal on all ranks
-  bool moved = false;                                    // some model will change its device
+  std::optional<c10::ScalarType> weights_dtype{};        // what weights become; unset: they stay what they are
+  bool moved = false;                                    // some model will change its device or dtype
+  bool split_batches = false;                            // some loader has it
   int optimizers = 0;
   int loaders = 0;
+  int schedulers = 0;
 
   /// The model that an optimizer without parameters is for.
   ///
@@ -121,7 +124,11 @@ struct Inspection {
 template <class Net>
 void inspect_model(ModelPart<Net>& part, Inspection& inspection) {
   const c10::Device device = inspection.session.device;
-  for (const auto& parameter : part.net->parameters()) inspection.moved |= parameter.device() != device;
+  const auto becomes_other = [&](const at::Tensor& parameter) {
+    return parameter.device() != device || (inspection.weights_dtype && parameter.is_floating_point() &&
+                                            parameter.scalar_type() != *inspection.weights_dtype);
+  };
+  for (const auto& parameter : part.net->parameters()) inspection.moved |= becomes_other(parameter);
   const auto number = inspection.session.models.size() + inspection.models.size();
   part.prepared->record = tensor::record(*part.net, message("model ", number));
   part.prepared->record.check_layouts();
@@ -192,7 +199,13 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
   }
   ACCEL_CHECK(!inspection.moved || optimizer.state().empty(), InvalidArgument, "prepare: ", label,
               " has state from earlier steps, and its model would be moved to ", inspection.session.device.str(),
-              " without it; prepare before the first step, or move the model yourself before making the optimizer");
+              " or to another dtype without it; prepare before the first step, or move the model yourself before ",
+              "making the optimizer");
+  if constexpr (!requires { optimizer.param_groups().front().options().low_precision; })
+    ACCEL_CHECK(inspection.weights_dtype != at::kBFloat16 && inspection.weights_dtype != at::kHalf, InvalidArgument,
+                "prepare: ", label, " would step weights of ", tensor::dtype_name(*inspection.weights_dtype),
+                " in their own dtype, where most steps are lost in rounding; take one of accel::optim, which keeps ",
+                "f32 master weights, or a precision that keeps weights in f32");
   inspection.lines.push_back(message(label, ": state of ", optimizer.state().size(), " parameters"));
 }
 
@@ -200,10 +213,18 @@ template <class D>
 void inspect(LoaderPart<D>& part, Inspection& inspection) {
   const auto& options = part.loader->options();
   (void)part.loader->plan(inspection.session.topology.world_size);  // its checks
+  inspection.split_batches |= options.split_batches;
   inspection.lines.push_back(
       message("loader ", inspection.loaders++, ": ", part.loader->rows(), " rows, batch_size ", options.batch_size,
               options.shuffle ? ", shuffle" : "", options.drop_last ? ", drop_last" : "",
               options.even_batches ? ", even_batches" : "", options.split_batches ? ", split_batches" : ""));
+}
+
+template <class S>
+void inspect(SchedulerPart<S>& part, Inspection& inspection) {
+  const std::string label = message("scheduler ", inspection.schedulers++);
+  if constexpr (requires { part.scheduler->describe(); })
+    inspection.lines.push_back(message(label, ": ", part.scheduler->describe()));
 }
 
 template <class Part>

@@ -1,17 +1,20 @@
 // Scheduler: the user's learning-rate schedule, advancing with optimizer steps.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
+#include <cstdint>
 #include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <accel/prepare/optimizer.hpp>
 #include <accel/prepare/session.hpp>
 
 namespace accel::inline v0_1::prepare {
 
-/// torch::optim::LRScheduler and ReduceLROnPlateauScheduler, or what looks like them.
+/// optim::Scheduler and ReduceLROnPlateau, LibTorch's schedulers, or what looks like them.
 template <class S>
 concept SchedulerLike =
     !OptimizerLike<S> &&
@@ -19,13 +22,20 @@ concept SchedulerLike =
 
 /// A prepared scheduler. Inside of a micro-step step() counts optimizer steps, so it may stand in the
 /// inner loop; outside of one, as after an epoch, every call counts, wherever the window stands. Under
-/// no_sync none does.
+/// no_sync none does, nor one since whose predecessor every optimizer step was skipped for an overflow.
+///
+/// What one optimizer step advances it by, the option scheduler_stepping says: by one, or as in Accelerate:
+///
+///   scheduler_stepping    loaders          steps of the wrapped scheduler
+///   PerUpdate             any              1
+///   PerProcess            split_batches    1
+///   PerProcess            others           world_size, but none past total_steps where the scheduler has them
 ///
 /// step(loss) takes each rank's own: the mean over the ranks is judged, so that all have one rate.
 ///
 /// Cost     of step(loss) one round over the control plane, which the host waits for.
 /// Order    step(loss) is collective.
-/// Differs  Accelerate advances world_size times a step, and leaves each rank to its own loss.
+/// Differs  Accelerate's default is PerProcess, and it leaves each rank to its own loss.
 template <class S>
 class Scheduler {
  public:
@@ -34,12 +44,12 @@ class Scheduler {
 
   template <class... Args>
   void step(Args&&... args) {
-    if (!counts()) return;
+    if (!counts() || was_skipped()) return;
     session_->at_rank([&] {
       if constexpr (judges_values && sizeof...(Args) == 1)
-        scheduler_->step(mean(std::forward<Args>(args)...));
+        advance(mean(std::forward<Args>(args)...));
       else
-        scheduler_->step(std::forward<Args>(args)...);
+        advance(args...);
     });
   }
 
@@ -54,7 +64,10 @@ class Scheduler {
   template <class Value>
   [[nodiscard]] auto mean(Value value) const {
     static_assert(std::is_arithmetic_v<Value>, "step(value) of a prepared scheduler takes a number");
-    using Mean = std::conditional_t<std::is_floating_point_v<Value>, Value, float>;  // of integers: as LibTorch's
+    // LibTorch's takes a float, to which braces refuse to narrow.
+    constexpr bool takes_double = requires(S& scheduler, double number) { scheduler.step({number}); };
+    using OfIntegers = std::conditional_t<takes_double, double, float>;
+    using Mean = std::conditional_t<std::is_floating_point_v<Value>, Value, OfIntegers>;
     return static_cast<Mean>(session_->mean(static_cast<double>(value)));
   }
 
@@ -63,8 +76,49 @@ class Scheduler {
     return !accumulation.only_adds_up() && !accumulation.in_no_sync();
   }
 
+  /// All steps since the last call were left out, of the optimizer that the scheduler was made for; where it does not
+  /// tell which that is, as LibTorch's do not, of any.
+  [[nodiscard]] bool was_skipped() {
+    bool skipped = false;
+    const void* optimizer = nullptr;
+    if constexpr (requires { std::addressof(scheduler_->optimizer()); }) optimizer = &scheduler_->optimizer();
+    for (const auto& count : session_->step_counts(optimizer)) {
+      const auto known = std::find_if(seen_.begin(), seen_.end(), [&](const auto& one) { return one.of == count; });
+      Seen& seen = known == seen_.end() ? seen_.emplace_back(Seen{count, 0, 0}) : *known;
+      const std::int64_t taken = count->taken();
+      skipped |= count->attempts > seen.attempts && taken == seen.taken;
+      seen = {count, count->attempts, taken};
+    }
+    return skipped;
+  }
+
+  template <class... Args>
+  void advance(const Args&... args) {
+    if (session_->scheduler_stepping == SchedulerStepping::PerUpdate || session_->split_batches) {
+      scheduler_->step(args...);
+      return;
+    }
+    for (int process = 0; process < session_->topology.world_size && !is_over(); ++process) scheduler_->step(args...);
+  }
+
+  /// At the last step there is: what all ranks together count seldom ends there.
+  [[nodiscard]] bool is_over() const {
+    if constexpr (requires(const S& scheduler) { scheduler.steps() >= *scheduler.total_steps(); }) {
+      const auto total = scheduler_->total_steps();
+      return total && scheduler_->steps() >= *total;
+    } else {
+      return false;
+    }
+  }
+
+  struct Seen {
+    std::shared_ptr<StepCount> of;
+    std::int64_t attempts, taken;
+  };
+
   std::shared_ptr<S> scheduler_;
   std::shared_ptr<Session> session_;
+  std::vector<Seen> seen_;  // by optimizer, when step() was called last
 };
 
 }  // namespace accel::inline v0_1::prepare

@@ -13,7 +13,10 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
 
 #include <accel/core/error.hpp>
 #include <accel/core/log.hpp>
@@ -21,11 +24,28 @@
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/clip.hpp>
 #include <accel/gradient/ledger.hpp>
+#include <accel/gradient/scaled.hpp>
 #include <accel/gradient/stepper.hpp>
 #include <accel/gradient/watch.hpp>
 #include <accel/launch/topology.hpp>
+#include <accel/precision/host_flag.hpp>
+#include <accel/precision/loss_scaler.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
+
+namespace accel::inline v0_1 {
+
+/// By how much one step of the optimizer advances a prepared schedule.
+enum class SchedulerStepping {
+  PerUpdate,   // one step: total_steps are those of the optimizer
+  PerProcess,  // world_size steps, or one with split_batches: Accelerate's rule, for total_steps that are counted so
+};
+
+[[nodiscard]] inline std::string_view name_of(SchedulerStepping stepping) {
+  return stepping == SchedulerStepping::PerUpdate ? "PerUpdate" : "PerProcess";
+}
+
+}  // namespace accel::inline v0_1
 
 namespace accel::inline v0_1::prepare {
 
@@ -34,6 +54,7 @@ struct PreparedModel {
   tensor::Record record;
   std::size_t number = 0;  // among those of its session
   gradient::Ledger ledger;
+  gradient::Scaled scaled;                                   // by the loss scale, where there is one
   std::unique_ptr<gradient::Watch> watch;                    // null at one rank and for frozen models
   std::vector<std::weak_ptr<gradient::Stepper>> steppers{};  // optimizers of it that step inside of backward
   at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
@@ -43,6 +64,22 @@ struct PreparedModel {
     const auto found = watch == nullptr ? std::nullopt : watch->stray(parameters);
     return found ? std::optional(record.trainable_name(*found)) : std::nullopt;
   }
+};
+
+/// Where gradients that were not finite came from.
+struct Overflow {
+  int rank = 0;           // the first on which one was not finite
+  std::string parameter;  // the first of that rank in the order in which gradients arrived
+};
+
+/// Of an optimizer whose loss is scaled.
+struct StepCount {
+  const void* optimizer = nullptr;  // the user's
+  std::int64_t attempts = 0;        // steps that were to be taken ...
+  precision::HostFlag skipped;      // ... and how many of them were not
+
+  /// The host waits for a GPU.
+  [[nodiscard]] std::int64_t taken() const { return attempts - static_cast<std::int64_t>(skipped.get()); }
 };
 
 /// One per accelerator; every wrapper shares it, so that the order of destruction does not matter.
@@ -62,6 +99,16 @@ struct Session {
   ///
   /// Cost     one round over the control plane, which the host waits for.
   [[nodiscard]] virtual double mean(double value) = 0;
+
+  /// `flag` (f32[]) becomes the largest over the ranks.
+  virtual void agree_on_max(const at::Tensor& flag) = 0;
+
+  /// Sets `overflow` if `found_inf`, which all ranks have alike.
+  virtual void name_overflow(const at::Tensor& found_inf, std::span<const std::shared_ptr<PreparedModel>> of,
+                             std::span<const at::Tensor> parameters) = 0;
+
+  /// The current stream's work is recorded for a CUDA graph.
+  [[nodiscard]] virtual bool is_capturing() const { return false; }
 
   /// Before a forward of `model`: its buffers are rank 0's of the last reduction, if there was one since.
   virtual void put_buffers(const PreparedModel&) {}
@@ -95,6 +142,19 @@ struct Session {
   gradient::Accumulation accumulation;
   data::InFlight in_flight;
   std::vector<std::shared_ptr<PreparedModel>> models;
+  precision::LossScaler* scaler = nullptr;       // null unless the loss is scaled
+  std::optional<Overflow> overflow;              // of the last step that was skipped, if they are to be named
+  std::vector<std::weak_ptr<StepCount>> counts;  // of the optimizers, if the loss is scaled
+  SchedulerStepping scheduler_stepping = SchedulerStepping::PerUpdate;
+  bool split_batches = false;  // some prepared loader has it
+
+  /// Those of `optimizer`; of all, if it is none of these.
+  [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts(const void* optimizer) const {
+    std::vector<std::shared_ptr<StepCount>> all, own;
+    for (const auto& weak : counts)
+      if (auto count = weak.lock()) (count->optimizer == optimizer ? own : all).push_back(std::move(count));
+    return own.empty() ? all : own;
+  }
 
   /// The prepared model that has this parameter, or null.
   [[nodiscard]] std::shared_ptr<PreparedModel> model_of(const at::Tensor& parameter) const {
@@ -112,7 +172,30 @@ struct Session {
                   "optimizer.step_in_backward()");
     if (accumulation.only_adds_up()) return model.norm;
     check_gradients(model, "clip_grad_norm_");
-    return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
+    if (!model.scaled.is_scaled()) return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
+    const at::Tensor found = at::zeros({}, model.scaled.scale().options());
+    model.norm = gradient::clip_scaled_to_norm_(gradients(model), model.scaled.scale(), found, max_norm, norm_type);
+    if (!found.is_cpu() || found.item<float>() == 0) model.scaled.divided();
+    model.scaled.note_found(found, model.ledger.mark());
+    return model.norm;
+  }
+
+  /// Divides the gradients of `model` by what the loss was multiplied by; once.
+  void unscale(PreparedModel& model) const {
+    if (!model.scaled.is_scaled()) return;
+    const c10::AutoGradMode no_grad(false);
+    const auto pieces = gradients(model);
+    // As GradScaler: the inverse in f64, rounded once.
+    const at::Tensor inverse = model.scaled.scale().to(at::kDouble).reciprocal().to(at::kFloat);
+    if (!pieces.empty()) at::_foreach_mul_(pieces, inverse);
+    model.scaled.divided();
+  }
+
+  /// The same on request.
+  void unscale_gradients(PreparedModel& model) const {
+    if (accumulation.only_adds_up()) return;
+    check_gradients(model, "unscale_gradients");
+    unscale(model);
   }
 
   /// Lets go of the gradients that wait for a reduction, and of torn ones; the next micro-step begins a window.

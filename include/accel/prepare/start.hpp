@@ -11,6 +11,7 @@
 
 #include <accel/backend/backend.hpp>
 #include <accel/core/error.hpp>
+#include <accel/core/fields.hpp>
 #include <accel/core/log.hpp>
 #include <accel/core/units.hpp>
 #include <accel/core/version.hpp>
@@ -27,7 +28,7 @@ namespace accel::inline v0_1::prepare {
 ///
 /// Throws   ConfigError for options or variables that cannot be; CommError if ranks do not come.
 template <Backend B, Precision P>
-[[nodiscard]] std::shared_ptr<Engine<B, P>> connect(const AcceleratorOptions<B>& options,
+[[nodiscard]] std::shared_ptr<Engine<B, P>> connect(const AcceleratorOptions<B, P>& options,
                                                     const launch::Launch& launch) {
   auto engine = labelled(launch.topology.label(), [&] {
     gradient::Accumulation accumulation(options.accumulation_steps, options.loss_normalization);
@@ -38,8 +39,9 @@ template <Backend B, Precision P>
     B backend(meeting, options.backend);
     Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);
     return std::make_shared<Engine<B, P>>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
-                                          options.gradient);
+                                          options.gradient, options.precision);
   });
+  engine->scheduler_stepping = options.scheduler_stepping;
   for (const auto& family : launch.left_over)
     engine->log.info("launched by ", launch.family, "; variables of ", family, " are set, too, and were not asked");
   return engine;
@@ -62,15 +64,17 @@ template <Backend B, Precision P>
 
 /// What was detected, from where, and every setting in force.
 template <Backend B, Precision P>
-[[nodiscard]] std::string description(const Engine<B, P>& engine, const AcceleratorOptions<B>& options,
+[[nodiscard]] std::string description(const Engine<B, P>& engine, const AcceleratorOptions<B, P>& options,
                                       const launch::Launch& launch, const std::string& threads) {
   const launch::Topology& own = engine.topology;
   const bool by_length = options.loss_normalization == gradient::LossNormalization::window_length;
   return message("accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch),
                  "\nlocal: rank ", own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
                  "\nbackend: ", backend::description(engine.backend), "\nprecision: ", P::name,
+                 describe(options.precision).empty() ? "" : ", " + describe(options.precision),
                  "\naccumulation_steps: ", options.accumulation_steps, ", a short window is divided by ",
-                 by_length ? "its length" : "accumulation_steps", "\ngradient: buckets of ",
+                 by_length ? "its length" : "accumulation_steps",
+                 "\nscheduler_stepping: ", name_of(options.scheduler_stepping), "\ngradient: buckets of ",
                  options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward", "\nbuffers: ",
                  options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",

@@ -66,6 +66,19 @@ struct Record {
 
   [[nodiscard]] std::vector<at::Tensor> buffer_tensors() const { return tensors_of(buffers); }
 
+  /// What is of floating point becomes `dtype`; LibTorch's Module::to would take integers along. Tensors stay the
+  /// tensors they are.
+  void cast(c10::ScalarType dtype) {
+    const auto cast_one = [&](const at::Tensor& tensor) {
+      if (tensor.is_floating_point()) tensor.set_data(tensor.detach().to(dtype));
+    };
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      cast_one(parameters[i].tensor);
+      dtypes[i] = parameters[i].tensor.scalar_type();
+    }
+    for (const auto& buffer : buffers) cast_one(buffer.tensor);
+  }
+
   /// One line per tensor and tie: what every rank must have alike. Strides count: the same place of a
   /// flat buffer would be another element.
   void describe(std::vector<std::string>& lines) const {

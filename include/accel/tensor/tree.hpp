@@ -98,6 +98,16 @@ inline constexpr bool unknown = false;
 
 }  // namespace detail
 
+/// Whether visit() takes a T, not asking what is inside of structs.
+template <class T>
+consteval bool is_tree() {
+  if constexpr (std::derived_from<T, at::Tensor> || detail::Leaf<T> || detail::TupleLike<T> || is_a<T, std::vector> ||
+                is_a<T, std::optional> || detail::MapLike<T>)
+    return true;
+  else
+    return detail::ExampleLike<T> || (std::is_aggregate_v<T> && !std::is_array_v<T>);
+}
+
 /// Calls `visitor(tensor&)` for every tensor of `tree`, in order of declaration. Numbers, strings
 /// and undefined tensors are passed over.
 ///

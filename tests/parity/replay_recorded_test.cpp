@@ -1,0 +1,119 @@
+// replay_recorded: what it passes, what it finds, and schedules that PyTorch records on the spot.
+#include "support/folder.hpp"
+#include "support/ranks.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+using namespace accel::testing;
+using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::EndsWith;
+
+namespace {
+
+const std::filesystem::path recorded = ACCEL_TEST_DIR "/parity/recorded/schedules.json";
+
+ProcessResult replay(const std::vector<std::filesystem::path>& files) {
+  std::vector<std::string> arguments{ACCEL_TEST_REPLAY_RECORDED};
+  for (const auto& file : files) arguments.push_back(file.string());
+  return run_program(arguments, {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+}
+
+nlohmann::json read(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return nlohmann::json::parse(file);
+}
+
+std::filesystem::path write(const std::filesystem::path& path, const std::string& text) {
+  std::ofstream(path) << text;
+  return path;
+}
+
+}  // namespace
+
+TEST_CASE("the recorded schedules pass", "[parity]") {
+  const auto result = replay({recorded});
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 0);
+  CHECK(result.output == "42 passed, 0 failed\n");
+}
+
+TEST_CASE("the recorded loss scales pass, and one that is off by a bit does not", "[parity]") {
+  const std::filesystem::path scales = ACCEL_TEST_DIR "/parity/recorded/loss_scale.json";
+  const auto result = replay({scales});
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 0);
+  CHECK(result.output == "24 passed, 0 failed\n");
+  const Folder folder;
+  auto altered = read(scales);
+  altered["cases"][3]["scale"][5] = std::nextafter(altered["cases"][3]["scale"][5].get<float>(), 0.0F);
+  altered["cases"][7]["growth_tracker"][1] = 77;
+  altered["cases"][9]["found_inf"].push_back(1);
+  const auto bad = replay({write(folder / "altered.json", altered.dump())});
+  CAPTURE(bad.output);
+  CHECK(bad.exit_code == 1);
+  for (const std::string text : {"case 3: scale[5]: expected", "case 7: growth_tracker[1]: expected 77", "case 9: "})
+    CHECK_THAT(bad.output, ContainsSubstring(text));
+  CHECK_THAT(bad.output, EndsWith("\n21 passed, 3 failed\n"));
+}
+
+TEST_CASE("a wrong number is found, and named with its file and case", "[parity]") {
+  const Folder folder;
+  auto altered = read(recorded);
+  altered["cases"][4]["lr"][2] = altered["cases"][4]["lr"][2].get<double>() * (1 + 1e-11);
+  altered["cases"][9]["lr"][24] = 1e-9;  // for 0
+  altered["cases"][36]["momentum"][3] = 0.5;
+  altered["cases"][38]["options"]["pct_begin"] = 0.5;
+  altered["cases"][40].erase("total_steps");
+  const auto path = write(folder / "altered.json", altered.dump());
+  const auto result = replay({path});
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 1);
+  for (const std::string text : {"case 4: lr[2]: expected ", "case 9: lr[24]: expected 1e-09, found 0\n",
+                                 "case 36: momentum[3]: expected 0.5, found 0.867",
+                                 "case 38: the option pct_begin is not known here", "case 40: "})
+    CHECK_THAT(result.output, ContainsSubstring(path.string() + ": " + text));
+  CHECK_THAT(result.output, EndsWith("\n37 passed, 5 failed\n"));
+}
+
+TEST_CASE("files that are none count as failed, kinds that nobody replays are named and left out", "[parity]") {
+  const Folder folder;
+  const auto missing = folder / "missing.json";
+  const auto torn = write(folder / "torn.json", R"({"kind": "schedules", "cases": [)");
+  const auto no_cases = write(folder / "no_cases.json", R"({"kind": "schedules"})");
+  const auto odd_cases = write(folder / "odd_cases.json", R"({"kind": "schedules", "cases": 7})");
+  const auto odd_case = write(folder / "odd_case.json", R"({"kind": "schedules", "cases": [7, {"name": "warp"}]})");
+  const auto other = write(folder / "other.json", R"({"kind": "tea", "cases": [1, 2, 3]})");
+  const auto result = replay({missing, torn, no_cases, odd_cases, odd_case, other, recorded});
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 1);
+  for (const auto& path : {missing, torn, no_cases, odd_cases})
+    CHECK_THAT(result.output, ContainsSubstring(path.string() + ": not replayed: "));
+  CHECK_THAT(result.output, ContainsSubstring(odd_case.string() + ": case 1: "));
+  CHECK_THAT(result.output, ContainsSubstring(other.string() + ": skipped, no replay of kind \"tea\" is known"));
+  CHECK_THAT(result.output, EndsWith("\n42 passed, 6 failed\n"));
+  CHECK(replay({}).exit_code == 2);
+}
+
+TEST_CASE("schedules that PyTorch runs now are ours, with plateaus and the momentum of one cycle", "[parity]") {
+  if (std::string(ACCEL_TEST_PYTHON).empty())
+    skip_without("torchrun", "no Python with torch was found, so it cannot record schedules");
+  const Folder folder;
+  const auto path = folder / "live.json";
+  const auto python = run_program({ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/parity/record_schedules.py", path.string()},
+                                  {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+  CAPTURE(python.output);
+  REQUIRE(python.succeeded());
+  const auto result = replay({path});
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 0);
+  CHECK(result.output == std::to_string(read(path).at("cases").size()) + " passed, 0 failed\n");
+}
