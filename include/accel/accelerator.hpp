@@ -60,6 +60,7 @@
 #include <accel/metrics/for_metrics.hpp>
 #include <accel/metrics/running_mean.hpp>
 #include <accel/optim/adam.hpp>
+#include <accel/optim/ema.hpp>
 #include <accel/optim/plateau.hpp>
 #include <accel/optim/schedule.hpp>
 #include <accel/optim/scheduler.hpp>
@@ -123,7 +124,7 @@ class Accelerator {
 
   // Prepare and train
 
-  /// The prepared counterparts of modules, optimizers, loaders and schedulers, in the order given;
+  /// The prepared counterparts of modules, optimizers, loaders, schedulers and averages, in the order given;
   /// one argument gives the object itself. Lvalues are borrowed and must outlive what is returned.
   ///
   /// Order    collective. Rank 0's parameters and buffers are what every rank has afterwards.
