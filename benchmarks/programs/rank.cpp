@@ -3,7 +3,7 @@
 // It waits for commands, one JSON object per line of standard input, and answers each with a line on the file
 // descriptor $ACCEL_BENCH_REPLY. Between them it sleeps, while the systems it is compared with run. Commands:
 //
-//   {"do": "open", "id": "a", "case": {...}}                    makes a model, or a buffer to reduce
+//   {"do": "open", "id": "a", "case": {...}}                    makes a model, weights or a buffer
 //   {"do": "run", "id": "a", "warm": 5, "steps": 100}           times steps: {"ns": [...]}
 //   {"do": "run_both", "id": "a", "other": "b", "warm": 5, "steps": 100}   in turns: {"ns": [...], "other_ns": [...]}
 //   {"do": "phases", "id": "a", "warm": 5, "steps": 100}        times their phases, and counts allocations
@@ -27,6 +27,7 @@
 #endif
 
 #include "models.hpp"
+#include "optimizers.hpp"
 #include "peers.hpp"
 #include "with_accel.hpp"
 #include "workload.hpp"
@@ -68,6 +69,8 @@ class Rank {
 
   std::unique_ptr<Workload> make(const Case& c) {
     const std::string system = c.value("system", system_);  // another one, where both share the process
+    if (c.contains("moved_bytes")) return std::make_unique<MoveBytes>(c);
+    if (c.contains("shapes")) return optimizer_step(c, system == "accel");
     if (system == "accel") return with_accel(c, device_);
     if (c.contains("bytes")) return std::make_unique<PlainAllReduce>(c, device_, group_);
     if (system == "libtorch") return std::make_unique<Libtorch>(c, device_);

@@ -41,6 +41,38 @@ class AllReduce:
         return mean
 
 
+class OptimizerStep:
+    """As optimizers.hpp has it."""
+
+    def __init__(self, case):
+        torch.manual_seed(1)
+        self.weights = [torch.randn(shape).requires_grad_() for shape in case["shapes"]]
+        for weight in self.weights:
+            weight.grad = torch.randn(weight.shape)
+        ways = {way: case[way] for way in ("fused", "foreach") if way in case}
+        if case["optimizer"] == "SGD":
+            ways["momentum"] = 0.9
+        self.optimizer = getattr(torch.optim, case["optimizer"])(self.weights, **ways)
+
+    def __call__(self):
+        self.optimizer.step()
+
+    def probe(self):
+        self()
+        with torch.no_grad():
+            return sum(weight.double().square().mean() for weight in self.weights) / len(self.weights)
+
+
+class Pytorch:
+    """Without other ranks."""
+
+    def __init__(self, device):
+        pass
+
+    def training(self, case):
+        return OptimizerStep(case)
+
+
 class PytorchDdp:
     def __init__(self, device):
         self.device, self.rank = device, int(os.environ["RANK"])
@@ -106,9 +138,12 @@ class HfAccelerate:
         return step
 
 
+SYSTEMS = {"pytorch": Pytorch, "pytorch_ddp": PytorchDdp, "hf_accelerate": HfAccelerate}
+
+
 class Rank:
     def __init__(self, system, device):
-        self.system = {"pytorch_ddp": PytorchDdp, "hf_accelerate": HfAccelerate}[system](device)
+        self.system = SYSTEMS[system](device)
         self.finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         self.steps = {}
 

@@ -12,7 +12,7 @@ import time
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = FOLDER / "programs"
-PYTHON_SYSTEMS = ("pytorch_ddp", "hf_accelerate")
+PYTHON_SYSTEMS = ("pytorch", "pytorch_ddp", "hf_accelerate")
 
 
 class Skip(Exception):

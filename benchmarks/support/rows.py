@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 
-SYSTEMS = ("accel", "libtorch", "per_tensor", "cpp_reducer", "pytorch_ddp", "hf_accelerate")
+SYSTEMS = ("accel", "libtorch", "per_tensor", "cpp_reducer", "pytorch", "pytorch_ddp", "hf_accelerate")
 
 
 def quantile(values, q):

@@ -59,8 +59,13 @@
 // Floor 5: what acts on whole results
 #include <accel/metrics/for_metrics.hpp>
 #include <accel/metrics/running_mean.hpp>
+#include <accel/optim/adafactor.hpp>
+#include <accel/optim/adagrad.hpp>
 #include <accel/optim/adam.hpp>
 #include <accel/optim/ema.hpp>
+#include <accel/optim/lamb.hpp>
+#include <accel/optim/lion.hpp>
+#include <accel/optim/muon.hpp>
 #include <accel/optim/plateau.hpp>
 #include <accel/optim/schedule.hpp>
 #include <accel/optim/scheduler.hpp>

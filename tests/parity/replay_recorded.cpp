@@ -16,6 +16,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "parity/replay_optimizers.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -273,10 +275,18 @@ Differences loss_scale(const Json& one) {
   return differences;
 }
 
+// ---- optimizers ---------------------------------------------------------------------------------
+
+Differences optimizers(const Json& one) {
+  auto difference = accel::testing::replay_optimizer(one);
+  return difference.empty() ? Differences() : Differences{std::move(difference)};
+}
+
 // ---- kinds, files and the count -----------------------------------------------------------------
 
 /// What there is to replay: a function of one case for each kind of file.
-const std::map<std::string, Differences (*)(const Json&)> kinds{{"loss_scale", loss_scale}, {"schedules", schedules}};
+const std::map<std::string, Differences (*)(const Json&)> kinds{
+    {"loss_scale", loss_scale}, {"optimizers", optimizers}, {"schedules", schedules}};
 
 struct Count {
   std::size_t passed = 0, failed = 0;  // cases

@@ -10,12 +10,11 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/Storage.h>
 
+#include <accel/optim/borrowed.hpp>
 #include <accel/optim/homes.hpp>
 #include <accel/optim/low_precision.hpp>
 #include <accel/optim/update_rule.hpp>
@@ -50,6 +49,8 @@ class FlatGroup {
 
   explicit FlatGroup(GroupLayout layout) : layout_(std::move(layout)), homes_(layout_.states, layout_.initial) {}
 
+  [[nodiscard]] const GroupLayout& layout() const { return layout_; }
+
   /// What a step of `parameters` consists of: those that have a gradient.
   [[nodiscard]] std::vector<Batch>& batches(const std::vector<at::Tensor>& parameters) {
     if (!follow(parameters)) {
@@ -57,6 +58,7 @@ class FlatGroup {
       std::vector<std::size_t> all(parameters.size());
       std::iota(all.begin(), all.end(), std::size_t{0});
       batches_ = look(parameters, all);
+      is_planned_ = true;
     }
     return batches_;
   }
@@ -76,73 +78,87 @@ class FlatGroup {
 
   /// A batch of these was stepped, and, if `with_gradients`, what its gradients were multiplied by taken out of them.
   void wrote(const std::vector<at::Tensor>& parameters, const Batch& batch, bool with_gradients) {
-    // A piece is no view of its parameters: autograd is told that what a graph may have saved has changed.
     for (const std::size_t i : batch.members) {
-      auto* const impl = parameters[i].unsafeGetTensorImpl();
-      impl->bump_version();
-      members_[i].version = impl->version_counter().current_version();
-      if (with_gradients && members_[i].is_copied) parameters[i].grad().copy_(batch.gradients[members_[i].piece]);
+      Member& member = members_[i];
+      if (member.is_strided) parameters[i].detach().copy_(batch.parameters[member.piece]);
+      // A piece is no view of its parameters: autograd is told that what a graph may have saved has changed.
+      parameters[i].unsafeGetTensorImpl()->bump_version();
+      member.version = detail::version_of(parameters[i]);
+      if (with_gradients && member.is_copied) parameters[i].grad().copy_(batch.gradients[member.piece]);
     }
   }
 
-  /// The state of parameter i.
-  [[nodiscard]] State state(std::size_t i) const {
-    if (i >= members_.size()) return {};
-    State state{members_[i].states, members_[i].master, members_[i].steps};
-    for (const auto& batch : batches_)
-      if (std::find(batch.members.begin(), batch.members.end(), i) != batch.members.end()) state.steps = batch.taken();
-    return state;
+  /// The state of each of `parameters`.
+  ///
+  /// Cost     the host waits if steps are counted on a GPU, once for each count.
+  [[nodiscard]] std::vector<State> states(const std::vector<at::Tensor>& parameters) const {
+    std::vector<std::int64_t> steps;
+    for (const auto& member : members_) steps.push_back(member.steps);
+    for (const auto& batch : batches_) {
+      const std::int64_t taken = batch.taken();
+      for (const std::size_t i : batch.members) steps[i] = taken;
+    }
+    std::vector<State> all(parameters.size());
+    for (std::size_t i = 0; i < parameters.size(); ++i)
+      if (const std::size_t known = find(parameters[i], i); known < members_.size())
+        all[i] = {members_[known].states, members_[known].master, steps[known]};
+    return all;
   }
 
-  /// Gives parameter i what it had in another run; none: it begins anew. Copies.
-  void load(const std::vector<at::Tensor>& parameters, std::size_t i, const State& state) {
+  /// Gives each parameter what it had in another run, or under another layout; none: it begins anew. Copies.
+  void load(const std::vector<at::Tensor>& parameters, const std::vector<State>& states, GroupLayout layout) {
     begin(parameters);
-    Member& member = members_[i];
-    if (member.place.is_at_home)
-      homes_.leave(parameters[i], member.place, member.states, member.data == address(parameters[i]));
-    member.states.clear();
-    const at::Tensor own = parameters[i].detach();
-    const at::Tensor like = is_in_float(own) ? own.to(at::kFloat) : own;
-    for (std::size_t s = 0; s < state.tensors.size(); ++s) {
-      member.states.push_back(layout_.initial(s, like));
-      if (state.tensors[s].defined()) member.states[s].copy_(state.tensors[s]);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      Member& member = members_[i];
+      if (!member.place.is_at_home) continue;
+      member.states.clear();
+      homes_.leave(parameters[i], member.place, member.states, member.data == detail::address(parameters[i]));
     }
-    member.master = state.master.defined() ? at::empty_like(like).copy_(state.master) : at::Tensor();
-    member.version = unknown;  // the weights may have been loaded, too, or not
-    member.steps = state.steps;
-    member.last_gradient = nullptr;
+    layout_ = std::move(layout);
+    homes_ = Homes(layout_.states, layout_.initial);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const auto& [tensors, master, steps] = states[i];
+      const at::Tensor own = parameters[i].detach();
+      const at::Tensor like = is_in_float(own) ? own.to(at::kFloat) : own;
+      Member fresh;
+      fresh.parameter = parameters[i].unsafeGetTensorImpl();
+      fresh.steps = steps;
+      for (std::size_t s = 0; s < layout_.states && steps > 0; ++s) {
+        fresh.states.push_back(layout_.initial(s, like));
+        if (s < tensors.size() && tensors[s].defined() && fresh.states[s].defined()) fresh.states[s].copy_(tensors[s]);
+      }
+      if (has_master(own) && master.defined()) fresh.master = at::empty_like(like).copy_(master);
+      members_[i] = std::move(fresh);
+    }
   }
 
  private:
   static constexpr std::uint64_t unknown = ~std::uint64_t{0};
+  static constexpr int most_moves = 8;  // more than a reducer's plans; whose gradients wander is not to copy for ever
 
   struct Member {
     const c10::TensorImpl* parameter = nullptr;
     const void* data = nullptr;           // of the parameter, as it was looked at last ...
     const void* gradient = nullptr;       // ... and of its gradient; null: it had none
     const void* last_gradient = nullptr;  // where the last one lay that it had
-    bool is_copied = false;               // it is not laid out as the parameter is: a copy of it is stepped with
-    Place place;                          // among the homes
-    std::vector<at::Tensor> states;       // views of those of its home, or its own
-    at::Tensor master;                    // f32
-    std::uint64_t version = unknown;      // of the parameter when its master was rounded to it
+    at::ScalarType gradient_dtype = at::ScalarType::Undefined;
+    bool is_copied = false;           // it is not laid out as the parameter is: a copy of it is stepped with
+    bool is_strided = false;          // nor is the parameter dense: a copy of it is stepped
+    Place place;                      // among the homes
+    std::vector<at::Tensor> states;   // views of those of its home, or its own
+    at::Tensor master;                // f32
+    std::uint64_t version = unknown;  // of the parameter when its master was rounded to it
     std::int64_t steps = 0;
+    int moves = 0;                     // out of a home
     std::size_t batch = 0, piece = 0;  // where it stands by itself, if it is not at home
   };
-
-  /// Where a tensor lies; null only if it is undefined.
-  [[nodiscard]] static const void* address(const at::Tensor& tensor) {
-    static constexpr char nowhere = 0;
-    if (!tensor.defined()) return nullptr;
-    return tensor.layout() == at::kStrided && tensor.numel() > 0 ? tensor.const_data_ptr() : &nowhere;
-  }
-  [[nodiscard]] static std::uint64_t version_of(const at::Tensor& tensor) {
-    return tensor.unsafeGetTensorImpl()->version_counter().current_version();
-  }
 
   /// Stepped in f32, by itself.
   [[nodiscard]] bool is_in_float(const at::Tensor& parameter) const {
     return layout_.low_precision != LowPrecision::as_it_is && is_low_precision(parameter);
+  }
+  [[nodiscard]] bool has_master(const at::Tensor& parameter) const {
+    return layout_.low_precision == LowPrecision::master_weights && is_low_precision(parameter);
   }
   /// May be stepped together with its neighbours.
   [[nodiscard]] bool is_merged(const at::Tensor& parameter) const {
@@ -151,40 +167,38 @@ class FlatGroup {
 
   /// Whether the batches of the last step are those of this one, with gradients where these lie now.
   [[nodiscard]] bool follow(const std::vector<at::Tensor>& parameters) {
-    if (members_.size() != parameters.size()) return false;
+    if (!is_planned_ || members_.size() != parameters.size()) return false;
     bool moved = false;
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const Member& member = members_[i];
       const at::Tensor& gradient = parameters[i].grad();
-      if (member.parameter != parameters[i].unsafeGetTensorImpl() || member.data != address(parameters[i]) ||
+      if (member.parameter != parameters[i].unsafeGetTensorImpl() || member.data != detail::address(parameters[i]) ||
           member.is_copied)
         return false;
-      if (member.master.defined() && member.version != version_of(parameters[i])) return false;
-      if (member.gradient == address(gradient)) continue;
-      if (member.gradient == nullptr || member.place.is_at_home || !is_alone(gradient, parameters[i])) return false;
+      if (member.master.defined() && member.version != detail::version_of(parameters[i])) return false;
+      if (gradient.defined() &&
+          (!are_laid_out_alike(parameters[i], gradient) || gradient.scalar_type() != member.gradient_dtype))
+        return false;
+      if (member.gradient == detail::address(gradient)) continue;
+      if (member.gradient == nullptr || member.place.is_at_home || !detail::is_alone(gradient, parameters[i]))
+        return false;
       moved = true;
     }
     for (std::size_t i = 0; moved && i < parameters.size(); ++i) {
       Member& member = members_[i];
       const at::Tensor& gradient = parameters[i].grad();
-      if (member.gradient == address(gradient)) continue;
-      batches_[member.batch].gradients[member.piece].storage().set_data_ptr_noswap(pointer_to(gradient));
-      member.gradient = member.last_gradient = address(gradient);
+      if (member.gradient == detail::address(gradient)) continue;
+      batches_[member.batch].gradients[member.piece].storage().set_data_ptr_noswap(detail::pointer_to(gradient));
+      member.gradient = member.last_gradient = detail::address(gradient);
     }
     return true;
-  }
-
-  /// Nothing else lies where `gradient` does, and it is laid out as its parameter is.
-  [[nodiscard]] static bool is_alone(const at::Tensor& gradient, const at::Tensor& parameter) {
-    return gradient.defined() && gradient.layout() == at::kStrided && gradient.numel() > 0 &&
-           gradient.storage().nbytes() == gradient.nbytes() && gradient.strides() == parameter.strides() &&
-           gradient.scalar_type() == parameter.scalar_type() && gradient.device() == parameter.device();
   }
 
   /// Lets go of what was made for an earlier step.
   void begin(const std::vector<at::Tensor>& parameters) {
     for (const auto& batch : batches_) took(batch);
     batches_.clear();
+    is_planned_ = false;
     const auto is = [](const Member& member, const at::Tensor& parameter) {
       return member.parameter == parameter.unsafeGetTensorImpl();
     };
@@ -198,14 +212,19 @@ class FlatGroup {
       at::Tensor& gradient = parameters[i].mutable_grad();
       if (gradient.defined() && gradient.layout() != at::kStrided) gradient = gradient.to_dense();
       Member& member = members_[i];
-      const bool moved = gradient.defined() && member.last_gradient != address(gradient);
-      const bool lies_there = member.data == address(parameters[i]);
-      if (member.place.is_at_home && (moved || !lies_there))
+      const bool moved = gradient.defined() && member.last_gradient != detail::address(gradient);
+      const bool lies_there = member.data == detail::address(parameters[i]);
+      if (member.place.is_at_home && (moved || !lies_there)) {
         homes_.leave(parameters[i], member.place, member.states, lies_there);
-      member.data = address(parameters[i]);
-      member.gradient = address(gradient);
+        ++member.moves;
+      }
+      if (!lies_there) member.version = unknown;
+      member.is_copied = member.is_strided = false;
+      member.data = detail::address(parameters[i]);
+      member.gradient = detail::address(gradient);
       if (!gradient.defined()) continue;
       member.last_gradient = member.gradient;
+      member.gradient_dtype = gradient.scalar_type();
       order.push_back(i);
     }
     homes_.drop_empty();
@@ -229,18 +248,21 @@ class FlatGroup {
     return batches;
   }
 
+  /// Which member it is, `here` most likely; as many as there are if it is none.
+  [[nodiscard]] std::size_t find(const at::Tensor& parameter, std::size_t here) const {
+    const auto* impl = parameter.unsafeGetTensorImpl();
+    if (here < members_.size() && members_[here].parameter == impl) return here;
+    const auto is = [&](const Member& one) { return one.parameter == impl; };
+    return static_cast<std::size_t>(std::find_if(members_.begin(), members_.end(), is) - members_.begin());
+  }
+
   /// Each parameter keeps what it had, though the list may have become another.
   void match(const std::vector<at::Tensor>& parameters) {
     std::vector<Member> found(parameters.size());
     for (std::size_t i = 0; i < parameters.size(); ++i) {
-      const auto* impl = parameters[i].unsafeGetTensorImpl();
-      const auto known =
-          i < members_.size() && members_[i].parameter == impl
-              ? members_.begin() + static_cast<std::ptrdiff_t>(i)
-              : std::find_if(
-                    members_.begin(), members_.end(), [&](const Member& one) { return one.parameter == impl; });
-      if (known != members_.end()) found[i] = std::exchange(*known, {});
-      found[i].parameter = impl;
+      if (const std::size_t known = find(parameters[i], i); known < members_.size())
+        found[i] = std::exchange(members_[known], {});
+      found[i].parameter = parameters[i].unsafeGetTensorImpl();
     }
     for (const auto& gone : members_) homes_.forget(gone.place);
     members_ = std::move(found);
@@ -249,7 +271,8 @@ class FlatGroup {
   /// Gives those a home that have none and whose gradients lie together.
   void settle_down(const std::vector<at::Tensor>& parameters, const std::vector<std::size_t>& order) {
     const auto can_move = [&](std::size_t i) {
-      return !members_[i].place.is_at_home && is_merged(parameters[i]) && parameters[i].storage().use_count() == 1;
+      return !members_[i].place.is_at_home && members_[i].moves < most_moves && is_merged(parameters[i]) &&
+             parameters[i].storage().use_count() == 1;
     };
     for (std::size_t begin = 0; begin < order.size();) {
       std::vector<std::int64_t> offsets{0};
@@ -264,7 +287,7 @@ class FlatGroup {
         const auto places = homes_.move_in(parameters, &order[begin], offsets);
         for (std::size_t k = 0; k < places.size(); ++k) {
           members_[order[begin + k]].place = places[k];
-          members_[order[begin + k]].data = address(parameters[order[begin + k]]);
+          members_[order[begin + k]].data = detail::address(parameters[order[begin + k]]);
         }
       }
       begin = end;
@@ -283,17 +306,17 @@ class FlatGroup {
       while (member.states.size() < layout_.states)
         member.states.push_back(layout_.initial(member.states.size(), like));
     }
-    if (layout_.low_precision == LowPrecision::master_weights) follow_weights(own, member);
+    if (has_master(parameter)) follow_weights(own, member);
   }
 
   /// Its master is what rounds to its weights. Where somebody has written to them since, it is the new weight.
   static void follow_weights(const at::Tensor& weights, Member& member) {
-    if (member.master.defined() && member.version == version_of(weights)) return;
+    if (member.master.defined() && member.version == detail::version_of(weights)) return;
     const at::Tensor exact = weights.to(at::kFloat);
     member.master = member.master.defined()
-                        ? at::where(member.master.to(weights.scalar_type()) == weights, member.master, exact)
+                        ? at::where(member.master.to(weights.scalar_type()).eq(weights), member.master, exact)
                         : exact;
-    member.version = version_of(weights);
+    member.version = detail::version_of(weights);
   }
 
   [[nodiscard]] bool are_neighbours(const std::vector<at::Tensor>& parameters, std::size_t a, std::size_t b) const {
@@ -331,38 +354,31 @@ class FlatGroup {
       member.batch = static_cast<std::size_t>(batch - batches.begin());
       member.piece = batch->parameters.size();
       const at::Tensor& gradient = parameter.grad();
-      member.is_copied = gradient.strides() != parameter.strides() || !parameter.is_non_overlapping_and_dense();
-      batch->parameters.push_back(parameter.detach());
-      batch->gradients.push_back(member.is_copied ? at::empty_like(parameter.detach()).copy_(gradient)
-                                                  : memory_of(gradient, gradient.sizes(), gradient.strides()));
+      const at::Tensor own = parameter.detach();
+      // In f32 it may be more exact than its parameter.
+      const auto dtype = is_in_float(parameter) ? gradient.scalar_type() : parameter.scalar_type();
+      member.is_strided = !parameter.is_non_overlapping_and_dense();
+      member.is_copied =
+          member.is_strided || !are_laid_out_alike(parameter, gradient) || gradient.scalar_type() != dtype;
+      batch->parameters.push_back(member.is_strided ? at::empty_like(own).copy_(own) : own);
+      batch->gradients.push_back(member.is_copied
+                                     ? at::empty_like(own, own.options().dtype(dtype)).copy_(gradient)
+                                     : detail::memory_of(gradient, parameter.sizes(), parameter.strides()));
       for (std::size_t s = 0; s < layout_.states; ++s) batch->states[s].push_back(member.states[s]);
       if (member.master.defined()) batch->masters.push_back(member.master);
       return;
     }
     const std::int64_t numel = members_[run.back()].place.offset + parameters[run.back()].numel() - first.place.offset;
     batch->parameters.push_back(homes_.parameters(first.place, numel));
-    batch->gradients.push_back(memory_of(parameter.grad(), {numel}, {1}));
+    batch->gradients.push_back(detail::memory_of(parameter.grad(), {numel}, {1}));
     for (std::size_t s = 0; s < layout_.states; ++s) batch->states[s].push_back(homes_.state(s, first.place, numel));
-  }
-
-  /// From where `gradient` begins. It does not count as holding the gradient: it is used only as long as
-  /// the gradient is found at this very place.
-  [[nodiscard]] static at::Tensor memory_of(const at::Tensor& gradient, at::IntArrayRef sizes,
-                                            at::IntArrayRef strides) {
-    auto bytes = static_cast<std::size_t>(gradient.element_size());
-    for (const std::int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
-    const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, pointer_to(gradient));
-    return at::empty({0}, gradient.options().requires_grad(false)).set_(storage, 0, sizes, strides);
-  }
-
-  [[nodiscard]] static c10::DataPtr pointer_to(const at::Tensor& gradient) {
-    return {gradient.mutable_data_ptr(), gradient.device()};
   }
 
   GroupLayout layout_;
   std::vector<Member> members_;  // by parameter
   Homes homes_;
   std::vector<Batch> batches_;
+  bool is_planned_ = false;  // the batches are those of a whole step
 };
 
 }  // namespace accel::inline v0_1::optim

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <type_traits>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/gradient/grad_scale.hpp>
+#include <accel/optim/blocks.hpp>
 #include <accel/optim/flat_group.hpp>
 #include <accel/optim/low_precision.hpp>
 #include <accel/optim/options.hpp>
@@ -73,6 +75,11 @@ class FlatOptimizer {
       : FlatOptimizer(std::vector<at::Tensor>(parameters), std::move(options)) {}
   explicit FlatOptimizer(std::initializer_list<Group> groups, Options defaults = {})
       : FlatOptimizer(std::vector<Group>(groups), std::move(defaults)) {}
+  // A copy would step the same parameters with the same states.
+  FlatOptimizer(const FlatOptimizer&) = delete;
+  FlatOptimizer& operator=(const FlatOptimizer&) = delete;
+  FlatOptimizer(FlatOptimizer&&) = default;
+  FlatOptimizer& operator=(FlatOptimizer&&) = default;
 
   /// Throws   InvalidArgument for a tensor that cannot be stepped.
   void add_param_group(Group group) {
@@ -81,6 +88,10 @@ class FlatOptimizer {
     for (const auto& parameter : group.params()) {
       ACCEL_CHECK(parameter.defined() && parameter.is_leaf() && parameter.is_floating_point(), InvalidArgument,
                   Rule::name, ": expected a leaf tensor of floating point, found ", tensor::spec(parameter));
+      ACCEL_CHECK(
+          parameter.scalar_type() != at::kHalf || group.options().low_precision != LowPrecision::stochastic_rounding,
+          InvalidArgument, Rule::name, ": weights are rounded by chance to bf16 only, found ", tensor::spec(parameter),
+          "; choose master_weights");
       if constexpr (requires { Rule::check_parameter(parameter); }) Rule::check_parameter(parameter);
     }
     groups_.push_back(std::move(group));
@@ -156,10 +167,12 @@ class FlatOptimizer {
   /// Of the parameters that have taken a step, in the order of the groups.
   [[nodiscard]] std::vector<ParameterState> state() const {
     std::vector<ParameterState> all;
-    for (std::size_t g = 0; g < flat_.size(); ++g)
-      for (std::size_t i = 0; i < groups_[g].params().size(); ++i)
-        if (auto [tensors, master, steps] = flat_[g].state(i); steps > 0)
+    for (std::size_t g = 0; g < flat_.size(); ++g) {
+      auto states = flat_[g].states(groups_[g].params());
+      for (std::size_t i = 0; i < states.size(); ++i)
+        if (auto& [tensors, master, steps] = states[i]; steps > 0)
           all.push_back({groups_[g].params()[i], steps, std::move(tensors), std::move(master)});
+    }
     return all;
   }
 
@@ -167,107 +180,125 @@ class FlatOptimizer {
     tensor::StateDict dict;
     std::size_t number = 0;
     for (std::size_t g = 0; g < groups_.size(); ++g) {
+      const auto& parameters = groups_[g].params();
       const auto words = Rule::states(groups_[g].options());
-      for (std::size_t i = 0; i < groups_[g].params().size(); ++i, ++number) {
-        const auto [tensors, master, steps] = g < flat_.size() ? flat_[g].state(i) : FlatGroup::State{};
-        if (steps == 0) continue;
-        const std::string prefix = "state." + name_of_parameter(groups_[g].params()[i], number) + ".";
-        dict.add(prefix + "step", steps);
-        for (std::size_t s = 0; s < tensors.size(); ++s)
-          if (tensors[s].defined()) dict.add(prefix + std::string(words[s]), tensors[s]);
-        if (master.defined()) dict.add(prefix + "master", master);
+      const auto states = g < flat_.size() ? flat_[g].states(parameters) : std::vector<FlatGroup::State>();
+      for (std::size_t i = 0; i < parameters.size(); ++i, ++number) {
+        if (i >= states.size() || states[i].steps == 0) continue;
+        const std::string prefix = "state." + name_of_parameter(parameters[i], number) + ".";
+        dict.add(prefix + "step", states[i].steps);
+        for (std::size_t s = 0; s < words.size() && s < states[i].tensors.size(); ++s)
+          if (states[i].tensors[s].defined()) dict.add(prefix + std::string(words[s]), states[i].tensors[s]);
+        if (states[i].master.defined()) dict.add(prefix + "master", states[i].master);
       }
     }
     for (std::size_t g = 0; g < groups_.size(); ++g) detail::save_options(groups_[g].options(), prefix_of(g), dict);
     return dict;
   }
 
-  /// Throws   CheckpointError, before anything is changed, for a state of a parameter that is not here or of
-  ///          another shape, and for options that lack.
+  /// Throws   CheckpointError or InvalidArgument, before anything is changed, for a state of a parameter that is not
+  ///          here or of another shape, and for options that lack or cannot be.
   void load_state_dict(const tensor::StateDict& dict) {
     const c10::AutoGradMode no_grad(false);
     std::vector<Options> options;
-    for (std::size_t g = 0; g < groups_.size(); ++g)
-      options.push_back(detail::load_options(groups_[g].options(), prefix_of(g), dict));
     std::vector<std::vector<FlatGroup::State>> states(groups_.size());
+    std::unordered_set<std::string> known;
     std::size_t number = 0;
-    std::size_t used = 0;
-    for (std::size_t g = 0; g < groups_.size(); ++g)
-      for (const auto& parameter : groups_[g].params())
-        states[g].push_back(loaded(parameter, name_of_parameter(parameter, number++), options[g], dict, used));
-    const auto all = dict.below("state.");
-    ACCEL_CHECK(used == all.entries().size(), CheckpointError, Rule::name, ": the state has ", all.entries().size(),
-                " entries of parameters, and ", used, " of them are of parameters that are here; the first is ",
-                all.entries().front().name);
     for (std::size_t g = 0; g < groups_.size(); ++g) {
-      groups_[g].options() = std::move(options[g]);
-      for (std::size_t i = 0; i < states[g].size(); ++i) flat(g).load(groups_[g].params(), i, states[g][i]);
+      options.push_back(detail::load_options(groups_[g].options(), prefix_of(g), dict));
+      Rule::check(options[g]);
+      tensor::StateDict saved;
+      detail::save_options(options[g], prefix_of(g), saved);
+      for (const auto& one : saved.entries()) known.insert(one.name);
+      for (const auto& parameter : groups_[g].params())
+        states[g].push_back(loaded(parameter, name_of_parameter(parameter, number++), options[g], dict, known));
+    }
+    for (const auto& [name, tensor] : dict.entries())
+      ACCEL_CHECK(known.contains(name), CheckpointError, Rule::name, ": ", name, ", ", tensor::spec(tensor),
+                  ", belongs to none of the ", number, " parameters in ", groups_.size(), " groups that are here");
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      detail::set_options(groups_[g].options(), std::move(options[g]));
+      if (g == flat_.size()) flat_.emplace_back(layout_of(groups_[g].options()));
+      flat_[g].load(groups_[g].params(), states[g], layout_of(groups_[g].options()));
     }
   }
 
  private:
+  [[nodiscard]] static GroupLayout layout_of(const Options& options) {
+    return {.states = Rule::states(options).size(),
+            .initial = [options](std::size_t s, const at::Tensor& own) { return Rule::initial(options, s, own); },
+            .is_elementwise = Rule::is_elementwise,
+            .low_precision = options.low_precision};
+  }
+
   [[nodiscard]] FlatGroup& flat(std::size_t g) {
-    for (std::size_t next = flat_.size(); next <= g; ++next) {
-      const Options& options = groups_[next].options();
-      flat_.emplace_back(GroupLayout{
-          .states = Rule::states(options).size(),
-          .initial = [options](std::size_t s, const at::Tensor& own) { return Rule::initial(options, s, own); },
-          .is_elementwise = Rule::is_elementwise,
-          .low_precision = options.low_precision});
-    }
+    for (std::size_t next = flat_.size(); next <= g; ++next) flat_.emplace_back(layout_of(groups_[next].options()));
+    const Options& options = groups_[g].options();
+    const auto& now = flat_[g].layout();
+    if (now.states != Rule::states(options).size() ||
+        now.low_precision != options.low_precision)  // options are the user's to change
+      flat_[g].load(groups_[g].params(), flat_[g].states(groups_[g].params()), layout_of(options));
     return flat_[g];
   }
 
   void take(Batch& batch, std::size_t g, const gradient::GradScale& scale) {
     const Options& options = groups_[g].options();
-    const bool in_float = options.low_precision != LowPrecision::as_it_is && is_low_precision(batch.parameters.front());
-    const bool folds = Rule::folds_scale && !in_float;
-    if (scale.scale.defined() && !folds) at::_foreach_mul_(batch.gradients, scale.scale.reciprocal());
-    gradient::GradScale left = scale;
-    if (!folds) left.scale.reset();
-    count(batch, left);
-    const auto apply = [&](Batch& one) {
-      if (Rule::folds_scale || !left.on_device)
-        Rule::apply(one, options, left);
-      else
-        apply_unless(left.found_inf, one, [&] { Rule::apply(one, options, {}); });
-    };
-    if (in_float)
-      step_in_float(batch, options.low_precision, g, apply);
+    count(batch, scale.on_device);
+    const auto apply = [&](Batch& part) { apply_scaled(part, options, scale); };
+    if (options.low_precision != LowPrecision::as_it_is && is_low_precision(batch.parameters.front()))
+      step_in_float(batch, Rule::is_elementwise, options.low_precision, g, scale.scale.defined(), apply);
     else
       apply(batch);
-    if (left.on_device) batch.steps.front().sub_(left.found_inf);
+    if (scale.on_device) batch.steps.front().sub_(scale.found_inf);
     flat_[g].wrote(groups_[g].params(), batch, scale.scale.defined());
   }
 
-  static void count(Batch& batch, const gradient::GradScale& scale) {
+  static void count(Batch& batch, bool on_device) {
     ++batch.count;
     const at::Tensor& steps = batch.steps.front();
-    if (!scale.on_device && !batch.is_counted_on_device && steps.is_cpu()) {
+    if (batch.is_counted_on_device)
+      steps.add_(1);
+    else if (steps.is_cpu())
       *steps.mutable_data_ptr<float>() = static_cast<float>(batch.count);
-      return;
-    }
-    if (!batch.is_counted_on_device) steps.fill_(static_cast<double>(batch.count - 1));
-    steps.add_(1);
-    batch.is_counted_on_device |= scale.on_device;
+    else
+      steps.fill_(batch.count);
+    batch.is_counted_on_device |= on_device;
   }
 
-  /// What a rule that knows nothing of flags has changed is put back where `found_inf` is 1: the host, which would
-  /// have to wait for it, is not asked.
+  static void apply_scaled(Batch& batch, const Options& options, const gradient::GradScale& scale) {
+    if constexpr (FoldsScale<Rule>) {
+      Rule::apply(batch, options, scale);
+    } else {
+      const at::Tensor is_skipped = scale.on_device ? scale.found_inf.to(at::kBool) : at::Tensor();
+      if (scale.scale.defined()) {
+        const at::Tensor factor = scale.scale.reciprocal();
+        at::_foreach_mul_(batch.gradients, scale.on_device ? factor.masked_fill(is_skipped, 1) : factor);
+      }
+      if (scale.on_device)
+        apply_unless(is_skipped, batch, options);
+      else
+        Rule::apply(batch, options);
+    }
+  }
+
+  /// What a rule that knows nothing of flags has changed is put back where the step is skipped: the host, which would
+  /// have to wait to know it, is not asked.
   ///
-  /// Memory   a copy of the parameters and states of the batch, while it is stepped.
-  template <class Apply>
-  static void apply_unless(const at::Tensor& found_inf, Batch& batch, Apply&& apply) {
-    std::vector<std::pair<at::Tensor, at::Tensor>> kept;
-    const auto keep = [&](const std::vector<at::Tensor>& tensors) {
-      for (const auto& tensor : tensors)
-        if (tensor.defined()) kept.emplace_back(tensor, tensor.clone());
-    };
-    keep(batch.parameters);
-    for (const auto& states : batch.states) keep(states);
-    apply();
-    const at::Tensor is_skipped = found_inf.to(at::kBool);
-    for (auto& [tensor, before] : kept) tensor.copy_(at::where(is_skipped, before, tensor));
+  /// Memory   copies of 2^22 parameters and their states at a time, or of one that is stepped as a whole.
+  static void apply_unless(const at::Tensor& is_skipped, Batch& batch, const Options& options)
+    requires(!FoldsScale<Rule>)
+  {
+    in_blocks(batch, Rule::is_elementwise, std::int64_t{1} << 22, [&](Batch& part, std::size_t, std::int64_t) {
+      std::vector<std::pair<at::Tensor, at::Tensor>> kept;
+      const auto keep = [&](const std::vector<at::Tensor>& tensors) {
+        for (const auto& tensor : tensors)
+          if (tensor.defined()) kept.emplace_back(tensor, tensor.clone());
+      };
+      keep(part.parameters);
+      for (const auto& states : part.states) keep(states);
+      Rule::apply(part, options);
+      for (const auto& [tensor, before] : kept) tensor.copy_(at::where(is_skipped, before, tensor));
+    });
   }
 
   [[nodiscard]] static std::string prefix_of(std::size_t g) { return message("param_groups.", g, "."); }
@@ -279,29 +310,26 @@ class FlatOptimizer {
 
   [[nodiscard]] static FlatGroup::State loaded(const at::Tensor& parameter, const std::string& name,
                                                const Options& options, const tensor::StateDict& dict,
-                                               std::size_t& used) {
-    const auto own = dict.below("state." + name + ".");
+                                               std::unordered_set<std::string>& known) {
+    const std::string prefix = "state." + name + ".";
+    const auto own = dict.below(prefix);
     FlatGroup::State state;
     if (!own.has("step")) return state;  // it has taken none, or its entries are left over
     state.steps = own.integer("step");
-    ++used;
-    const auto words = Rule::states(options);
-    for (std::size_t s = 0; s < words.size(); ++s) {
-      const at::Tensor expected = Rule::initial(options, s, parameter.detach());
-      state.tensors.emplace_back();
-      if (!expected.defined()) continue;
-      const at::Tensor& found = own.tensor(words[s]);
-      ACCEL_CHECK(found.sizes() == expected.sizes(), CheckpointError, Rule::name, ": ", words[s], " of ", name, " is ",
-                  tensor::spec(found), ", expected the shape of ", tensor::spec(expected));
-      state.tensors.back() = found;
-      ++used;
+    known.insert(prefix + "step");
+    const auto take = [&](std::string_view word, at::IntArrayRef sizes) {
+      const at::Tensor& found = own.tensor(word);
+      ACCEL_CHECK(found.sizes() == sizes, CheckpointError, Rule::name, ": ", word, " of ", name, " is ",
+                  tensor::spec(found), ", expected the shape ", sizes);
+      known.insert(prefix + std::string(word));
+      return found;
+    };
+    std::size_t s = 0;
+    for (const auto word : Rule::states(options)) {
+      const at::Tensor expected = Rule::initial(options, s++, parameter.detach());
+      state.tensors.push_back(expected.defined() ? take(word, expected.sizes()) : at::Tensor());
     }
-    if (own.has("master")) {
-      state.master = own.tensor("master");
-      ACCEL_CHECK(state.master.sizes() == parameter.sizes(), CheckpointError, Rule::name, ": master of ", name, " is ",
-                  tensor::spec(state.master), ", expected the shape of ", tensor::spec(parameter));
-      ++used;
-    }
+    if (own.has("master")) state.master = take("master", parameter.sizes());
     return state;
   }
 

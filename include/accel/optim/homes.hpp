@@ -1,6 +1,7 @@
 // Homes: flat memory in which parameters lie as their gradients do, and their states as they do.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -13,6 +14,14 @@
 #include <accel/tensor/flat.hpp>
 
 namespace accel::inline v0_1::optim {
+
+/// Equal strides, but for dimensions of one element, whose stride says nothing.
+[[nodiscard]] inline bool are_laid_out_alike(const at::Tensor& a, const at::Tensor& b) {
+  if (a.strides() == b.strides() || a.numel() == 0) return true;
+  for (std::int64_t dim = 0; dim < a.dim(); ++dim)
+    if (a.size(dim) != 1 && a.stride(dim) != b.stride(dim)) return false;
+  return true;
+}
 
 /// A parameter's place in one of them, if it has one.
 struct Place {
@@ -39,7 +48,8 @@ class Homes {
     const at::Tensor& b = second.grad();
     if (a.storage().unsafeGetStorageImpl() != b.storage().unsafeGetStorageImpl()) return 0;
     if (a.scalar_type() != b.scalar_type() || first.scalar_type() != second.scalar_type()) return 0;
-    if (a.strides() != first.strides() || b.strides() != second.strides()) return 0;
+    if (a.scalar_type() != first.scalar_type()) return 0;
+    if (!are_laid_out_alike(first, a) || !are_laid_out_alike(second, b)) return 0;
     if (!first.is_non_overlapping_and_dense() || !second.is_non_overlapping_and_dense()) return 0;
     const std::int64_t span = b.storage_offset() - a.storage_offset();
     const std::int64_t line = 64 / static_cast<std::int64_t>(a.element_size());
@@ -51,15 +61,18 @@ class Homes {
                                            const std::vector<std::int64_t>& offsets) {
     const at::Tensor& last = parameters[which[offsets.size() - 1]];
     Home home{at::zeros({offsets.back() + last.numel()}, last.options().requires_grad(false)), {}, offsets.size()};
+    const auto is_empty = [](const Home& one) { return one.members == 0; };
+    const auto number = static_cast<std::size_t>(std::find_if(homes_.begin(), homes_.end(), is_empty) - homes_.begin());
     std::vector<Place> places;
     for (std::size_t k = 0; k < offsets.size(); ++k) {
       const at::Tensor& parameter = parameters[which[k]];
       const at::Tensor view = tensor::view_like(home.parameters, offsets[k], parameter).variable_data();
       view.copy_(parameter.detach());
       parameter.set_data(view);
-      places.push_back({true, homes_.size(), offsets[k]});
+      places.push_back({true, number, offsets[k]});
     }
-    homes_.push_back(std::move(home));
+    if (number == homes_.size()) homes_.emplace_back();
+    homes_[number] = std::move(home);
     return places;
   }
 

@@ -49,4 +49,16 @@ class LearningRate {
   at::Tensor tensor_;  // in place of it
 };
 
+namespace detail {
+
+/// 1 - lr * weight_decay, by which decoupled decay multiplies weights of `dtype`.
+[[nodiscard]] inline double decay_factor(double lr, double weight_decay, at::ScalarType) {
+  return 1 - lr * weight_decay;
+}
+[[nodiscard]] inline at::Tensor decay_factor(const at::Tensor& lr, double weight_decay, at::ScalarType dtype) {
+  return lr.to(at::kDouble).mul(-weight_decay).add(1).to(dtype);  // as exact as of a number
+}
+
+}  // namespace detail
+
 }  // namespace accel::inline v0_1::optim

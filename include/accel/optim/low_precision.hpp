@@ -1,12 +1,9 @@
 // LowPrecision: how weights of 16 bits take steps that are smaller than their last bit.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
@@ -17,6 +14,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/hash.hpp>
+#include <accel/optim/blocks.hpp>
 #include <accel/optim/update_rule.hpp>
 
 namespace accel::inline v0_1::optim {
@@ -47,7 +45,7 @@ inline void round_stochastically(const at::Tensor& exact, std::uint64_t seed, co
   // A generator of its own: the user's goes on as if there were no rounding, and every rank draws the same.
   at::Generator generator = at::globalContext().defaultGenerator(exact.device()).clone();
   generator.set_current_seed(seed);
-  const at::Tensor bits = exact.contiguous().view(at::kInt);
+  const at::Tensor bits = exact.view(at::kInt);
   at::Tensor chance = at::empty_like(bits).random_(0, 1 << 16, generator);  // the 16 bits that bf16 has not
   const at::Tensor sum = chance.add_(bits).bitwise_and_(static_cast<std::int64_t>(~0xffff)).view(at::kFloat);
   rounded.copy_(at::where(at::isfinite(exact), sum, exact));
@@ -55,39 +53,34 @@ inline void round_stochastically(const at::Tensor& exact, std::uint64_t seed, co
 
 }  // namespace detail
 
-/// Takes the step of a batch of low precision in f32, in `apply(batch)`; its states are f32 already. `seed` is the
-/// one of its group, for rounding by chance.
+/// Takes the step of a batch of low precision in f32, in `apply(part)`; its states are f32 already. `group` is the
+/// number of its group, for rounding by chance. With `divided` gradients apply() divides them, too.
 ///
-/// Memory   f32 copies of at most 2^22 elements at a time, or of one piece.
+/// Memory   f32 copies of at most 2^22 elements at a time, or of one parameter that is stepped as a whole.
+/// Cost     by chance, the host waits if steps are counted on a GPU, as they are with a loss scale: that is for fp16.
 template <class Apply>
-void step_in_float(Batch& batch, LowPrecision mode, std::uint64_t seed, Apply&& apply) {
+void step_in_float(Batch& batch, bool is_elementwise, LowPrecision mode, std::size_t group, bool divided,
+                   Apply&& apply) {
   constexpr std::int64_t most = std::int64_t{1} << 22;  // 16 MiB: what an allocator gives again without new pages
-  const std::size_t pieces = batch.parameters.size();
-  for (std::size_t begin = 0; begin < pieces;) {
-    Batch run;
-    run.states.resize(batch.states.size());
-    run.count = batch.count;
-    run.is_counted_on_device = batch.is_counted_on_device;
-    std::size_t end = begin;
-    for (std::int64_t elements = 0; end < pieces; ++end) {
-      elements += batch.parameters[end].numel();
-      if (end > begin && elements > most) break;
-      run.parameters.push_back(batch.masters.empty() ? batch.parameters[end].to(at::kFloat) : batch.masters[end]);
-      run.gradients.push_back(batch.gradients[end].to(at::kFloat));
-      for (std::size_t s = 0; s < batch.states.size(); ++s) run.states[s].push_back(batch.states[s][end]);
-      run.steps.push_back(batch.steps[end]);
-      run.members.push_back(batch.members[end]);
+  const bool by_chance = mode == LowPrecision::stochastic_rounding;
+  const std::int64_t step = by_chance ? batch.taken() : 0;
+  in_blocks(batch, is_elementwise, most, [&](Batch& part, std::size_t, std::int64_t begin) {
+    Batch exact;
+    exact.states = part.states;
+    exact.steps = part.steps;
+    exact.count = part.count;
+    exact.is_counted_on_device = part.is_counted_on_device;
+    for (std::size_t k = 0; k < part.parameters.size(); ++k) {
+      exact.parameters.push_back(part.masters.empty() ? part.parameters[k].to(at::kFloat) : part.masters[k]);
+      exact.gradients.push_back(part.gradients[k].to(at::kFloat));
     }
-    apply(run);
-    const at::TensorList weights(&batch.parameters[begin], end - begin);
-    if (mode == LowPrecision::master_weights)
-      at::_foreach_copy_(weights, run.parameters);
-    else
-      for (std::size_t k = 0; k < run.parameters.size(); ++k)
-        detail::round_stochastically(run.parameters[k], fnv1a(message(seed, " ", batch.count, " ", run.members[k])),
-                                     weights[k]);
-    begin = end;
-  }
+    apply(exact);
+    if (divided) at::_foreach_copy_(part.gradients, exact.gradients);
+    if (!by_chance) return at::_foreach_copy_(part.parameters, exact.parameters);
+    for (std::size_t k = 0; k < part.parameters.size(); ++k)
+      detail::round_stochastically(
+          exact.parameters[k], fnv1a(message(group, " ", step, " ", part.members[k], " ", begin)), part.parameters[k]);
+  });
 }
 
 }  // namespace accel::inline v0_1::optim

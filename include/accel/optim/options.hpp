@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
@@ -31,14 +32,14 @@ void save_options(const Options& options, const std::string& prefix, tensor::Sta
   });
 }
 
-/// `now` with the numbers that were saved. A learning rate that is a tensor stays that tensor, and is written to.
+/// `now` with the numbers that were saved, the learning rate as a number, too.
 template <class Options>
 [[nodiscard]] Options load_options(const Options& now, const std::string& prefix, const tensor::StateDict& dict) {
   Options loaded = now;
   for_each_field(loaded, [&]<class Value>(std::string_view name, Value& value) {
     const std::string key = prefix + std::string(name);
     if constexpr (std::same_as<Value, LearningRate>) {
-      value.set(dict.number(key));
+      value = dict.number(key);
     } else if constexpr (accel::detail::is_list<Value>) {
       for (std::size_t k = 0; k < value.size(); ++k) value[k] = dict.number(message(key, ".", k));
     } else if constexpr (std::is_enum_v<Value> || std::integral<Value>) {
@@ -48,6 +49,16 @@ template <class Options>
     }
   });
   return loaded;
+}
+
+/// A learning rate that is a tensor stays that tensor, and is written to.
+template <class Options>
+void set_options(Options& options, Options loaded) {
+  if (options.lr.is_tensor()) {
+    options.lr.set(loaded.lr.value());
+    loaded.lr = options.lr;
+  }
+  options = std::move(loaded);
 }
 
 }  // namespace detail

@@ -1,19 +1,23 @@
 // SGD: stochastic gradient descent with momentum, in one fused call over flat memory.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string_view>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/gradient/grad_scale.hpp>
+#include <accel/optim/blocks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -39,15 +43,16 @@ struct SGDOptions {
   }
 };
 
+/// Memory   with momentum 4 bytes per parameter in f32, else none. In bf16 as much, and 4 of its master weight.
 /// State    per parameter momentum_buffer, if there is momentum, and a count of steps.
 /// Source   Sutskever et al. 2013, On the importance of initialization and momentum in deep learning.
 ///          The arithmetic is that of torch.optim.SGD(fused=True).
+/// Differs  where weights of bf16 and fp16 are stepped as they are, on the CPU: see apply_in_float().
 class SGD : public FlatOptimizer<SGD, SGDOptions> {
  public:
   using FlatOptimizer::FlatOptimizer;
   static constexpr std::string_view name = "SGD";
   static constexpr bool is_elementwise = true;
-  static constexpr bool folds_scale = true;
 
   static void check(const SGDOptions& options) {
     ACCEL_CHECK(options.lr >= 0, InvalidArgument, "SGD: lr = ", options.lr.value(), " must be at least 0");
@@ -59,9 +64,9 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
                 ", dampening = ", options.dampening);
   }
 
-  [[nodiscard]] static std::vector<std::string_view> states(const SGDOptions& options) {
-    if (options.momentum > 0) return {"momentum_buffer"};
-    return {};
+  [[nodiscard]] static std::span<const std::string_view> states(const SGDOptions& options) {
+    static constexpr std::array<std::string_view, 1> words = {"momentum_buffer"};
+    return std::span(words).first(options.momentum > 0 ? 1 : 0);
   }
 
   [[nodiscard]] static at::Tensor initial(const SGDOptions&, std::size_t, const at::Tensor& parameter) {
@@ -72,6 +77,13 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
     // The first step takes the gradient undamped. Without dampening a buffer of zeros makes no difference, so
     // that nobody need know whether the first was skipped.
     const bool is_first = options.momentum > 0 && options.dampening != 0 ? batch.taken() == 1 : batch.count == 1;
+    if (batch.parameters.front().is_cpu() && is_low_precision(batch.parameters.front()))
+      return apply_in_float(batch, options, scale, is_first);
+    call(batch, options, scale, is_first);
+  }
+
+ private:
+  static void call(const Batch& batch, const SGDOptions& options, const gradient::GradScale& scale, bool is_first) {
     const auto buffers = options.momentum > 0 ? at::TensorList(batch.states[0]) : at::TensorList();
     options.lr.pass_to([&](const auto& lr) {
       at::_fused_sgd_(batch.parameters, batch.gradients, buffers, options.weight_decay, options.momentum, lr,
@@ -79,6 +91,27 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
                       scale.device_flag());
     });
   }
+
+  /// LibTorch's kernel for the CPU leaves most weights of bf16 and fp16 as they are, and reads their momenta as if they
+  /// were floats: github.com/pytorch/pytorch/issues/191763, in 2.11 to 2.13.
+  static void apply_in_float(Batch& batch, const SGDOptions& options, const gradient::GradScale& scale, bool is_first) {
+    in_blocks(batch, is_elementwise, std::int64_t{1} << 16, [&](Batch& part, std::size_t, std::int64_t) {
+      Batch exact;
+      const auto widen = [](const std::vector<at::Tensor>& from, std::vector<at::Tensor>& to) {
+        for (const auto& tensor : from) to.push_back(tensor.to(at::kFloat));
+      };
+      widen(part.parameters, exact.parameters);
+      widen(part.gradients, exact.gradients);
+      exact.states.resize(part.states.size());
+      for (std::size_t s = 0; s < part.states.size(); ++s) widen(part.states[s], exact.states[s]);
+      call(exact, options, scale, is_first);
+      at::_foreach_copy_(part.parameters, exact.parameters);
+      if (scale.scale.defined()) at::_foreach_copy_(part.gradients, exact.gradients);
+      for (std::size_t s = 0; s < part.states.size(); ++s) at::_foreach_copy_(part.states[s], exact.states[s]);
+    });
+  }
 };
+
+static_assert(UpdateRule<SGD>);
 
 }  // namespace accel::inline v0_1::optim

@@ -4,8 +4,8 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -18,8 +18,8 @@ namespace accel::inline v0_1::optim {
 
 /// What is stepped in one call: pieces of flat memory, or whole parameters, with equal counts of steps.
 ///
-/// Shape    of one dtype, on one device. A piece, its gradient and the states of an elementwise rule have one
-///          shape and equal strides.
+/// Shape    of one dtype, on one device, dense. A piece, its gradient and the states of an elementwise rule are laid
+///          out alike. A whole parameter has the shape and strides that its model gave it.
 struct Batch {
   std::vector<at::Tensor> parameters, gradients;
   std::vector<std::vector<at::Tensor>> states;  // [state][piece]
@@ -38,27 +38,40 @@ struct Batch {
   }
 };
 
-/// The arithmetic of an optimizer. A type R is an UpdateRule if it is named and
-/// 1. R::Options lists its fields, `lr` among them, and R::check(options) refuses what cannot be;
-/// 2. R::is_elementwise says that an element is stepped by what is at its place in gradient and states alone: then
-///    parameters are stepped in flat memory and in any slices; otherwise each as a whole;
-/// 3. R::folds_scale says that apply() divides gradients by a GradScale's scale and obeys its flag, as LibTorch's
-///    fused operators do; otherwise they come divided, and are only there if the step is to be taken;
-/// 4. R::states(options) names what it keeps of each parameter, in PyTorch's words, and
-///    R::initial(options, s, parameter) makes the s-th of them before the first step;
-/// 5. R::apply(batch, options, scale) takes the step, without gradients being recorded.
+/// A rule that divides gradients by a GradScale's scale while it reads them, and leaves everything as it is where its
+/// flag on the device is 1, as LibTorch's fused operators do. Others are given divided gradients, and are undone.
 template <class R>
-concept UpdateRule = Named<R> && HasFields<typename R::Options> &&
-                     requires(Batch& batch, const typename R::Options& options, const gradient::GradScale& scale,
-                              std::size_t s, const at::Tensor& parameter) {
-                       { R::is_elementwise } -> std::convertible_to<bool>;
-                       { R::folds_scale } -> std::convertible_to<bool>;
-                       options.lr;
-                       options.low_precision;
-                       { R::check(options) } -> std::same_as<void>;
-                       { R::states(options) } -> std::same_as<std::vector<std::string_view>>;
-                       { R::initial(options, s, parameter) } -> std::same_as<at::Tensor>;
-                       { R::apply(batch, options, scale) } -> std::same_as<void>;
-                     };
+concept FoldsScale = requires(Batch& batch, const typename R::Options& options, const gradient::GradScale& scale) {
+  { R::apply(batch, options, scale) } -> std::same_as<void>;
+};
+
+/// The arithmetic of an optimizer; what it has in common with others is FlatOptimizer's, of which R is derived:
+/// `class R : public FlatOptimizer<R, ROptions>`. A type R is an UpdateRule if it is named and
+/// 1. R::Options lists its fields, `lr` and `low_precision` among them, and R::check(options) throws for what
+///    cannot be; R::check_parameter(parameter), if there is one, for a parameter that it cannot step;
+/// 2. R::is_elementwise says that an element is stepped by what is at its place in gradient and states, alone. Then
+///    parameters are stepped in flat memory, several as one piece, and in slices that begin at multiples of 64
+///    bytes, and the result may not depend on it. Otherwise each is stepped as a whole;
+/// 3. R::states(options) names what it keeps of each parameter, in PyTorch's words, and R::initial(options, s,
+///    parameter) makes the s-th before the first step: with the layout of the parameter if R is elementwise, else
+///    of any shape, or undefined where this parameter has none;
+/// 4. R::apply(batch, options), or R::apply(batch, options, scale) if it FoldsScale, takes the step: it writes to
+///    parameters and states, and to nothing else. Gradients are not recorded.
+///
+/// A rule whose arithmetic needs the number of steps takes it from `batch.steps` where parameters are on a GPU, whose
+/// host would wait for `batch.taken()`. tests/conformance/optimizer_suite.hpp tests any rule.
+template <class R>
+concept UpdateRule =
+    Named<R> && HasFields<typename R::Options> &&
+    requires(Batch& batch, const typename R::Options& options, std::size_t s, const at::Tensor& parameter) {
+      { R::is_elementwise } -> std::convertible_to<bool>;
+      options.lr;
+      options.low_precision;
+      { R::check(options) } -> std::same_as<void>;
+      { R::states(options) } -> std::same_as<std::span<const std::string_view>>;
+      { R::initial(options, s, parameter) } -> std::same_as<at::Tensor>;
+    } && (FoldsScale<R> || requires(Batch& batch, const typename R::Options& options) {
+      { R::apply(batch, options) } -> std::same_as<void>;
+    });
 
 }  // namespace accel::inline v0_1::optim
