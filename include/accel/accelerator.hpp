@@ -62,6 +62,7 @@
 #include <accel/optim/adafactor.hpp>
 #include <accel/optim/adagrad.hpp>
 #include <accel/optim/adam.hpp>
+#include <accel/optim/ema.hpp>
 #include <accel/optim/lamb.hpp>
 #include <accel/optim/lion.hpp>
 #include <accel/optim/muon.hpp>
@@ -128,7 +129,7 @@ class Accelerator {
 
   // Prepare and train
 
-  /// The prepared counterparts of modules, optimizers, loaders and schedulers, in the order given;
+  /// The prepared counterparts of modules, optimizers, loaders, schedulers and averages, in the order given;
   /// one argument gives the object itself. Lvalues are borrowed and must outlive what is returned.
   ///
   /// Order    collective. Rank 0's parameters and buffers are what every rank has afterwards.

@@ -55,6 +55,27 @@ TEST_CASE("a training over NCCL's calls is that over Gloo, bit for bit", "[backe
   });
 }
 
+TEST_CASE("while a graph is captured, casts of weights are not kept: they would lie in its memory", "[backend][nccl]") {
+  struct Asks : torch::nn::Module {
+    torch::Tensor forward(const torch::Tensor& x) {
+      keeps = at::autocast::is_autocast_cache_enabled();
+      return x;
+    }
+    bool keeps = false;
+  };
+  on_ranks({1}, [](Rank) {
+    accel::Accelerator<accel::backend::Checked<accel::backend::Traced<RecordedNccl>>, accel::precision::Bf16>
+        accelerator;
+    auto net = std::make_shared<Asks>();
+    auto model = accelerator.prepare(net);
+    for (const bool captures : {false, true}) {
+      faults().captures = captures;
+      (void)model(torch::ones({1}));
+      REQUIRE(net->keeps == !captures);
+    }
+  });
+}
+
 TEST_CASE("a collective waits for the current stream, and its end is recorded after it", "[backend][nccl]") {
   on_ranks({1, 2}, [](Rank rank) {
     Group<RecordedNccl> group;

@@ -32,6 +32,7 @@ struct RecordingFaults {
   std::atomic<int> polls_of_init{0};        // how often it is still in progress; < 0: for ever
   std::atomic<bool> error{false};           // NCCL reports one
   std::atomic<bool> never_finishes{false};  // collectives begun from now on
+  std::atomic<bool> captures{false};        // a graph records the current stream
 };
 
 /// The engine is a thread that works through a queue, as a stream does; the current stream is the
@@ -73,6 +74,7 @@ class RecordingDriver {
   static bool has_windows() { return true; }
   static std::string version() { return "of a test"; }
   [[nodiscard]] c10::Device device() const { return {c10::DeviceType::CPU}; }
+  [[nodiscard]] bool is_capturing() const { return faults.captures; }
 
   [[nodiscard]] std::string unique_id() const {
     std::string pattern = (std::filesystem::temp_directory_path() / "accel_comm_XXXXXX").string();

@@ -84,6 +84,13 @@ template <class B>
     return std::string(B::name);
 }
 
+/// A graph records what is called now; of engines that know of none, no.
+template <class B>
+[[nodiscard]] bool is_capturing(const B& backend) {
+  if constexpr (requires { backend.is_capturing(); }) return backend.is_capturing();
+  return false;
+}
+
 /// Checks that are common to every engine, before anything is sent.
 inline void check_tensor(std::string_view operation, const at::Tensor& tensor, c10::Device device) {
   ACCEL_CHECK(tensor.defined(), InvalidArgument, operation, ": the tensor is undefined");

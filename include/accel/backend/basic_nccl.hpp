@@ -46,6 +46,7 @@ concept DrivesNccl = std::movable<D> && std::constructible_from<D, int> && std::
                        { D::has_windows() } -> std::same_as<bool>;          // whether open_window() can work
                        { D::version() } -> std::same_as<std::string>;
                        { driver.device() } -> std::same_as<c10::Device>;
+                       { driver.is_capturing() } -> std::same_as<bool>;      // a graph records the current stream
                        { driver.unique_id() } -> std::same_as<std::string>;  // bytes
                        {
                          driver.init(comm, number, id, number, options)
@@ -112,6 +113,9 @@ class BasicNccl {
   [[nodiscard]] int rank() const { return meeting_.topology.rank; }
   [[nodiscard]] int world_size() const { return meeting_.topology.world_size; }
   [[nodiscard]] c10::Device device() const { return group_->driver.device(); }
+
+  /// A CUDA graph records what is called now.
+  [[nodiscard]] bool is_capturing() const { return group_->driver.is_capturing(); }
   [[nodiscard]] Seconds timeout() const { return Seconds(options_.timeout_s); }
   [[nodiscard]] std::string describe() const {
     return message("NCCL ", Driver::version(), " on ", device().str(), ", timeout_s = ", options_.timeout_s,

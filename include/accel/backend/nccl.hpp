@@ -86,6 +86,12 @@ class NcclDriver {
 
   [[nodiscard]] c10::Device device() const { return {c10::DeviceType::CUDA, index_}; }
 
+  [[nodiscard]] bool is_capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_cuda(::cudaStreamIsCapturing(c10::cuda::getCurrentCUDAStream(index_), &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
+
   [[nodiscard]] std::string unique_id() const {
     const c10::cuda::CUDAGuard guard(index_);
     ncclUniqueId id{};

@@ -29,6 +29,7 @@
 #include <accel/gradient/root.hpp>
 #include <accel/gradient/scaled.hpp>
 #include <accel/precision/precision.hpp>
+#include <accel/prepare/ema.hpp>
 #include <accel/prepare/loader.hpp>
 #include <accel/prepare/model.hpp>
 #include <accel/prepare/optimizer.hpp>
@@ -152,10 +153,7 @@ class Engine final : public Session {
              ", with a loss scale of ", scaler->value());
   }
 
-  [[nodiscard]] bool is_capturing() const override {
-    if constexpr (requires { backend.is_capturing(); }) return backend.is_capturing();
-    return false;
-  }
+  [[nodiscard]] bool is_capturing() const override { return backend::is_capturing(backend); }
 
   void note_step() noexcept override {
     backend.control().stepped();
@@ -374,6 +372,10 @@ template <class O, Backend B, Precision P>
 template <class S, Backend B, Precision P>
 [[nodiscard]] auto wrap(SchedulerPart<S>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
   return Scheduler<S>(std::move(part.scheduler), engine);
+}
+template <class E, Backend B, Precision P>
+[[nodiscard]] auto wrap(EmaPart<E>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
+  return Ema<E>(std::move(part.ema), engine);
 }
 template <class D, Backend B, Precision P>
 [[nodiscard]] auto wrap(LoaderPart<D>&& part, const std::shared_ptr<Engine<B, P>>& engine) {

@@ -18,7 +18,9 @@
 #include <c10/core/Device.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/fields.hpp>
 #include <accel/data/loader.hpp>
+#include <accel/prepare/ema.hpp>
 #include <accel/prepare/group_options.hpp>
 #include <accel/prepare/model.hpp>
 #include <accel/prepare/optimizer.hpp>
@@ -44,6 +46,11 @@ struct OptimizerPart {
 template <class S>
 struct SchedulerPart {
   std::shared_ptr<S> scheduler;
+};
+
+template <class E>
+struct EmaPart {
+  std::shared_ptr<E> ema;
 };
 
 template <class D>
@@ -74,6 +81,8 @@ template <class T>
     return ModelPart<typename decltype(net)::element_type>{std::move(net), std::make_shared<PreparedModel>()};
   } else if constexpr (OptimizerLike<Value>) {
     return OptimizerPart<Value>{borrow_or_own(std::forward<T>(argument))};
+  } else if constexpr (EmaLike<Value>) {
+    return EmaPart<Value>{borrow_or_own(std::forward<T>(argument))};
   } else if constexpr (detail::is_loader<Value>) {
     using D = std::remove_cvref_t<decltype(argument.dataset())>;
     return LoaderPart<D>{borrow_or_own(std::forward<T>(argument))};
@@ -82,7 +91,7 @@ template <class T>
   } else {
     static_assert(detail::unknown<Value>,
                   "prepare takes modules (shared_ptr, module holder or the module itself), optimizers, "
-                  "accel::data::DataLoader and schedulers");
+                  "accel::data::DataLoader, schedulers and averages");
   }
 }
 
@@ -97,6 +106,7 @@ struct Inspection {
   int optimizers = 0;
   int loaders = 0;
   int schedulers = 0;
+  int averages = 0;
 
   /// The model that an optimizer without parameters is for.
   ///
@@ -207,6 +217,21 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
                 " in their own dtype, where most steps are lost in rounding; take one of accel::optim, which keeps ",
                 "f32 master weights, or a precision that keeps weights in f32");
   inspection.lines.push_back(message(label, ": state of ", optimizer.state().size(), " parameters"));
+}
+
+template <class E>
+void inspect(EmaPart<E>& part, Inspection& inspection) {
+  E& ema = *part.ema;
+  const std::string label = message("average ", inspection.averages++);
+  if (ema.is_unbound()) ema.bind(tensor::tensors_of(inspection.only_model(label).parameters));
+  for (const auto& parameter : ema.parameters()) {
+    const tensor::Record* owner = inspection.owner(parameter);
+    ACCEL_CHECK(owner != nullptr, InvalidArgument, "prepare: ", label, " holds a parameter ", tensor::spec(parameter),
+                " that belongs to no prepared model; pass its model to the same prepare, or to an earlier one");
+    ema.name_parameters(owner->parameters);
+  }
+  inspection.lines.push_back(message(label, ": ", describe(ema.options()), ", of ", ema.parameters().size(),
+                                     " parameters, after ", ema.updates(), " updates"));
 }
 
 template <class D>

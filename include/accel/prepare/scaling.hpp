@@ -28,7 +28,7 @@ class Scaling {
   Scaling(std::shared_ptr<Session> session, const void* optimizer)
       : session_(std::move(session)),
         participant_(session_->scaler->join()),
-        count_(std::make_shared<StepCount>(StepCount{optimizer, 0, {}})),
+        count_(std::make_shared<StepCount>(StepCount{.optimizer = optimizer})),
         found_inf_(at::zeros({}, at::TensorOptions(at::kFloat).device(session_->device))),
         skipped_steps_(at::zeros_like(found_inf_)) {
     std::erase_if(session_->counts, [](const auto& one) { return one.expired(); });
@@ -64,6 +64,7 @@ class Scaling {
     skipped_.set(found_inf_);
     skipped_steps_.add_(found_inf_);
     ++count_->attempts;
+    count_->models.assign(models.begin(), models.end());
     count_->skipped.set(skipped_steps_);
     if (session_->scaler->options().name_overflow) session_->name_overflow(found_inf_, models, parameters);
     session_->scaler->stepped(*participant_, found_inf_);

@@ -1,16 +1,14 @@
 // Scheduler: the user's learning-rate schedule, advancing with optimizer steps.
 #pragma once
 
-#include <algorithm>
 #include <concepts>
-#include <cstdint>
 #include <memory>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include <accel/prepare/optimizer.hpp>
 #include <accel/prepare/session.hpp>
+#include <accel/prepare/steps_seen.hpp>
 
 namespace accel::inline v0_1::prepare {
 
@@ -22,7 +20,7 @@ concept SchedulerLike =
 
 /// A prepared scheduler. Inside of a micro-step step() counts optimizer steps, so it may stand in the
 /// inner loop; outside of one, as after an epoch, every call counts, wherever the window stands. Under
-/// no_sync none does, nor one since whose predecessor every optimizer step was skipped for an overflow.
+/// no_sync none does, nor one before which every optimizer step was skipped for an overflow.
 ///
 /// What one optimizer step advances it by, the option scheduler_stepping says: by one, or as in Accelerate:
 ///
@@ -79,17 +77,9 @@ class Scheduler {
   /// All steps since the last call were left out, of the optimizer that the scheduler was made for; where it does not
   /// tell which that is, as LibTorch's do not, of any.
   [[nodiscard]] bool was_skipped() {
-    bool skipped = false;
     const void* optimizer = nullptr;
     if constexpr (requires { std::addressof(scheduler_->optimizer()); }) optimizer = &scheduler_->optimizer();
-    for (const auto& count : session_->step_counts(optimizer)) {
-      const auto known = std::find_if(seen_.begin(), seen_.end(), [&](const auto& one) { return one.of == count; });
-      Seen& seen = known == seen_.end() ? seen_.emplace_back(Seen{count, 0, 0}) : *known;
-      const std::int64_t taken = count->taken();
-      skipped |= count->attempts > seen.attempts && taken == seen.taken;
-      seen = {count, count->attempts, taken};
-    }
-    return skipped;
+    return seen_.only_skipped(session_->step_counts(optimizer));
   }
 
   template <class... Args>
@@ -111,14 +101,9 @@ class Scheduler {
     }
   }
 
-  struct Seen {
-    std::shared_ptr<StepCount> of;
-    std::int64_t attempts, taken;
-  };
-
   std::shared_ptr<S> scheduler_;
   std::shared_ptr<Session> session_;
-  std::vector<Seen> seen_;  // by optimizer, when step() was called last
+  StepsSeen seen_;
 };
 
 }  // namespace accel::inline v0_1::prepare

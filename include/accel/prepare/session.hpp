@@ -1,7 +1,9 @@
 // Session: what an accelerator shares with the objects it has prepared.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <limits>
 #include <memory>
@@ -74,9 +76,10 @@ struct Overflow {
 
 /// Of an optimizer whose loss is scaled.
 struct StepCount {
-  const void* optimizer = nullptr;  // the user's
-  std::int64_t attempts = 0;        // steps that were to be taken ...
-  precision::HostFlag skipped;      // ... and how many of them were not
+  const void* optimizer = nullptr;                                // the user's
+  std::vector<std::shared_ptr<const PreparedModel>> models = {};  // whose parameters it steps
+  std::int64_t attempts = 0;                                      // steps that were to be taken ...
+  precision::HostFlag skipped;                                    // ... and how many of them were not
 
   /// The host waits for a GPU.
   [[nodiscard]] std::int64_t taken() const { return attempts - static_cast<std::int64_t>(skipped.get()); }
@@ -148,7 +151,22 @@ struct Session {
   SchedulerStepping scheduler_stepping = SchedulerStepping::PerUpdate;
   bool split_batches = false;  // some prepared loader has it
 
-  /// Those of `optimizer`; of all, if it is none of these.
+  /// Of the optimizers that step a model with one of `parameters`.
+  [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts_of(std::span<const at::Tensor> parameters) const {
+    std::vector<std::shared_ptr<StepCount>> own;
+    for (const auto& weak : counts) {
+      const auto count = weak.lock();
+      if (count == nullptr) continue;
+      const auto holds_one = [&](const auto& model) {
+        return std::any_of(parameters.begin(), parameters.end(),
+                           [&](const auto& one) { return model->record.holds(one); });
+      };
+      if (std::any_of(count->models.begin(), count->models.end(), holds_one)) own.push_back(count);
+    }
+    return own;
+  }
+
+  /// Of `optimizer`; of all, if it is none of these.
   [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts(const void* optimizer) const {
     std::vector<std::shared_ptr<StepCount>> all, own;
     for (const auto& weak : counts)

@@ -1,0 +1,168 @@
+// EMA: the exponential moving average of a model's weights, and the model with it in place of them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/_foreach_lerp.h>
+#include <c10/core/GradMode.h>
+
+#include <accel/core/error.hpp>
+#include <accel/core/fields.hpp>
+#include <accel/optim/low_precision.hpp>
+#include <accel/tensor/named_tensor.hpp>
+#include <accel/tensor/spec.hpp>
+#include <accel/tensor/state_dict.hpp>
+
+namespace accel::inline v0_1::optim {
+
+struct EMAOptions {
+  double decay = 0.999;  // torch.optim.swa_utils.get_ema_multi_avg_fn's
+  bool warm_up = false;  // decay of at most (1 + n) / (10 + n) after n updates: TensorFlow's num_updates
+
+  static constexpr auto fields() {
+    return std::tuple(Field{"decay", &EMAOptions::decay}, Field{"warm_up", &EMAOptions::warm_up});
+  }
+};
+
+/// average = decay * average + (1 - decay) * weight at each update(), the first of which takes the weights as they are.
+/// Made with parameters, or without: then bound by accelerator.prepare to the model it is prepared with.
+///
+///   { auto averaged = ema.swap_in(); evaluate(model); }   // and the weights are back
+///
+/// Memory   one more copy of the parameters, in f32 where they have 16 bits: in bf16 most updates would be lost in
+///          rounding. While it is swapped in, another.
+/// State    n_averaged, and by parameter name average.<name>; of parameters that nobody has named the number.
+/// Source   Polyak & Juditsky 1992, Acceleration of stochastic approximation by averaging; the arithmetic is that of
+///          torch.optim.swa_utils.AveragedModel.
+class EMA {
+ public:
+  explicit EMA(EMAOptions options = {}) : options_(options) {
+    ACCEL_CHECK(options.decay >= 0 && options.decay <= 1, InvalidArgument, "EMA: decay = ", options.decay,
+                " must be in [0, 1]");
+  }
+  explicit EMA(std::vector<at::Tensor> parameters, EMAOptions options = {}) : EMA(options) {
+    bind(std::move(parameters));
+  }
+
+  [[nodiscard]] const EMAOptions& options() const { return options_; }
+  [[nodiscard]] const std::vector<at::Tensor>& parameters() const { return parameters_; }
+  [[nodiscard]] bool is_unbound() const { return parameters_.empty(); }
+
+  void bind(std::vector<at::Tensor> parameters) {
+    for (const auto& parameter : parameters)
+      ACCEL_CHECK(parameter.defined() && parameter.is_floating_point(), InvalidArgument,
+                  "EMA: expected tensors of floating point, found ", tensor::spec(parameter));
+    parameters_ = std::move(parameters);
+  }
+
+  /// For its state.
+  void name_parameters(std::span<const tensor::NamedTensor> named) {
+    for (const auto& [name, parameter] : named) names_[parameter.unsafeGetTensorImpl()] = name;
+  }
+
+  /// Order    after each step of the optimizer; a prepared one leaves out what was no step.
+  /// Throws   InvalidArgument while it is swapped in.
+  void update() {
+    ACCEL_CHECK(saved_.empty(), InvalidArgument, "EMA: update() while the average is in the model's place would ",
+                "average the average; end what swap_in() gave first");
+    const c10::AutoGradMode no_grad(false);
+    std::vector<at::Tensor> weights;
+    for (const auto& parameter : parameters_) weights.push_back(exact(parameter));
+    if (updates_ == 0) {
+      averages_.clear();
+      for (std::size_t i = 0; i < weights.size(); ++i)
+        averages_.push_back(is_low_precision(parameters_[i]) ? weights[i] : weights[i].clone());
+    } else {
+      const auto n = static_cast<double>(updates_);
+      const double decay = options_.warm_up ? std::min(options_.decay, (1 + n) / (10 + n)) : options_.decay;
+      at::_foreach_lerp_(averages_, weights, 1 - decay);
+    }
+    ++updates_;
+  }
+
+  /// How many there were: PyTorch's n_averaged.
+  [[nodiscard]] std::int64_t updates() const { return updates_; }
+  /// By parameter; none before the first update.
+  [[nodiscard]] const std::vector<at::Tensor>& averages() const { return averages_; }
+
+  /// A guard: until its end the model has the averages for weights. What is trained meanwhile is lost.
+  ///
+  /// Throws   InvalidArgument before the first update, and inside of another one.
+  [[nodiscard]] auto swap_in() {
+    ACCEL_CHECK(updates_ > 0, InvalidArgument, "EMA: there is no average before the first update()");
+    ACCEL_CHECK(saved_.empty(), InvalidArgument, "EMA: the average is in the model's place already");
+    const c10::AutoGradMode no_grad(false);
+    std::vector<at::Tensor> weights = written();
+    for (const auto& weight : weights) saved_.push_back(weight.clone());
+    at::_foreach_copy_(weights, averages_);
+    return std::unique_ptr<EMA, Restore>(this);
+  }
+
+  [[nodiscard]] tensor::StateDict state_dict() const {
+    tensor::StateDict state;
+    state.add("n_averaged", updates_);
+    for (std::size_t i = 0; i < averages_.size(); ++i) state.add("average." + name_of_parameter(i), averages_[i]);
+    return state;
+  }
+
+  /// Throws   CheckpointError for an average that lacks, or has another shape; then nothing has changed.
+  void load_state_dict(const tensor::StateDict& state) {
+    const c10::AutoGradMode no_grad(false);
+    const std::int64_t updates = state.integer("n_averaged");
+    std::vector<at::Tensor> averages;
+    for (std::size_t i = 0; updates > 0 && i < parameters_.size(); ++i) {
+      const at::Tensor& average = state.tensor("average." + name_of_parameter(i));
+      ACCEL_CHECK(average.sizes() == parameters_[i].sizes(), CheckpointError, "EMA: average.", name_of_parameter(i),
+                  " is ", tensor::spec(average), ", expected the shape of ", tensor::spec(parameters_[i]));
+      averages.push_back(exact(parameters_[i]).clone().copy_(average));
+    }
+    averages_ = std::move(averages);
+    updates_ = updates;
+  }
+
+ private:
+  struct Restore {
+    void operator()(EMA* ema) const {
+      const c10::AutoGradMode no_grad(false);
+      at::_foreach_copy_(ema->written(), ema->saved_);
+      ema->saved_.clear();
+    }
+  };
+
+  [[nodiscard]] static at::Tensor exact(const at::Tensor& parameter) {
+    return is_low_precision(parameter) ? parameter.detach().to(at::kFloat) : parameter.detach();
+  }
+
+  /// To write to, so that autograd hears of it.
+  [[nodiscard]] std::vector<at::Tensor> written() const {
+    std::vector<at::Tensor> weights;
+    for (const auto& parameter : parameters_) weights.push_back(parameter.detach());
+    return weights;
+  }
+
+  [[nodiscard]] std::string name_of_parameter(std::size_t i) const {
+    const auto found = names_.find(parameters_[i].unsafeGetTensorImpl());
+    return found == names_.end() ? std::to_string(i) : found->second;
+  }
+
+  EMAOptions options_;
+  std::vector<at::Tensor> parameters_;
+  std::vector<at::Tensor> averages_;
+  std::vector<at::Tensor> saved_;  // the weights, while the averages are in their place
+  std::int64_t updates_ = 0;
+  std::unordered_map<const c10::TensorImpl*, std::string> names_;
+};
+
+static_assert(tensor::Stateful<EMA>);
+
+}  // namespace accel::inline v0_1::optim
