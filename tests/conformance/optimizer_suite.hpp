@@ -76,7 +76,7 @@ class Memory {
   explicit Memory(bool flat) : flat_(flat) {}
 
   void give(const Tensors& parameters, const Tensors& gradients) {
-    if (flat_ && !memory_.defined()) memory_ = torch::zeros({8192}, parameters[0].options().requires_grad(false));
+    if (flat_ && !memory_.defined()) memory_ = torch::zeros({1 << 17}, parameters[0].options().requires_grad(false));
     std::int64_t offset = 0;
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       at::Tensor& own = parameters[i].mutable_grad();
@@ -469,7 +469,8 @@ template <class O>
 void follows_the_run_in_f32(typename O::Options options) {
   options.low_precision = optim::LowPrecision::master_weights;
   for (const bool flat : {true, false}) {
-    const Tensors ours = odd_parameters<O>(at::kBFloat16);
+    Tensors ours = odd_parameters<O>(at::kBFloat16);
+    ours.push_back(torch::ones({260, 260}, at::kBFloat16).requires_grad_());  // more than a block
     Tensors exact;
     for (const auto& one : ours) exact.push_back(one.detach().to(at::kFloat).requires_grad_());
     O optimizer(ours, options), reference(exact, options);
@@ -504,7 +505,7 @@ void follows_the_run_in_f32(typename O::Options options) {
 template <class O>
 void rounds_by_chance(typename O::Options options) {
   options.low_precision = optim::LowPrecision::stochastic_rounding;
-  constexpr std::int64_t rows = 128;
+  constexpr std::int64_t rows = 260;  // more than a block
   const auto make = [&](at::ScalarType dtype) {
     auto one = torch::full({rows, rows}, 0.75, dtype).requires_grad_();
     one.mutable_grad() = torch::full({rows, rows}, 0.5, dtype);

@@ -284,11 +284,11 @@ class FlatOptimizer {
   /// What a rule that knows nothing of flags has changed is put back where the step is skipped: the host, which would
   /// have to wait to know it, is not asked.
   ///
-  /// Memory   copies of 2^22 parameters and their states at a time, or of one that is stepped as a whole.
+  /// Memory   copies of block_of() elements and their states at a time, or of one parameter that is stepped as a whole.
   static void apply_unless(const at::Tensor& is_skipped, Batch& batch, const Options& options)
     requires(!FoldsScale<Rule>)
   {
-    in_blocks(batch, Rule::is_elementwise, std::int64_t{1} << 22, [&](Batch& part, std::size_t, std::int64_t) {
+    in_blocks(batch, Rule::is_elementwise, block_of(batch), [&](Batch& part, std::size_t, std::int64_t) {
       std::vector<std::pair<at::Tensor, at::Tensor>> kept;
       const auto keep = [&](const std::vector<at::Tensor>& tensors) {
         for (const auto& tensor : tensors)

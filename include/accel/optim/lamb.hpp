@@ -54,8 +54,8 @@ struct LAMBOptions {
 /// The step u is Adam's with bias correction, and weight_decay times the weights w; w -= lr |w| / |u| u, where the
 /// ratio is 1 if either norm is 0. Give it decay_groups(): biases and norms are then neither decayed nor adapted.
 ///
-/// Memory   8 bytes per parameter in f32. In bf16 8, and 4 of its master weight. While it steps, two copies of 2^22
-///          elements or of the largest parameter.
+/// Memory   8 bytes per parameter in f32. In bf16 8, and 4 of its master weight. While it steps, two copies of 2^16
+///          elements, on a GPU of 2^22, or of one larger parameter.
 /// State    per parameter exp_avg and exp_avg_sq, and a count of steps.
 /// Source   You et al. 2020, Large Batch Optimization for Deep Learning, algorithm 2, with the identity for phi.
 /// Differs  from apex's FusedLAMB, which also divides gradients by their global norm: that is clip_grad_norm_.
@@ -91,7 +91,7 @@ class LAMB : public FlatOptimizer<LAMB, LAMBOptions> {
     const at::Tensor first = correction(options.betas[0]).to(dtype);
     const at::Tensor second = correction(options.betas[1]).sqrt_().to(dtype);
     const bool adapts = options.weight_decay != 0 || options.always_adapt;
-    in_blocks(batch, is_elementwise, std::int64_t{1} << 22, [&](Batch& part, std::size_t, std::int64_t) {
+    in_blocks(batch, is_elementwise, block_of(batch), [&](Batch& part, std::size_t, std::int64_t) {
       const std::vector<at::Tensor> gradients = options.maximize ? at::_foreach_neg(part.gradients) : part.gradients;
       at::_foreach_lerp_(part.states[0], gradients, 1 - options.betas[0]);
       at::_foreach_mul_(part.states[1], options.betas[1]);

@@ -73,9 +73,7 @@ class Lion : public FlatOptimizer<Lion, LionOptions> {
   }
 
   static void apply(Batch& batch, const LionOptions& options) {
-    // Four arrays of 2^16 floats are half of the L2 cache of a core of today's servers, 2 MiB.
-    const std::int64_t most = std::int64_t{1} << (batch.parameters.front().is_cpu() ? 16 : 22);
-    in_blocks(batch, is_elementwise, most, [&](Batch& part, std::size_t, std::int64_t) {
+    in_blocks(batch, is_elementwise, block_of(batch), [&](Batch& part, std::size_t, std::int64_t) {
       const auto dtype = part.parameters.front().scalar_type();
       const std::vector<at::Tensor> gradients = options.maximize ? at::_foreach_neg(part.gradients) : part.gradients;
       const std::vector<at::Tensor> update = at::_foreach_lerp(part.states[0], gradients, 1 - options.betas[0]);

@@ -3,13 +3,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <string_view>
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/isfinite.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 
 #include <accel/core/error.hpp>
@@ -45,10 +46,14 @@ inline void round_stochastically(const at::Tensor& exact, std::uint64_t seed, co
   // A generator of its own: the user's goes on as if there were no rounding, and every rank draws the same.
   at::Generator generator = at::globalContext().defaultGenerator(exact.device()).clone();
   generator.set_current_seed(seed);
-  const at::Tensor bits = exact.view(at::kInt);
-  const at::Tensor chance = at::empty_like(bits).random_(0, 1 << 16, generator);  // the 16 bits that bf16 has not
-  const at::Tensor sum = chance.add_(bits).bitwise_and_(static_cast<std::int64_t>(~0xffff)).view(at::kFloat);
-  rounded.copy_(at::where(at::isfinite(exact), sum, exact));
+  const at::Tensor drawn = at::empty({(exact.numel() + 3) / 4}, exact.options().dtype(at::kLong));
+  drawn.random_(std::numeric_limits<std::int64_t>::min(), std::nullopt, generator);
+  // Four times the 16 bits that bf16 has not.
+  const at::Tensor chance =
+      drawn.view(at::kShort).as_strided(exact.sizes(), exact.strides()).to(at::kInt).bitwise_and_(0xffff);
+  const at::Tensor sum = chance.add_(exact.view(at::kInt)).bitwise_and_(static_cast<std::int64_t>(~0xffff));
+  const at::Tensor is_number = exact.eq(exact);  // the bits of what is none may become one
+  rounded.copy_(at::where(is_number, sum.view(at::kFloat), exact));
 }
 
 }  // namespace detail
@@ -56,15 +61,14 @@ inline void round_stochastically(const at::Tensor& exact, std::uint64_t seed, co
 /// Takes the step of a batch of low precision in f32, in `apply(part)`; its states are f32 already. `group` is the
 /// number of its group, for rounding by chance. With `divided` gradients apply() divides them, too.
 ///
-/// Memory   f32 copies of at most 2^22 elements at a time, or of one parameter that is stepped as a whole.
+/// Memory   f32 copies of block_of() elements at a time, or of one parameter that is stepped as a whole.
 /// Cost     by chance, the host waits if steps are counted on a GPU, as they are with a loss scale: that is for fp16.
 template <class Apply>
 void step_in_float(Batch& batch, bool is_elementwise, LowPrecision mode, std::size_t group, bool divided,
                    Apply&& apply) {
-  constexpr std::int64_t most = std::int64_t{1} << 22;  // 16 MiB: what an allocator gives again without new pages
   const bool by_chance = mode == LowPrecision::stochastic_rounding;
   const std::int64_t step = by_chance ? batch.taken() : 0;
-  in_blocks(batch, is_elementwise, most, [&](Batch& part, std::size_t, std::int64_t begin) {
+  in_blocks(batch, is_elementwise, block_of(batch), [&](Batch& part, std::size_t, std::int64_t begin) {
     Batch exact;
     exact.states = part.states;
     exact.steps = part.steps;

@@ -95,7 +95,7 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
   /// LibTorch's kernel for the CPU leaves most weights of bf16 and fp16 as they are, and reads their momenta as if they
   /// were floats: github.com/pytorch/pytorch/issues/191763, in 2.11 to 2.13.
   static void apply_in_float(Batch& batch, const SGDOptions& options, const gradient::GradScale& scale, bool is_first) {
-    in_blocks(batch, is_elementwise, std::int64_t{1} << 16, [&](Batch& part, std::size_t, std::int64_t) {
+    in_blocks(batch, is_elementwise, block_of(batch), [&](Batch& part, std::size_t, std::int64_t) {
       Batch exact;
       const auto widen = [](const std::vector<at::Tensor>& from, std::vector<at::Tensor>& to) {
         for (const auto& tensor : from) to.push_back(tensor.to(at::kFloat));
