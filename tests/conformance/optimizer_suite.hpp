@@ -43,7 +43,7 @@ bool takes(const torch::Tensor& parameter) {
 template <class O>
 Tensors odd_parameters(at::ScalarType dtype = at::kFloat) {
   auto generator = at::detail::createCPUGenerator(3);
-  const auto random = [&](std::vector<std::int64_t> shape) { return torch::randn(shape, generator).to(dtype); };
+  const auto random = [&](const std::vector<std::int64_t>& shape) { return torch::randn(shape, generator).to(dtype); };
   Tensors all;
   for (const std::vector<std::int64_t>& shape : std::vector<std::vector<std::int64_t>>{
            {}, {1}, {3, 5}, {0}, {0, 4}, {17}, {32}, {16, 4}, {31, 33}, {1, 9}, {9, 1}, {2, 3, 5, 7}})
@@ -64,7 +64,7 @@ inline Tensors twins(const Tensors& parameters) {
 
 /// The same gradients for the same step, each in memory of its own.
 inline Tensors gradients_of(const Tensors& parameters, int step) {
-  auto generator = at::detail::createCPUGenerator(static_cast<std::uint64_t>(100 + step));
+  auto generator = at::detail::createCPUGenerator(100 + static_cast<std::uint64_t>(step));
   Tensors all;
   for (const auto& one : parameters) all.push_back(torch::randn(one.sizes(), generator).to(one.scalar_type()));
   return all;
@@ -150,7 +150,7 @@ void steps_each_as_if_it_were_alone(const typename O::Options& options) {
     for (int step = 0; step < 16; ++step) {
       if (step == 6) memory.move();
       if (step == 9) ours[0].set_data(ours[0].detach().clone());
-      Tensors gradients = gradients_of(ours, step);
+      const Tensors gradients = gradients_of(ours, step);
       memory.give(ours, gradients);
       theirs_memory.give(theirs, gradients);
       if (step == 12)
@@ -220,7 +220,7 @@ void steps_slices_as_the_whole(const typename O::Options& options) {
 /// A scale that is a power of two is as good as none; gradients come back without it.
 template <class O>
 void divides_by_the_scale(const typename O::Options& options) {
-  for (const bool flat : {true, false})
+  for (const bool flat : {true, false}) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       const Tensors ours = odd_parameters<O>(dtype);
       const Tensors theirs = twins(ours);
@@ -237,6 +237,7 @@ void divides_by_the_scale(const typename O::Options& options) {
         REQUIRE((bits(accel::testing::gradients(ours)) == bits(gradients)));
       }
     }
+  }
 }
 
 /// In fp16 a divided gradient may be 0, and is stepped with all the same.
@@ -256,8 +257,8 @@ void divides_small_gradients_exactly(const typename O::Options& options) {
 /// A step that is skipped, as the host knows or only the device, has never been.
 template <class O>
 void skips_what_is_not_finite(const typename O::Options& options) {
-  for (const auto dtype : {at::kFloat, at::kBFloat16})
-    for (const bool flat : {true, false})
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const bool flat : {true, false}) {
       for (const bool on_device : {true, false}) {
         const Tensors ours = odd_parameters<O>(dtype);
         const Tensors theirs = twins(ours);
@@ -266,8 +267,8 @@ void skips_what_is_not_finite(const typename O::Options& options) {
         for (int step = 0; step < 5; ++step) {
           if (step == 0 || step == 3) {
             const auto before = everything(optimizer, ours);
-            Tensors gradients = gradients_of(ours, 50 + step);
-            for (auto& one : gradients) one.fill_(step == 0 ? INFINITY : NAN);
+            const Tensors gradients = gradients_of(ours, 50 + step);
+            for (const auto& one : gradients) one.fill_(step == 0 ? INFINITY : NAN);
             memory.give(ours, gradients);
             optimizer.step(scaled_by(8, true, on_device));
             REQUIRE((everything(optimizer, ours) == before));
@@ -280,6 +281,8 @@ void skips_what_is_not_finite(const typename O::Options& options) {
           REQUIRE((everything(optimizer, ours) == everything(plain, theirs)));
         }
       }
+    }
+  }
 }
 
 /// A tensor is a number that others can change.
@@ -310,7 +313,7 @@ void reads_lr_from_a_tensor(typename O::Options options) {
 }
 
 template <class O>
-void steps_groups_with_their_own_options(typename O::Options options) {
+void steps_groups_with_their_own_options(const typename O::Options& options) {
   const Tensors ours = odd_parameters<O>();
   const Tensors theirs = twins(ours);
   const auto half = static_cast<std::ptrdiff_t>(ours.size() / 2);
@@ -334,13 +337,14 @@ void steps_groups_with_their_own_options(typename O::Options options) {
 }
 
 template <class O>
-void maximizes(typename O::Options options) {
+void maximizes(const typename O::Options& options) {
   if constexpr (requires { options.maximize; }) {
     const Tensors ours = odd_parameters<O>();
     const Tensors theirs = twins(ours);
     O optimizer(ours, options);
-    options.maximize = !options.maximize;
-    O other(theirs, options);
+    auto opposite = options;
+    opposite.maximize = !options.maximize;
+    O other(theirs, opposite);
     Memory memory(true), theirs_memory(true);
     for (int step = 0; step < 4; ++step) {
       memory.give(ours, gradients_of(ours, step));
@@ -358,9 +362,9 @@ void maximizes(typename O::Options options) {
 /// Out of one optimizer into another that was made with other options and whose memory is another.
 template <class O>
 void goes_on_from_its_state(const typename O::Options& options) {
-  for (const auto dtype : {at::kFloat, at::kBFloat16})
-    for (const auto mode :
-         {optim::LowPrecision::master_weights, optim::LowPrecision::stochastic_rounding, optim::LowPrecision::as_it_is})
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const auto mode : {optim::LowPrecision::master_weights, optim::LowPrecision::stochastic_rounding,
+                            optim::LowPrecision::as_it_is}) {
       for (const bool flat : {true, false}) {
         auto own = options;
         own.low_precision = mode;
@@ -380,6 +384,8 @@ void goes_on_from_its_state(const typename O::Options& options) {
         take_steps(resumed, theirs, other_memory, 3, 6);
         REQUIRE((everything(resumed, theirs) == everything(optimizer, ours)));
       }
+    }
+  }
 }
 
 template <class O>
@@ -500,7 +506,7 @@ void rounds_by_chance(typename O::Options options) {
   options.low_precision = optim::LowPrecision::stochastic_rounding;
   constexpr std::int64_t rows = 128;
   const auto make = [&](at::ScalarType dtype) {
-    const auto one = torch::full({rows, rows}, 0.75, dtype).requires_grad_();
+    auto one = torch::full({rows, rows}, 0.75, dtype).requires_grad_();
     one.mutable_grad() = torch::full({rows, rows}, 0.5, dtype);
     return one;
   };

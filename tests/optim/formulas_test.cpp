@@ -69,7 +69,7 @@ TEST_CASE("LAMB is algorithm 2 of its paper, and Adam where nothing decays", "[o
     double decay;
     bool always_adapt;
   };
-  for (const auto& [decay, always_adapt] : {Case{0.05, false}, Case{0.0, true}, Case{0.0, false}})
+  for (const auto& [decay, always_adapt] : {Case{0.05, false}, Case{0.0, true}, Case{0.0, false}}) {
     formulas::compare<optim::LAMB>(
         {.lr = 1e-2, .weight_decay = decay, .always_adapt = always_adapt},
         [&](formulas::State& s, const torch::Tensor& g) {
@@ -81,6 +81,7 @@ TEST_CASE("LAMB is algorithm 2 of its paper, and Adam where nothing decays", "[o
           const bool adapts = decay > 0 || always_adapt;
           s.w = s.w - 1e-2 * (adapts ? s.w.norm() / u.norm() : torch::ones({}, torch::kDouble)) * u;
         });
+  }
 }
 
 TEST_CASE("LAMB takes a step of ratio 1 from weights that are 0", "[optim]") {

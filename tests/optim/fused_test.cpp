@@ -29,7 +29,7 @@ struct OneByOne {
   std::vector<State> states = std::vector<State>(parameters.size());
 
   void step() {
-    torch::NoGradGuard no_grad;
+    const torch::NoGradGuard no_grad;
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const torch::Tensor parameter = parameters[i].detach();
       const torch::Tensor gradient = parameters[i].grad();

@@ -25,7 +25,7 @@
 
 namespace accel::testing {
 
-namespace replay {
+namespace replayed {
 
 /// `options` as they are recorded over the defaults of ours, which are PyTorch's.
 template <class Options>
@@ -51,7 +51,7 @@ Options read_options(const nlohmann::json& recorded) {
 
 /// Theirs is not fused and rounds its intermediate results; ours rounds fewer of them.
 template <class Optimizer>
-std::string replay(const nlohmann::json& recorded) {
+std::string run(const nlohmann::json& recorded) {
   const auto options = read_options<typename Optimizer::Options>(recorded.at("options"));
   const auto floats = [](const nlohmann::json& numbers) { return torch::tensor(numbers.get<std::vector<float>>()); };
   const auto weights = floats(recorded.at("start")).requires_grad_();
@@ -68,7 +68,7 @@ std::string replay(const nlohmann::json& recorded) {
         InvalidArgument, "step ", step + 1, " has ", weights.grad().numel(), " gradients and ", expected.size(),
         " results for ", weights.numel(), " weights");
     optimizer.step();
-    const float* const values = static_cast<const float*>(weights.detach().const_data_ptr());
+    const auto* const values = static_cast<const float*>(weights.detach().const_data_ptr());
     for (std::size_t i = 0; i < expected.size(); ++i) {
       const double found = values[i];
       const double wanted = expected[i];
@@ -84,15 +84,15 @@ std::string replay(const nlohmann::json& recorded) {
   return {};
 }
 
-}  // namespace replay
+}  // namespace replayed
 
 /// Empty, or what differs in a sentence: step, element, expected, found. The names are adamw, adam and sgd.
 inline std::string replay_optimizer(const nlohmann::json& recorded) {
   try {
     const auto name = recorded.at("name").get<std::string>();
-    if (name == "adamw") return replay::replay<optim::AdamW>(recorded);
-    if (name == "adam") return replay::replay<optim::Adam>(recorded);
-    if (name == "sgd") return replay::replay<optim::SGD>(recorded);
+    if (name == "adamw") return replayed::run<optim::AdamW>(recorded);
+    if (name == "adam") return replayed::run<optim::Adam>(recorded);
+    if (name == "sgd") return replayed::run<optim::SGD>(recorded);
     return message("there is no optimizer ", name, " here; there are: adamw, adam, sgd");
   } catch (const std::exception& error) {
     return error.what();

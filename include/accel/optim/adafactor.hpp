@@ -131,7 +131,7 @@ class Adafactor : public FlatOptimizer<Adafactor, AdafactorOptions> {
     return at::linalg_vector_norm(tensor, 2).to(at::kDouble).div(std::sqrt(static_cast<double>(tensor.numel())));
   }
 
-  [[nodiscard]] static at::Tensor at_most(at::Tensor numbers, double bound) { return numbers.clamp_max_(bound); }
+  [[nodiscard]] static at::Tensor at_most(const at::Tensor& numbers, double bound) { return numbers.clamp_max(bound); }
   [[nodiscard]] static at::Tensor at_most(const at::Tensor& numbers, const at::Tensor& bound) {
     return at::minimum(numbers, bound.to(at::kDouble));
   }

@@ -46,7 +46,7 @@ inline void round_stochastically(const at::Tensor& exact, std::uint64_t seed, co
   at::Generator generator = at::globalContext().defaultGenerator(exact.device()).clone();
   generator.set_current_seed(seed);
   const at::Tensor bits = exact.view(at::kInt);
-  at::Tensor chance = at::empty_like(bits).random_(0, 1 << 16, generator);  // the 16 bits that bf16 has not
+  const at::Tensor chance = at::empty_like(bits).random_(0, 1 << 16, generator);  // the 16 bits that bf16 has not
   const at::Tensor sum = chance.add_(bits).bitwise_and_(static_cast<std::int64_t>(~0xffff)).view(at::kFloat);
   rounded.copy_(at::where(at::isfinite(exact), sum, exact));
 }

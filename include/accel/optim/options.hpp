@@ -14,9 +14,7 @@
 #include <accel/optim/learning_rate.hpp>
 #include <accel/tensor/state_dict.hpp>
 
-namespace accel::inline v0_1::optim {
-
-namespace detail {
+namespace accel::inline v0_1::optim::detail {
 
 template <class Options>
 void save_options(const Options& options, const std::string& prefix, tensor::StateDict& dict) {
@@ -38,9 +36,7 @@ template <class Options>
   Options loaded = now;
   for_each_field(loaded, [&]<class Value>(std::string_view name, Value& value) {
     const std::string key = prefix + std::string(name);
-    if constexpr (std::same_as<Value, LearningRate>) {
-      value = dict.number(key);
-    } else if constexpr (accel::detail::is_list<Value>) {
+    if constexpr (accel::detail::is_list<Value>) {
       for (std::size_t k = 0; k < value.size(); ++k) value[k] = dict.number(message(key, ".", k));
     } else if constexpr (std::is_enum_v<Value> || std::integral<Value>) {
       value = static_cast<Value>(dict.integer(key));
@@ -61,5 +57,4 @@ void set_options(Options& options, Options loaded) {
   options = std::move(loaded);
 }
 
-}  // namespace detail
-}  // namespace accel::inline v0_1::optim
+}  // namespace accel::inline v0_1::optim::detail
