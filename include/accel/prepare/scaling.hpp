@@ -79,7 +79,7 @@ class Scaling {
     std::size_t trainable = 0;
     for (const auto& model : models) trainable += model->ledger.parameters().size();
     std::size_t own = 0;
-    for (const auto& parameter : parameters) own += parameter.requires_grad() ? 1 : 0;
+    for (const auto& parameter : parameters) own += parameter.requires_grad() ? 1U : 0U;
     return own == trainable;
   }
 
