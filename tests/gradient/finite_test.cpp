@@ -107,3 +107,28 @@ TEST_CASE("finite gradients with an infinite norm are no overflow; others are, a
     REQUIRE(testing::bits(bad) == before);
   }
 }
+
+TEST_CASE("what a GPU does by itself finds the same, clips the same, and asks the host nothing", "[finite]") {
+  const auto flag = torch::full({}, 7.0F);
+  const auto found = [&](const std::vector<torch::Tensor>& gradients) {
+    gradient::detail::find_inf_on_device(gradients, flag);
+    return flag.item<float>();
+  };
+  REQUIRE(found({}) == 0);
+  REQUIRE(found({torch::full({8}, 3e38F), torch::ones({2}, torch::kDouble)}) == 0);  // their squares are not in f32
+  REQUIRE(found({torch::ones({8}), torch::full({2}, not_a_number)}) == 1);
+  REQUIRE(found({torch::full({1}, -inf).to(torch::kHalf), torch::ones({2})}) == 1);
+  for (const double norm_type : {2.0, 1.0, inf})
+    for (const double max_norm : {0.5, 1e9}) {
+      const std::vector<torch::Tensor> one{torch::randn({13, 5}) * 64, torch::randn({5}) * 64};
+      std::vector<torch::Tensor> other{one[0].clone(), one[1].clone()};
+      const auto scale = torch::tensor(64.0F);
+      const auto norm = gradient::detail::clip_scaled_on_device(one, scale, flag, max_norm, norm_type);
+      REQUIRE(flag.item<float>() == 0);
+      REQUIRE(torch::allclose(norm, gradient::clip_scaled_to_norm_(other, scale, flag, max_norm, norm_type)));
+      for (std::size_t i = 0; i < one.size(); ++i) REQUIRE(torch::allclose(one[i], other[i], 1e-6));
+      one[1][2] = inf;
+      (void)gradient::detail::clip_scaled_on_device(one, scale, flag, max_norm, norm_type);
+      REQUIRE(flag.item<float>() == 1);
+    }
+}

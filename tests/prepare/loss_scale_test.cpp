@@ -465,3 +465,45 @@ TEST_CASE("a schedule advances with the steps that are taken, and not for those 
     REQUIRE(other_scheduler->steps() == 1);
   });
 }
+
+TEST_CASE("a step that is refused on one rank is taken on none, and nobody waits", "[loss_scale]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    for (const bool ours : {true, false}) {
+      Half accelerator;
+      auto net = std::make_shared<Exact>();
+      const auto check = [&](auto made) {
+        auto [model, optimizer] = accelerator.prepare(net, std::move(made));
+        accelerator.backward(loss_of(model(rows_of(rank, 1))));
+        const auto before = bits(net->parameters());
+        const auto become = [&](torch::ScalarType dtype) { net->third.set_data(net->third.detach().to(dtype)); };
+        if (rank.rank == 1) become(torch::kFloat);
+        REQUIRE_THROWS_MATCHES(
+            optimizer.step(), InvalidArgument,
+            MessageMatches(ContainsSubstring(rank.rank == 1 ? "third was f64" : "another rank has")));
+        if (rank.rank == 1) become(torch::kDouble);
+        REQUIRE(bits(net->parameters()) == before);
+        optimizer.zero_grad();
+        accelerator.backward(loss_of(model(rows_of(rank, 2))));
+        optimizer.step();
+        REQUIRE(bits(net->parameters()) != before);
+        require_alike(accelerator, net->parameters());
+      };
+      if (ours)
+        check(optim::AdamW(net->parameters(), {.lr = 0.1}));
+      else
+        check(torch::optim::SGD(net->parameters(), 0.1));
+    }
+  });
+}
+
+TEST_CASE("a rank whose gradients are gone does not keep the others waiting", "[loss_scale]") {
+  on_ranks({2}, [](Rank rank) {
+    Half accelerator;
+    auto net = std::make_shared<Exact>();
+    auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 0.1}});
+    accelerator.backward(loss_of(model(rows_of(rank, 1))));
+    if (rank.rank == 1) net->zero_grad();
+    optimizer.step();
+    REQUIRE_FALSE(optimizer.step_was_skipped());
+  });
+}

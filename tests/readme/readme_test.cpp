@@ -32,17 +32,24 @@ std::string text_of(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-/// The README's first block in `language` that contains `word`.
-std::string block(const std::string& language, const std::string& word) {
+/// The README's blocks in `language` that contain `word`.
+std::vector<std::string> blocks(const std::string& language, const std::string& word) {
   const std::string readme = text_of(ACCEL_TEST_DIR "/../README.md");
   const std::string fence = "```" + language + "\n";
+  std::vector<std::string> result;
   for (std::size_t at = readme.find(fence); at != std::string::npos; at = readme.find(fence, at + 1)) {
     const std::size_t begin = at + fence.size();
-    const std::string found = readme.substr(begin, readme.find("```", begin) - begin);
-    if (found.find(word) != std::string::npos) return found;
+    std::string found = readme.substr(begin, readme.find("```", begin) - begin);
+    if (found.find(word) != std::string::npos) result.push_back(std::move(found));
   }
-  FAIL("README.md has no " << language << " block with \"" << word << "\"");
-  return {};
+  return result;
+}
+
+/// The first of them.
+std::string block(const std::string& language, const std::string& word) {
+  auto all = blocks(language, word);
+  if (all.empty()) FAIL("README.md has no " << language << " block with \"" << word << "\"");
+  return std::move(all.front());
 }
 
 /// A diff's new side.
@@ -69,15 +76,41 @@ std::vector<std::string> lines_with(const std::string& text, const std::string& 
   return result;
 }
 
-/// A user's folder: the headers, copied, and the program.
+std::string program() {
+  return new_side(block("diff", "int main()"));
+}
+
+/// The program after README's diff that makes it fp16.
+std::string program_in_fp16() {
+  const std::string change = block("diff", "precision::Fp16");
+  const auto line = [&](const std::string& sign) {
+    const auto found = lines_with(change, sign);
+    REQUIRE(found.size() == 1);
+    return found.front().substr(1) + "\n";
+  };
+  return replaced(program(), line("-"), line("+"));
+}
+
+/// The pieces of C++ that are no programs, each as a function over what it takes for granted.
+std::string pieces() {
+  std::string text;
+  for (const auto& piece : blocks("cpp", ""))
+    text += "void piece" + std::to_string(text.size()) +
+            "(Accelerator& accelerator, const std::shared_ptr<Net>& net, accel::data::DataLoader<Digits>& data, "
+            "std::int64_t updates) {{\n" +
+            piece + "}}\n";
+  return text;
+}
+
+/// A user's folder: the headers, copied, and a program.
 struct Project {
-  Project() {
+  explicit Project(const std::string& trainer) {
     fs::create_directories(folder / "include");
     fs::copy(ACCEL_TEST_DIR "/../include/accel", folder / "include/accel", fs::copy_options::recursive);
     fs::copy(ACCEL_TEST_DATA_DIR "/digits.csv", folder / "digits.csv");
     fs::copy(ACCEL_TEST_DIR "/../examples/quickstart/digits.hpp", folder / "digits.hpp");
     fs::copy(ACCEL_TEST_DIR "/readme/prelude.hpp", folder / "prelude.hpp");
-    std::ofstream(folder / "trainer.cpp") << "#include \"prelude.hpp\"\n" << new_side(block("diff", "int main()"));
+    std::ofstream(folder / "trainer.cpp") << "#include \"prelude.hpp\"\n" << trainer;
   }
 
   /// Runs a command line in the folder, as a user's shell would.
@@ -86,8 +119,25 @@ struct Project {
                        {.deadline = Seconds(deadline_s), .variables = variables});
   }
 
+  /// By README's line, and without a warning.
+  void compile() const {
+    const std::string line = replaced(block("sh", "g++ "), "g++ ", ACCEL_TEST_COMPILER " ");
+    const ProcessResult compiled =
+        shell(line, {{"LIBTORCH", ACCEL_TEST_LIBTORCH}, {"CPATH", ACCEL_TEST_JSON_INCLUDES}}, 400);
+    INFO(compiled.output);
+    REQUIRE(compiled.succeeded());
+    CHECK(compiled.output.empty());
+  }
+
   Folder folder;
 };
+
+const std::string& starts() {
+  static const std::string text = block("sh", "torchrun --nproc-per-node");
+  return text;
+}
+
+const Variables one_thread = {{"OMP_NUM_THREADS", "1"}};
 
 /// Every rank must have come to the same end, and have learnt something. From run to run the end
 /// differs: LibTorch's generator starts from a random seed.
@@ -102,33 +152,37 @@ void check_results(const ProcessResult& run, std::size_t ranks) {
   std::cout << run.output;
 }
 
+void run_alone(const Project& project) {
+  check_results(project.shell(lines_with(starts(), "./trainer").front(), one_thread, 60), 1);
+}
+
+void run_from_a_loop(const Project& project, const ReservedPort& port) {
+  const std::string loop = starts().substr(starts().find("for rank"));
+  check_results(project.shell(replaced(loop, "29500", std::to_string(port.number())), one_thread, 60), 2);
+}
+
 }  // namespace
 
 TEST_CASE("README's program, compiled by its line, runs alone, by torchrun and from a shell loop", "[readme]") {
-  const Project project;
-  const std::string compile = replaced(block("sh", "g++ "), "g++ ", ACCEL_TEST_COMPILER " ");
-  const ProcessResult compiled =
-      project.shell(compile, {{"LIBTORCH", ACCEL_TEST_LIBTORCH}, {"CPATH", ACCEL_TEST_JSON_INCLUDES}}, 400);
-  INFO(compiled.output);
-  REQUIRE(compiled.succeeded());
-  CHECK(compiled.output.empty());  // no warnings either
-
-  const std::string starts = block("sh", "torchrun --nproc-per-node");
+  const Project project(program());
+  project.compile();
   const ReservedPort port;
-  const Variables threads = {{"OMP_NUM_THREADS", "1"}};
-  const std::string alone = lines_with(starts, "./trainer").front();
-  const std::string loop = starts.substr(starts.find("for rank"));
-  const std::string with_port = replaced(loop, "29500", std::to_string(port.number()));
-
-  check_results(project.shell(alone, threads, 60), 1);
-  check_results(project.shell(with_port, threads, 60), 2);
+  run_alone(project);
+  run_from_a_loop(project, port);
 
   const fs::path tools = fs::path(ACCEL_TEST_PYTHON).parent_path();
   if (!fs::exists(tools / "torchrun"))
     accel::testing::skip_without("torchrun", "no torchrun beside the Python of the tests: that way was not started");
-  const std::string torchrun = lines_with(starts, "torchrun").front();
+  const std::string torchrun = lines_with(starts(), "torchrun").front();
   const Variables path = {{"OMP_NUM_THREADS", "1"},
                           {"PATH", tools.string() + ":" + std::getenv("PATH")},
                           {"PET_MASTER_PORT", std::to_string(port.number())}};
   check_results(project.shell(torchrun, path, 90), 2);
+}
+
+TEST_CASE("README's program in fp16 runs alone and on two ranks, and its other pieces of C++ compile", "[readme]") {
+  const Project project(program_in_fp16() + pieces());
+  project.compile();
+  run_alone(project);
+  run_from_a_loop(project, ReservedPort());
 }

@@ -14,6 +14,7 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/core/error.hpp>
@@ -38,6 +39,19 @@ namespace accel::inline v0_1::gradient {
       norm_type);
 }
 
+namespace detail {
+
+/// A norm of this kind is finite only if every element is.
+[[nodiscard]] inline bool shows_inf(double norm_type) {
+  return norm_type >= 1;
+}
+
+[[nodiscard]] inline at::Tensor coefficient_for(const at::Tensor& norm, double max_norm) {
+  return at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0);
+}
+
+}  // namespace detail
+
 /// Scales `gradients` so that their norm is at most `max_norm`, in place, and returns the norm they had.
 /// The coefficient stays on a GPU; on the CPU one of 1 saves the pass.
 ///
@@ -48,16 +62,34 @@ inline at::Tensor clip_to_norm_(std::span<const at::Tensor> gradients, double ma
   ACCEL_CHECK(max_norm > 0, InvalidArgument, "clip_grad_norm_: max_norm = ", max_norm, " must be above 0");
   const c10::AutoGradMode no_grad(false);
   const at::Tensor norm = norm_of(gradients, norm_type);
-  const at::Tensor coefficient = at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0);
+  const at::Tensor coefficient = detail::coefficient_for(norm, max_norm);
   if (gradients.empty() || (coefficient.is_cpu() && coefficient.item<double>() == 1.0)) return norm;
   at::_foreach_mul_(at::TensorList(gradients.data(), gradients.size()), coefficient);
   return norm;
 }
 
-/// A norm of this kind is finite only if every element is.
-[[nodiscard]] inline bool shows_inf(double norm_type) {
-  return norm_type >= 1;
+namespace detail {
+
+/// clip_scaled_to_norm_() by the device alone: the host waits for nothing.
+inline at::Tensor clip_scaled_on_device(at::TensorList gradients, const at::Tensor& scale, const at::Tensor& found_inf,
+                                        double max_norm, double norm_type) {
+  if (gradients.empty()) {
+    found_inf.zero_();
+    return at::zeros_like(scale);
+  }
+  // In f64 the squares of f32 do not overflow: then this norm is the check, too.
+  const bool shows = norm_type == 2.0;
+  const std::span<const at::Tensor> all(gradients.data(), gradients.size());
+  const at::Tensor norm = norm_of(all, norm_type, shows ? std::optional(at::kDouble) : std::nullopt) / scale;
+  if (shows)
+    found_inf.copy_(at::isfinite(norm).logical_not());
+  else
+    find_inf_on_device(gradients, found_inf);
+  at::_foreach_mul_(gradients, (coefficient_for(norm, max_norm) / scale).to(at::kFloat));
+  return norm.to(at::kFloat);
 }
+
+}  // namespace detail
 
 /// The same of `gradients` that are `scale` (f32[]) times what they should be: divides them in the same pass, and
 /// writes to `found_inf` (f32[]) whether an element is not finite, as find_inf() does. On the CPU what is not finite
@@ -72,32 +104,18 @@ inline at::Tensor clip_scaled_to_norm_(std::span<const at::Tensor> gradients, co
   ACCEL_CHECK(max_norm > 0, InvalidArgument, "clip_grad_norm_: max_norm = ", max_norm, " must be above 0");
   const c10::AutoGradMode no_grad(false);
   const at::TensorList list(gradients.data(), gradients.size());
-  const auto multiply_by = [&](const at::Tensor& factor) {
-    if (!list.empty()) at::_foreach_mul_(list, factor);
-  };
-  if (!found_inf.is_cpu()) {
-    // In f64 the squares of f32 do not overflow.
-    const bool shows = norm_type == 2.0 && !list.empty();
-    const at::Tensor norm =
-        norm_of(gradients, norm_type, shows ? std::optional(at::kDouble) : std::nullopt).to(found_inf.device()) / scale;
-    if (shows)
-      found_inf.copy_(at::isfinite(norm).logical_not());
-    else
-      find_inf(gradients, found_inf);
-    multiply_by((at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0) / scale).to(at::kFloat));
-    return norm.to(at::kFloat);
-  }
-  float* const found = found_inf.mutable_data_ptr<float>();
-  *found = 0;
+  if (!found_inf.is_cpu()) return detail::clip_scaled_on_device(list, scale, found_inf, max_norm, norm_type);
+  found_inf.zero_();
+  if (list.empty()) return at::zeros({});
   const at::Tensor scaled_norm = norm_of(gradients, norm_type);
-  if (!shows_inf(norm_type) || !std::isfinite(scaled_norm.item<double>())) {
+  if (!detail::shows_inf(norm_type) || !std::isfinite(scaled_norm.item<double>())) {
     find_inf(gradients, found_inf);
-    if (*found != 0) return scaled_norm / scale;
-    multiply_by(scale.reciprocal());
+    if (found_inf.item<float>() != 0) return scaled_norm / scale;
+    at::_foreach_mul_(list, scale.reciprocal());
     return clip_to_norm_(gradients, max_norm, norm_type);
   }
   const at::Tensor norm = scaled_norm / scale;
-  multiply_by(at::clamp(max_norm / (norm + 1e-6), std::nullopt, 1.0) / scale);
+  at::_foreach_mul_(list, detail::coefficient_for(norm, max_norm) / scale);
   return norm;
 }
 

@@ -77,23 +77,29 @@ struct ExponentMask {
   return !found;
 }
 
-/// Writes to `flag` (f32[], where the gradients are) 1 if an element of one of `gradients` is not finite, else 0.
-///
-/// Cost     reads each gradient once. On a GPU the host does not wait.
-inline void find_inf(std::span<const at::Tensor> gradients, const at::Tensor& flag) {
-  const c10::AutoGradMode no_grad(false);
-  if (flag.is_cpu()) {
-    const bool found = !std::all_of(gradients.begin(), gradients.end(), is_finite);
-    *flag.mutable_data_ptr<float>() = found ? 1.0F : 0.0F;
-    return;
-  }
+namespace detail {
+
+/// find_inf() by the device alone: the host does not wait.
+inline void find_inf_on_device(at::TensorList gradients, const at::Tensor& flag) {
   if (gradients.empty()) {
     flag.zero_();
     return;
   }
   // Of f32 squares and their sums are finite in f64, so that this norm is finite exactly if every element is.
-  const auto norms = at::_foreach_norm(at::TensorList(gradients.data(), gradients.size()), 2, at::kDouble);
+  const auto norms = at::_foreach_norm(gradients, 2, at::kDouble);
   flag.copy_(at::isfinite(at::stack(norms)).all().logical_not());
+}
+
+}  // namespace detail
+
+/// Writes to `flag` (f32[], where the gradients are) 1 if an element of one of `gradients` is not finite, else 0.
+///
+/// Cost     reads each gradient once. On a GPU the host does not wait.
+inline void find_inf(std::span<const at::Tensor> gradients, const at::Tensor& flag) {
+  const c10::AutoGradMode no_grad(false);
+  if (!flag.is_cpu()) return detail::find_inf_on_device({gradients.data(), gradients.size()}, flag);
+  const bool found = !std::all_of(gradients.begin(), gradients.end(), is_finite);
+  *flag.mutable_data_ptr<float>() = found ? 1.0F : 0.0F;
 }
 
 }  // namespace accel::inline v0_1::gradient

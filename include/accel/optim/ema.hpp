@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -50,7 +52,8 @@ class EMA {
     ACCEL_CHECK(options.decay >= 0 && options.decay <= 1, InvalidArgument, "EMA: decay = ", options.decay,
                 " must be in [0, 1]");
   }
-  explicit EMA(std::vector<at::Tensor> parameters, EMAOptions options = {}) : EMA(options) {
+  template <std::same_as<at::Tensor> Tensor>  // so that `{.decay = 0.9}` is no list of tensors to any compiler
+  explicit EMA(std::vector<Tensor> parameters, EMAOptions options = {}) : EMA(options) {
     bind(std::move(parameters));
   }
 

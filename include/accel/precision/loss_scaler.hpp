@@ -142,7 +142,7 @@ class LossScaler {
 
   [[nodiscard]] static const LossScalerOptions& checked(const LossScalerOptions& options) {
     const auto finite_above = [](double value, double bound) {
-      return value > bound && value <= static_cast<double>(std::numeric_limits<float>::max());
+      return value > bound && value <= double{std::numeric_limits<float>::max()};
     };
     ACCEL_CHECK(finite_above(options.init_scale, 0), ConfigError, "loss scale: init_scale = ", options.init_scale,
                 " must be above 0, and finite in f32");

@@ -137,6 +137,17 @@ class Engine final : public Session {
     backend.all_reduce(all, ReduceOp::max).wait();
   }
 
+  void refuse_step(const at::Tensor& flag, std::string_view reason) noexcept override {
+    if (topology.world_size == 1) return;
+    if (!flag.is_cpu()) return backend.abort(message("its step threw: ", reason));  // others do not wait to read a flag
+    try {
+      flag.fill_(2);
+      agree_on_max(flag);
+    } catch (const std::exception& error) {
+      log.warning("step: the others could not be told that it was refused here: ", first_line(error));
+    }
+  }
+
   void name_overflow(const at::Tensor& found_inf, std::span<const std::shared_ptr<PreparedModel>> of,
                      std::span<const at::Tensor> parameters) override {
     if (found_inf.item<float>() == 0) return;
@@ -318,7 +329,10 @@ class Engine final : public Session {
       if (step.correction != 1.0) model->ledger.rescale(step.correction);
       model->ledger.begin(step.synchronises, [&] { return memory_of(*model); });
     }
-    arrival_.set(arrival_factor, moves);
+    // Where there is no gradient yet, none is added to what is there.
+    const bool adds =
+        std::any_of(models.begin(), models.end(), [](const auto& m) { return m->ledger.has_gradients(); });
+    arrival_.set(moves && !adds ? 1.0 : arrival_factor, moves);
   }
 
   void end(const gradient::MicroStep& step, const Steppers& steppers) {

@@ -83,9 +83,14 @@ class Optimizer {
   void step() {
     session_->at_rank([&] {
       if (session_->accumulation.only_adds_up()) return;
+      if (scaling_ != nullptr) {
+        scaled_step();
+        session_->note_step();
+        return;
+      }
       check_before_step();
       if (stepper_ == nullptr)
-        take_step();
+        optimizer_->step();
       else
         ACCEL_CHECK(std::exchange(stepper_->has_stepped, false), InvalidArgument,
                     "step: no backward has run since the ",
@@ -194,14 +199,11 @@ class Optimizer {
   static constexpr bool folds_scale =
       requires(O& optimizer, const gradient::GradScale& scale) { optimizer.step(scale); };
 
-  void take_step() {
-    if (scaling_ == nullptr || !has_gradients()) {
-      optimizer_->step();
-      return;
-    }
+  void scaled_step() {
     std::vector<at::Tensor> own;
     for (auto& group : optimizer_->param_groups()) own.insert(own.end(), group.params().begin(), group.params().end());
-    scaling_->step(models_, own, folds_scale, [&](const gradient::GradScale& scale) {
+    const auto check = [&] { check_before_step(); };
+    scaling_->step(models_, own, folds_scale, check, [&](const gradient::GradScale& scale) {
       if constexpr (folds_scale)
         optimizer_->step(scale);
       else

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <utility>
@@ -12,6 +14,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <accel/core/error.hpp>
 #include <accel/gradient/finite.hpp>
 #include <accel/gradient/grad_scale.hpp>
 #include <accel/gradient/gradients.hpp>
@@ -35,19 +38,28 @@ class Scaling {
     session_->counts.emplace_back(count_);
   }
 
-  /// Calls `take(GradScale)` for the step of `parameters`, which are all that the optimizer has, and belong to
+  /// Calls `check()`, and `take(GradScale)` for the step of `parameters`, which are all that the optimizer has, and belong to
   /// `models`. If it is `folding`, it divides gradients by the scale itself and obeys the flag on a GPU; otherwise
   /// they are divided before, and it is called only if the step is to be taken.
   ///
   /// Cost     a pass that reads the gradients, unless clipping has made it, and one all_reduce of a number. On a GPU
   ///          the host waits only if not `folding`.
   /// Order    every rank.
-  template <class Take>
+  /// Throws   what `check` throws, and on the other ranks InvalidArgument: none of them steps then, and none waits.
+  template <class Check, class Take>
   void step(std::span<const std::shared_ptr<PreparedModel>> models, std::span<const at::Tensor> parameters,
-            bool folding, Take&& take) {
+            bool folding, Check&& check, Take&& take) {
     const bool owns_all = owns(models, parameters);
-    look(models, parameters, owns_all);
+    try {
+      check();
+      look(models, parameters, owns_all);
+    } catch (const std::exception& error) {
+      session_->refuse_step(found_inf_, first_line(error));
+      throw;
+    }
     session_->agree_on_max(found_inf_);
+    ACCEL_CHECK(!found_inf_.is_cpu() || found_inf_.item<float>() <= 1, InvalidArgument, "step: another rank has ",
+                "refused this step, and says why; no rank has taken it");
     const bool is_known = found_inf_.is_cpu() || !folding;
     const bool is_skipped = is_known && found_inf_.item<float>() != 0;
     const bool folds = folding && owns_all && have_one_scale(models);

@@ -106,6 +106,9 @@ struct Session {
   /// `flag` (f32[]) becomes the largest over the ranks.
   virtual void agree_on_max(const at::Tensor& flag) = 0;
 
+  /// In place of it on a rank that cannot step: `flag` becomes 2 for all.
+  virtual void refuse_step(const at::Tensor& flag, std::string_view reason) noexcept = 0;
+
   /// Sets `overflow` if `found_inf`, which all ranks have alike.
   virtual void name_overflow(const at::Tensor& found_inf, std::span<const std::shared_ptr<PreparedModel>> of,
                              std::span<const at::Tensor> parameters) = 0;
