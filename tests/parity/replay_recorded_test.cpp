@@ -21,7 +21,7 @@ namespace {
 
 const std::filesystem::path recorded = ACCEL_TEST_DIR "/parity/recorded/schedules.json";
 
-ProcessResult replayed(const std::vector<std::filesystem::path>& files) {
+ProcessResult replay_files(const std::vector<std::filesystem::path>& files) {
   std::vector<std::string> arguments{ACCEL_TEST_REPLAY_RECORDED};
   for (const auto& file : files) arguments.push_back(file.string());
   return run_program(arguments, {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
@@ -40,7 +40,7 @@ std::filesystem::path write(const std::filesystem::path& path, const std::string
 }  // namespace
 
 TEST_CASE("the recorded schedules pass", "[parity]") {
-  const auto result = replayed({recorded});
+  const auto result = replay_files({recorded});
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK(result.output == "42 passed, 0 failed\n");
@@ -48,7 +48,7 @@ TEST_CASE("the recorded schedules pass", "[parity]") {
 
 TEST_CASE("the recorded loss scales pass, and one that is off by a bit does not", "[parity]") {
   const std::filesystem::path scales = ACCEL_TEST_DIR "/parity/recorded/loss_scale.json";
-  const auto result = replayed({scales});
+  const auto result = replay_files({scales});
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK(result.output == "24 passed, 0 failed\n");
@@ -57,7 +57,7 @@ TEST_CASE("the recorded loss scales pass, and one that is off by a bit does not"
   altered["cases"][3]["scale"][5] = std::nextafter(altered["cases"][3]["scale"][5].get<float>(), 0.0F);
   altered["cases"][7]["growth_tracker"][1] = 77;
   altered["cases"][9]["found_inf"].push_back(1);
-  const auto bad = replayed({write(folder / "altered.json", altered.dump())});
+  const auto bad = replay_files({write(folder / "altered.json", altered.dump())});
   CAPTURE(bad.output);
   CHECK(bad.exit_code == 1);
   for (const std::string text : {"case 3: scale[5]: expected", "case 7: growth_tracker[1]: expected 77", "case 9: "})
@@ -74,7 +74,7 @@ TEST_CASE("a wrong number is found, and named with its file and case", "[parity]
   altered["cases"][38]["options"]["pct_begin"] = 0.5;
   altered["cases"][40].erase("total_steps");
   const auto path = write(folder / "altered.json", altered.dump());
-  const auto result = replayed({path});
+  const auto result = replay_files({path});
   CAPTURE(result.output);
   CHECK(result.exit_code == 1);
   for (const std::string text : {"case 4: lr[2]: expected ", "case 9: lr[24]: expected 1e-09, found 0\n",
@@ -92,7 +92,7 @@ TEST_CASE("files that are none count as failed, kinds that nobody replays are na
   const auto odd_cases = write(folder / "odd_cases.json", R"({"kind": "schedules", "cases": 7})");
   const auto odd_case = write(folder / "odd_case.json", R"({"kind": "schedules", "cases": [7, {"name": "warp"}]})");
   const auto other = write(folder / "other.json", R"({"kind": "tea", "cases": [1, 2, 3]})");
-  const auto result = replayed({missing, torn, no_cases, odd_cases, odd_case, other, recorded});
+  const auto result = replay_files({missing, torn, no_cases, odd_cases, odd_case, other, recorded});
   CAPTURE(result.output);
   CHECK(result.exit_code == 1);
   for (const auto& path : {missing, torn, no_cases, odd_cases})
@@ -100,7 +100,7 @@ TEST_CASE("files that are none count as failed, kinds that nobody replays are na
   CHECK_THAT(result.output, ContainsSubstring(odd_case.string() + ": case 1: "));
   CHECK_THAT(result.output, ContainsSubstring(other.string() + ": skipped, no replay of kind \"tea\" is known"));
   CHECK_THAT(result.output, EndsWith("\n42 passed, 6 failed\n"));
-  CHECK(replayed({}).exit_code == 2);
+  CHECK(replay_files({}).exit_code == 2);
 }
 
 TEST_CASE("schedules that PyTorch runs now are ours, with plateaus and the momentum of one cycle", "[parity]") {
@@ -112,7 +112,7 @@ TEST_CASE("schedules that PyTorch runs now are ours, with plateaus and the momen
                                   {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
   CAPTURE(python.output);
   REQUIRE(python.succeeded());
-  const auto result = replayed({path});
+  const auto result = replay_files({path});
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK(result.output == std::to_string(read(path).at("cases").size()) + " passed, 0 failed\n");

@@ -79,7 +79,7 @@ struct StepCount {
   const void* optimizer = nullptr;                                // the user's
   std::vector<std::shared_ptr<const PreparedModel>> models = {};  // whose parameters it steps
   std::int64_t attempts = 0;                                      // steps that were to be taken ...
-  precision::HostFlag skipped;                                    // ... and how many of them were not
+  precision::HostFlag skipped = {};                               // ... and how many of them were not
 
   /// The host waits for a GPU.
   [[nodiscard]] std::int64_t taken() const { return attempts - static_cast<std::int64_t>(skipped.get()); }
