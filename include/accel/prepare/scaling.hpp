@@ -38,9 +38,9 @@ class Scaling {
     session_->counts.emplace_back(count_);
   }
 
-  /// Calls `check()`, and `take(GradScale)` for the step of `parameters`, which are all that the optimizer has, and belong to
-  /// `models`. If it is `folding`, it divides gradients by the scale itself and obeys the flag on a GPU; otherwise
-  /// they are divided before, and it is called only if the step is to be taken.
+  /// Calls `check()`, and `take(GradScale)` for the step of `parameters`, which are all that the optimizer has, and
+  /// belong to `models`. If it is `folding`, it divides gradients by the scale itself and obeys the flag on a GPU;
+  /// otherwise they are divided before, and it is called only if the step is to be taken.
   ///
   /// Cost     a pass that reads the gradients, unless clipping has made it, and one all_reduce of a number. On a GPU
   ///          the host waits only if not `folding`.
