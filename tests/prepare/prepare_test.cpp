@@ -185,3 +185,46 @@ TEST_CASE("several models and optimizers train side by side", "[prepare]") {
     }
   });
 }
+
+TEST_CASE("an optimizer made without parameters gets those of the model beside it, and their names", "[prepare]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Mlp>();
+    net->first->bias.set_requires_grad(false);
+    auto [model, optimizer, ema] = accelerator.prepare(net, optim::AdamW{{.lr = 1e-2}}, optim::EMA{});
+    REQUIRE(optimizer.param_groups().size() == 1);
+    REQUIRE(optimizer.param_groups()[0].params().size() == 3);  // not the frozen one
+    REQUIRE(ema->parameters().size() == 4);
+    accelerator.backward(model(torch::ones({2, 5})).square().mean());
+    optimizer.step();
+    REQUIRE(optimizer->state_dict().has("state.second.weight.exp_avg_sq"));
+    auto later = accelerator.prepare(optim::SGD{});  // the only model of this accelerator
+    REQUIRE(later.param_groups()[0].params().size() == 3);
+    // One for two models: their numbers are part of the names.
+    auto other = std::make_shared<Mlp>();
+    std::vector<torch::Tensor> all = net->parameters();
+    for (const auto& parameter : other->parameters()) all.push_back(parameter);
+    auto [other_model, both] = accelerator.prepare(other, optim::SGD(all, {.lr = 0.1, .momentum = 0.9}));
+    accelerator.backward(model(torch::ones({2, 5})).sum() + other_model(torch::ones({2, 5})).sum());
+    both.step();
+    REQUIRE(both->state_dict().has("state.0/second.weight.momentum_buffer"));
+    REQUIRE(both->state_dict().has("state.1/second.weight.momentum_buffer"));
+  });
+}
+
+TEST_CASE("an optimizer made without parameters is refused where whose they should be is not known", "[prepare]") {
+  on_ranks({1, 2}, [](Rank) {
+    Gloo accelerator;
+    const auto refused = [](std::string_view how_many) {
+      return ContainsSubstring("made without parameters") && ContainsSubstring(std::string(how_many));
+    };
+    REQUIRE_THROWS_WITH(accelerator.prepare(optim::AdamW{}), refused("has 0 models"));
+    auto one = std::make_shared<Mlp>();
+    auto two = std::make_shared<Mlp>();
+    REQUIRE_THROWS_WITH(accelerator.prepare(one, two, optim::AdamW{}), refused("prepared with 2 models"));
+    REQUIRE_THROWS_WITH(accelerator.prepare(one, two, optim::AdamW(one->parameters()), optim::EMA{}),
+                        refused("prepared with 2 models"));
+    auto prepared = accelerator.prepare(one, two);
+    REQUIRE_THROWS_WITH(accelerator.prepare(optim::SGD{}), refused("has 2 models"));
+  });
+}
