@@ -25,6 +25,30 @@ def ddp_settings(case):
     return settings
 
 
+def in_precision(precision, net, model, optimizer, data):
+    """The loop of PyTorch's guide to AMP, with the loss in f32, as accel has it."""
+    device = next(net.parameters()).device.type
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "scaled": None}[precision]
+    scaler = None if precision == "bf16" else torch.amp.GradScaler(device)
+
+    def step():
+        optimizer.zero_grad()
+        batch, target = next(data)
+        with torch.autocast(device, dtype) if dtype else contextlib.nullcontext():
+            output = model(batch)
+        loss = net.loss(output.float(), target)
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return loss.detach()
+
+    return step
+
+
 class AllReduce:
     def __init__(self, tensor, rank):
         self.tensor, self.rank = tensor, rank
@@ -81,7 +105,7 @@ class PytorchDdp:
     def training(self, case):
         net = make_net(case, self.device)
         data = batches(net, self.rank, self.device)
-        model = torch.nn.parallel.DistributedDataParallel(net, **ddp_settings(case))
+        model = net if case.get("bare") else torch.nn.parallel.DistributedDataParallel(net, **ddp_settings(case))
         optimizer = make_optimizer(case, net)
         micro_steps = case.get("accumulation", 1)
 
@@ -95,7 +119,7 @@ class PytorchDdp:
             optimizer.step()
             return loss.detach()
 
-        return step
+        return in_precision(case["precision"], net, model, optimizer, data) if "precision" in case else step
 
     def all_reduce(self, numbers):
         return AllReduce(torch.zeros(numbers, device=self.device), self.rank)

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -23,9 +25,21 @@ namespace bench {
 template <class B>
 constexpr bool has_shared_memory = requires(typename B::Options options) { options.shared_memory = false; };
 
-template <class B>
-typename accel::Accelerator<B, accel::precision::Fp32>::Options accel_options(const Case& c) {
-  typename accel::Accelerator<B, accel::precision::Fp32>::Options options;
+/// The loss is scaled and forward stays what it is: what scaling costs by itself.
+struct Scaled : accel::precision::Passthrough {
+  using Options = accel::precision::LossScalerOptions;
+  static constexpr std::string_view name = "scaled";
+  static constexpr bool scales_loss = true;
+
+  Scaled(const Options& options, c10::Device on) : Passthrough(on), own(options, on) {}
+  accel::precision::LossScaler* scaler() { return &own; }
+
+  accel::precision::LossScaler own;
+};
+
+template <class B, class P>
+typename accel::Accelerator<B, P>::Options accel_options(const Case& c) {
+  typename accel::Accelerator<B, P>::Options options;
   options.accumulation_steps = c.value("accumulation", 1);
   options.heartbeat_s = c.value("heartbeat_s", options.heartbeat_s);
   options.gradient.overlap = c.value("overlap", true);
@@ -52,12 +66,12 @@ Optimizer make(const Case& c, const Net& net) {
     return Optimizer(net.parameters(), torch::optim::SGDOptions(lr));
 }
 
-template <class B, class Optimizer>
+template <class B, class P, class Optimizer>
 class WithAccel : public Workload {
  public:
   WithAccel(const Case& c, c10::Device device)
       : loop_(c),
-        accelerator_(accel_options<B>(c)),
+        accelerator_(accel_options<B, P>(c)),
         net_(make_net(c, device)),
         batches_(*net_, rank(), device),
         raw_optimizer_(make<Optimizer>(c, *net_)),
@@ -95,7 +109,7 @@ class WithAccel : public Workload {
   }
 
  private:
-  using Accelerator = accel::Accelerator<B, accel::precision::Fp32>;
+  using Accelerator = accel::Accelerator<B, P>;
   using Prepared =
       decltype(std::declval<Accelerator&>().prepare(std::declval<std::shared_ptr<Net>&>(), std::declval<Optimizer&>()));
   Loop loop_;
@@ -111,7 +125,7 @@ template <class B>
 class AccelAllReduce : public Workload {
  public:
   explicit AccelAllReduce(const Case& c)
-      : accelerator_(accel_options<B>(c)),
+      : accelerator_(accel_options<B, accel::precision::Fp32>(c)),
         tensor_(accelerator_.backend().allocate(accel::Bytes{c.at("bytes")}).view(torch::kFloat).fill_(0)) {}
 
   torch::Tensor step(Phases&) override {
@@ -135,13 +149,24 @@ class AccelAllReduce : public Workload {
 template <class B>
 std::unique_ptr<Workload> on_backend(const Case& c, c10::Device device) {
   if (c.contains("bytes")) return std::make_unique<AccelAllReduce<B>>(c);
+  using accel::precision::Fp32;
   const bool sgd = c.at("optimizer") == "sgd";
   if (c.value("torch_optim", false)) {
-    if (sgd) return std::make_unique<WithAccel<B, torch::optim::SGD>>(c, device);
-    return std::make_unique<WithAccel<B, torch::optim::AdamW>>(c, device);
+    if (sgd) return std::make_unique<WithAccel<B, Fp32, torch::optim::SGD>>(c, device);
+    return std::make_unique<WithAccel<B, Fp32, torch::optim::AdamW>>(c, device);
   }
-  if (sgd) return std::make_unique<WithAccel<B, accel::optim::SGD>>(c, device);
-  return std::make_unique<WithAccel<B, accel::optim::AdamW>>(c, device);
+  if (sgd) return std::make_unique<WithAccel<B, Fp32, accel::optim::SGD>>(c, device);
+  return std::make_unique<WithAccel<B, Fp32, accel::optim::AdamW>>(c, device);
+}
+
+/// With AdamW only: every further type is half a minute of compiling.
+inline std::unique_ptr<Workload> in_precision(const std::string& precision, const Case& c, c10::Device device) {
+  using accel::backend::Gloo;
+  using accel::optim::AdamW;
+  if (precision == "bf16") return std::make_unique<WithAccel<Gloo, accel::precision::Bf16, AdamW>>(c, device);
+  if (precision == "fp16") return std::make_unique<WithAccel<Gloo, accel::precision::Fp16, AdamW>>(c, device);
+  if (precision == "scaled") return std::make_unique<WithAccel<Gloo, Scaled, AdamW>>(c, device);
+  throw std::invalid_argument("there is no precision \"" + precision + "\"");
 }
 
 inline std::unique_ptr<Workload> with_accel(const Case& c, c10::Device device) {
@@ -149,6 +174,7 @@ inline std::unique_ptr<Workload> with_accel(const Case& c, c10::Device device) {
 #if defined(ACCEL_WITH_NCCL) && ACCEL_WITH_NCCL
   if (device.is_cuda()) return on_backend<backend::Nccl>(c, device);
 #endif
+  if (c.contains("precision")) return in_precision(c["precision"], c, device);
   const std::string adaptor = c.value("adaptor", "");
   if (adaptor == "traced") return on_backend<backend::Traced<backend::Gloo>>(c, device);
   if (adaptor == "checked") return on_backend<backend::Checked<backend::Gloo>>(c, device);

@@ -79,7 +79,7 @@ class Bench:
                 yield "cuda", world_size, "GPU, "
 
     def compare(self, label, cells, started, over=None, rounds=None, steps=None, probes=interleave.PROBES,
-                show=True, **more):
+                bound=interleave.LOSS_BOUND, show=True, **more):
         """Runs cells in turns, after their losses have been found to be the same, and prints their rows, unless the
         caller will, with what follows from them.
 
@@ -87,7 +87,7 @@ class Bench:
         world_size = started[cells[0].system].world_size
         rounds = rounds or self.rounds
         cells = interleave.open_cells(cells, started, probes)
-        difference = interleave.check_losses(cells, label)
+        difference = interleave.check_losses(cells, label, bound)
         steps = steps or interleave.steps_in(self.turn_s, cells, started)
         interleave.take_turns(cells, started, rounds, steps, warm=max(1, steps // 10))
         interleave.close_cells(cells, started)
