@@ -151,6 +151,7 @@ class Engine final : public Session {
   void name_overflow(const at::Tensor& found_inf, std::span<const std::shared_ptr<PreparedModel>> of,
                      std::span<const at::Tensor> parameters) override {
     if (found_inf.item<float>() == 0) return;
+    overflow.reset();
     const auto texts = backend.control().all_gather("who has an overflow", overflow_of(of, parameters),
                                                     Deadline::in(backend.timeout()));
     // What arrived on a rank tells more than what stands there now, which others may have brought.
