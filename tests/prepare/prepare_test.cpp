@@ -215,16 +215,16 @@ TEST_CASE("an optimizer made without parameters gets those of the model beside i
 TEST_CASE("an optimizer made without parameters is refused where whose they should be is not known", "[prepare]") {
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator;
-    const auto refused = [](std::string_view how_many) {
-      return ContainsSubstring("made without parameters") && ContainsSubstring(std::string(how_many));
-    };
-    REQUIRE_THROWS_WITH(accelerator.prepare(optim::AdamW{}), refused("has 0 models"));
+    REQUIRE_THROWS_WITH(accelerator.prepare(optim::AdamW{}),
+                        ContainsSubstring("made without parameters") && ContainsSubstring("has 0 models"));
     auto one = std::make_shared<Mlp>();
     auto two = std::make_shared<Mlp>();
-    REQUIRE_THROWS_WITH(accelerator.prepare(one, two, optim::AdamW{}), refused("prepared with 2 models"));
+    REQUIRE_THROWS_WITH(accelerator.prepare(one, two, optim::AdamW{}),
+                        ContainsSubstring("made without parameters") && ContainsSubstring("prepared with 2 models"));
     REQUIRE_THROWS_WITH(accelerator.prepare(one, two, optim::AdamW(one->parameters()), optim::EMA{}),
-                        refused("prepared with 2 models"));
+                        ContainsSubstring("made without parameters") && ContainsSubstring("prepared with 2 models"));
     auto prepared = accelerator.prepare(one, two);
-    REQUIRE_THROWS_WITH(accelerator.prepare(optim::SGD{}), refused("has 2 models"));
+    REQUIRE_THROWS_WITH(accelerator.prepare(optim::SGD{}),
+                        ContainsSubstring("made without parameters") && ContainsSubstring("has 2 models"));
   });
 }

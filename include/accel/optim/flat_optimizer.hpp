@@ -312,13 +312,12 @@ class FlatOptimizer {
                                                const Options& options, const tensor::StateDict& dict,
                                                std::unordered_set<std::string>& known) {
     const std::string prefix = "state." + name + ".";
-    const auto own = dict.below(prefix);
     FlatGroup::State state;
-    if (!own.has("step")) return state;  // it has taken none, or its entries are left over
-    state.steps = own.integer("step");
+    if (!dict.has(prefix + "step")) return state;  // it has taken none, or its entries are left over
+    state.steps = dict.integer(prefix + "step");
     known.insert(prefix + "step");
     const auto take = [&](std::string_view word, at::IntArrayRef sizes) {
-      const at::Tensor& found = own.tensor(word);
+      const at::Tensor& found = dict.tensor(prefix + std::string(word));
       ACCEL_CHECK(found.sizes() == sizes, CheckpointError, Rule::name, ": ", word, " of ", name, " is ",
                   tensor::spec(found), ", expected the shape ", sizes);
       known.insert(prefix + std::string(word));
@@ -329,7 +328,7 @@ class FlatOptimizer {
       const at::Tensor expected = Rule::initial(options, s++, parameter.detach());
       state.tensors.push_back(expected.defined() ? take(word, expected.sizes()) : at::Tensor());
     }
-    if (own.has("master")) state.master = take("master", parameter.sizes());
+    if (dict.has(prefix + "master")) state.master = take("master", parameter.sizes());
     return state;
   }
 

@@ -1,11 +1,12 @@
 // StateDict: what an object needs to go on where it stopped, as named tensors.
 #pragma once
 
-#include <algorithm>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -25,7 +26,8 @@ namespace accel::inline v0_1::tensor {
 class StateDict {
  public:
   void add(std::string name, at::Tensor tensor) {
-    ACCEL_CHECK(find(name) == nullptr, CheckpointError, "state: ", name, " is there already");
+    const bool is_new = places_.emplace(name, entries_.size()).second;
+    ACCEL_CHECK(is_new, CheckpointError, "state: ", name, " is there already");
     entries_.push_back({std::move(name), std::move(tensor)});
   }
   template <std::floating_point Number>
@@ -60,15 +62,14 @@ class StateDict {
   [[nodiscard]] StateDict below(std::string_view prefix) const {
     StateDict result;
     for (const auto& [name, tensor] : entries_)
-      if (name.starts_with(prefix)) result.entries_.push_back({name.substr(prefix.size()), tensor});
+      if (name.starts_with(prefix)) result.add(name.substr(prefix.size()), tensor);
     return result;
   }
 
  private:
   [[nodiscard]] const NamedTensor* find(std::string_view name) const {
-    const auto found =
-        std::find_if(entries_.begin(), entries_.end(), [&](const auto& one) { return one.name == name; });
-    return found == entries_.end() ? nullptr : &*found;
+    const auto found = places_.find(std::string(name));
+    return found == places_.end() ? nullptr : &entries_[found->second];
   }
 
   [[nodiscard]] const at::Tensor& scalar(std::string_view name, at::ScalarType dtype) const {
@@ -79,6 +80,7 @@ class StateDict {
   }
 
   std::vector<NamedTensor> entries_;
+  std::unordered_map<std::string, std::size_t> places_;  // of each name
 };
 
 /// A type T is Stateful if what it needs to go on can be taken out of it and put back.
