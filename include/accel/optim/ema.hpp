@@ -105,7 +105,7 @@ class EMA {
     ACCEL_CHECK(updates_ > 0, InvalidArgument, "EMA: there is no average before the first update()");
     ACCEL_CHECK(saved_.empty(), InvalidArgument, "EMA: the average is in the model's place already");
     const c10::AutoGradMode no_grad(false);
-    std::vector<at::Tensor> weights = written();
+    const std::vector<at::Tensor> weights = written();
     for (const auto& weight : weights) saved_.push_back(weight.clone());
     at::_foreach_copy_(weights, averages_);
     return std::unique_ptr<EMA, Restore>(this);

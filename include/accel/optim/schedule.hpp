@@ -319,7 +319,8 @@ struct StepOptions {
   detail::check_steps("step", "step_size", options.step_size, 1);
   detail::check_at_least("step", "gamma", options.gamma, 0);
   auto rate = [options](std::int64_t step) {
-    return std::pow(options.gamma, static_cast<double>(step / options.step_size));
+    const std::int64_t falls = step / options.step_size;
+    return std::pow(options.gamma, static_cast<double>(falls));
   };
   return detail::Described("step, " + detail::listed("step_size", options.step_size, "gamma", options.gamma), rate);
 }

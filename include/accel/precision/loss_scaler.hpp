@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <string_view>
 #include <tuple>
@@ -24,14 +23,14 @@
 namespace accel::inline v0_1::precision {
 
 struct LossScalerOptions {
-  double init_scale = 65536.0;                           // 2^16; this and the next three are GradScaler's defaults
-  double growth_factor = 2.0;                            // after growth_interval steps in a row without overflow
-  double backoff_factor = 0.5;                           // after an overflow
-  std::int64_t growth_interval = 2000;                   // steps
-  double min_scale = std::numeric_limits<float>::min();  // the scale stays between these. GradScaler's has no bound ...
-  double max_scale = std::numeric_limits<float>::max();  // ... below: from 0 on gradients are 0 / 0
-  std::int64_t max_skipped = 50;  // steps in a row, then training ends: 2^16 is 6e-11 by then; 0: never
-  bool name_overflow = false;     // tell which rank and parameter, see Accelerator::overflow()
+  double init_scale = 65536.0;          // 2^16; this and the next three are GradScaler's defaults
+  double growth_factor = 2.0;           // after growth_interval steps in a row without overflow
+  double backoff_factor = 0.5;          // after an overflow
+  std::int64_t growth_interval = 2000;  // steps
+  double min_scale = 0x1p-126;          // f32's smallest; GradScaler's has no bound, and from 0 on gradients are 0 / 0
+  double max_scale = 0x1.fffffep127;    // f32's largest
+  std::int64_t max_skipped = 50;        // steps in a row, then training ends: 2^16 is 6e-11 by then; 0: never
+  bool name_overflow = false;           // tell which rank and parameter, see Accelerator::overflow()
 
   static constexpr auto fields() {
     using O = LossScalerOptions;
@@ -141,9 +140,8 @@ class LossScaler {
   }
 
   [[nodiscard]] static const LossScalerOptions& checked(const LossScalerOptions& options) {
-    const auto finite_above = [](double value, double bound) {
-      return value > bound && value <= double{std::numeric_limits<float>::max()};
-    };
+    constexpr double largest = 0x1.fffffep127;  // of f32
+    const auto finite_above = [](double value, double bound) { return value > bound && value <= largest; };
     ACCEL_CHECK(finite_above(options.init_scale, 0), ConfigError, "loss scale: init_scale = ", options.init_scale,
                 " must be above 0, and finite in f32");
     ACCEL_CHECK(finite_above(options.growth_factor, 1), ConfigError,
