@@ -4,6 +4,7 @@
 
 #include <accel/accelerator.hpp>
 
+#include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
@@ -16,7 +17,6 @@
 
 using namespace accel;
 using namespace accel::testing;
-using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
 
 namespace {
 
@@ -145,7 +145,19 @@ bool all_near(const torch::Tensor& tensor, double value, const torch::Tensor& pa
 using LibTorchSgd = prepare::Optimizer<torch::optim::SGD>;
 using FusedSgd = prepare::Optimizer<optim::SGD>;
 
+/// With a loss scale that is a power of two, and changes often, every number is that of a training without.
+template <class P>
+typename P::Options options_of() {
+  if constexpr (P::scales_loss)
+    return {.init_scale = 64, .growth_interval = 2, .max_scale = 0x1p20};
+  else
+    return {};
+}
+
+template <class P>
 struct Program {
+  using Gloo = Accelerator<backend::Gloo, P>;
+
   Program(Rank own, std::uint64_t seed) : rank(own), random(seed) {}
 
   [[nodiscard]] int up_to(int most) { return static_cast<int>(random() % static_cast<std::uint64_t>(most + 1)); }
@@ -157,7 +169,7 @@ struct Program {
   void run() {
     const int model_count = 1 + up_to(2);
     const std::vector<gradient::Caps> caps{25_MiB, 200_B, 64_B, {}, {64_B, 8_B, 200_B}};
-    Gloo::Options options{.log = Log::Level::off};
+    typename Gloo::Options options{.precision = options_of<P>(), .log = Log::Level::off};
     options.gradient.caps = {.bucket_cap = caps[index(caps.size())], .last_bucket_cap = one_in(2) ? 64_B : 1_MiB};
     options.gradient.overlap = !one_in(3);
     options.gradient.broadcast_buffers = !one_in(3);
@@ -212,14 +224,14 @@ struct Program {
       double sum = 0;
       for (std::size_t p = 0; p < reference.weights.size(); ++p) {
         const double value = reference.means[0][p].value_or(0);
-        sum += value * value * nets[m]->patterns[p].to(torch::kDouble).square().sum().item<double>();
+        sum += value * value * nets[m]->patterns[p].to(torch::kDouble).square().sum().template item<double>();
       }
       const double norm = std::sqrt(sum);
       const bool clips = norm + 1e-6 > 5;
       const bool rough = nets[m]->rough || std::ranges::any_of(nets[m]->weights, [](const torch::Tensor& weight) {
                            return weight.scalar_type() != torch::kDouble;
                          });
-      REQUIRE(std::abs(accelerator.clip_grad_norm_(models[m], 5.0).item<double>() - norm) <=
+      REQUIRE(std::abs(accelerator.clip_grad_norm_(models[m], 5.0).template item<double>() - norm) <=
               tolerance(rough) * (1 + norm));
       nets[m]->rough = rough && (nets[m]->rough || clips);
       for (auto& means : reference.means)
@@ -282,12 +294,17 @@ struct Program {
     return what;
   }
 
+  /// What gradients of model m are multiplied by.
+  [[nodiscard]] double scale(std::size_t m) const {
+    return P::scales_loss ? models[m].prepared().scaled.scale().template item<double>() : 1.0;
+  }
+
   void keep(std::size_t m) {
     if (references[m].anybody_waits()) return;
     for (std::size_t p = 0; p < nets[m]->weights.size(); ++p) {
       const auto& gradient = nets[m]->weights[p].grad();
       if (!gradient.defined()) continue;
-      const double value = *references[m].gradient(static_cast<std::size_t>(rank.rank), p);
+      const double value = *references[m].gradient(static_cast<std::size_t>(rank.rank), p) * scale(m);
       kept.push_back({one_in(2) ? gradient : gradient.detach().alias(), value, nets[m]->patterns[p], nets[m]->rough});
     }
     std::visit([](auto& optimizer) { optimizer.zero_grad(); }, optimizers[m]);
@@ -302,7 +319,7 @@ struct Program {
         INFO("model " << m << ", parameter " << p << ": " << nets[m]->weights[p].grad() << " expected "
                       << own.value_or(-1e99));
         REQUIRE(nets[m]->weights[p].grad().defined() == own.has_value());
-        if (own) REQUIRE(all_near(nets[m]->weights[p].grad(), *own, nets[m]->patterns[p], nets[m]->rough));
+        if (own) REQUIRE(all_near(nets[m]->weights[p].grad() / scale(m), *own, nets[m]->patterns[p], nets[m]->rough));
         REQUIRE(all_near(nets[m]->weights[p], references[m].weights[p], nets[m]->patterns[p], nets[m]->rough));
       }
     }
@@ -312,7 +329,7 @@ struct Program {
   Rank rank;
   std::mt19937_64 random;  // the same on all ranks
   std::vector<std::shared_ptr<Linear>> nets;
-  std::vector<prepare::Model<Linear, precision::Fp32>> models;
+  std::vector<prepare::Model<Linear, P>> models;
   std::vector<std::vector<bool>> frozen;  // [model][parameter], now
   std::vector<std::variant<LibTorchSgd, FusedSgd>> optimizers;
   std::vector<Reference> references;
@@ -322,7 +339,8 @@ struct Program {
 
 }  // namespace
 
-TEST_CASE("gradients of random programs are those of a reference, at any number of ranks", "[parity]") {
+TEMPLATE_TEST_CASE("gradients of random programs are those of a reference, at any number of ranks", "[parity]",
+                   precision::Fp32, precision::Fp16) {
   const auto number = [](const char* variable, int otherwise) {
     const char* const text = std::getenv(variable);
     return text == nullptr ? otherwise : std::atoi(text);
@@ -333,7 +351,7 @@ TEST_CASE("gradients of random programs are those of a reference, at any number 
            [&](Rank rank) {
              for (int program = first; program < first + count; ++program) {
                INFO("ACCEL_PROGRAMS=1 ACCEL_FIRST_PROGRAM=" << program << " runs this one alone");
-               Program(rank, static_cast<std::uint64_t>(program)).run();
+               Program<TestType>(rank, static_cast<std::uint64_t>(program)).run();
              }
            },
            {.deadline = Seconds(60 + count)});
