@@ -14,7 +14,7 @@ import statistics
 
 from support.interleave import Cell, close_cells, open_cells
 from support.link import two_hosts
-from support.rows import SYSTEMS
+from support.rows import TRAINERS
 
 LAYERS, WIDTH = 8, 512
 BYTES = LAYERS * (WIDTH * WIDTH + WIDTH) * 4
@@ -55,7 +55,7 @@ def batches_for(shares, communicate, groups):
 def compare(bench, groups, mbit, name, batch):
     case = training(batch)
     few = bench.quick or mbit < 1000  # there a step takes a second
-    systems = [system for system in SYSTEMS if not few or system in ("accel", "libtorch", "per_tensor", "pytorch_ddp")]
+    systems = [system for system in TRAINERS if not few or system in ("accel", "libtorch", "per_tensor", "pytorch_ddp")]
     cells = [Cell(system, case) for system in systems]
     cells.append(Cell("per_tensor", {"bytes": BYTES, "optimizer": "none"}, "communicate alone"))
     if not few:
@@ -87,7 +87,7 @@ def run(bench):
         bench.say("    there is a link between two ranks only: --ranks is 2")
     with two_hosts() as (hosts, set_rate):
         set_rate(1000)
-        with bench.groups(SYSTEMS, hosts) as groups:
+        with bench.groups(TRAINERS, hosts) as groups:
             for mbit in [1000] if bench.quick else [1000, 3000, 100]:
                 set_rate(mbit)
                 communicate = median_ms(groups, "per_tensor", {"bytes": BYTES, "optimizer": "none"}, 5)

@@ -3,7 +3,7 @@
 # Every rank trains on batches of its own, in zero_grad, forward, backward and step. libtorch does not communicate: what
 # the ranks cost each other by sharing a machine is in its figures, and nothing else.
 from support.interleave import Cell
-from support.rows import SYSTEMS
+from support.rows import TRAINERS
 
 
 def mlp(layers, width, batch, optimizer):
@@ -32,7 +32,7 @@ QUICK = ["L4 H32 B8 AdamW", "resnet B8 AdamW"]
 
 def cells_of(case):
     """Everybody as they come, accel with accel::optim; as variants the peers with what their manuals recommend."""
-    cells = [Cell(system, case) for system in SYSTEMS]
+    cells = [Cell(system, case) for system in TRAINERS]
     cells.append(Cell("accel", {**case, "torch_optim": True}, "torch::optim"))  # as libtorch has it
     cells.append(Cell("accel", {**case, "shared_memory": False}, "by network", needs="shared_memory"))
     cells.append(Cell("cpp_reducer", {**case, "views": True}, "gradient_as_bucket_view"))
@@ -45,7 +45,7 @@ def cells_of(case):
 
 def run(bench):
     for device, world_size, prefix in bench.places([2] if bench.quick else [1, 2]):
-        with bench.groups(SYSTEMS, bench.here(world_size), device=device) as groups:
+        with bench.groups(TRAINERS, bench.here(world_size), device=device) as groups:
             for label, case in CASES:
                 if not bench.quick or label in QUICK:
                     bench.compare(prefix + label, cells_of(case), groups)

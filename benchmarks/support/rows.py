@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 
-SYSTEMS = ("accel", "libtorch", "per_tensor", "cpp_reducer", "pytorch", "pytorch_ddp", "hf_accelerate")
+TRAINERS = ("accel", "libtorch", "per_tensor", "cpp_reducer", "pytorch_ddp", "hf_accelerate")
+SYSTEMS = (*TRAINERS, "pytorch")  # which is asked for an optimizer's step and no training
 
 
 def quantile(values, q):
