@@ -20,6 +20,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
+#include <accel/optim/detail/checks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -58,14 +59,13 @@ class Adafactor : public FlatOptimizer<Adafactor, AdafactorOptions> {
   static constexpr bool is_elementwise = false;  // means and norms are of a whole parameter
 
   static void check(const AdafactorOptions& options) {
-    ACCEL_CHECK(options.lr >= 0, InvalidArgument, "Adafactor: lr = ", options.lr.value(), " must be at least 0");
+    detail::check_not_negative(name, {{"lr", options.lr.value()},
+                                      {"eps", options.eps[0]},
+                                      {"eps", options.eps[1]},
+                                      {"weight_decay", options.weight_decay}});
     ACCEL_CHECK(options.beta2_decay <= 0, InvalidArgument, "Adafactor: beta2_decay = ", options.beta2_decay,
                 " must be at most 0");
-    for (const double eps : options.eps)
-      ACCEL_CHECK(eps >= 0, InvalidArgument, "Adafactor: eps = ", eps, " must be at least 0");
     ACCEL_CHECK(options.d >= 1, InvalidArgument, "Adafactor: d = ", options.d, " must be at least 1");
-    ACCEL_CHECK(options.weight_decay >= 0, InvalidArgument, "Adafactor: weight_decay = ", options.weight_decay,
-                " must be at least 0");
   }
 
   [[nodiscard]] static std::span<const std::string_view> states(const AdafactorOptions&) {

@@ -11,9 +11,9 @@
 #include <ATen/ops/_fused_adagrad.h>
 #include <ATen/ops/full_like.h>
 
-#include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/gradient/grad_scale.hpp>
+#include <accel/optim/detail/checks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -50,11 +50,11 @@ class Adagrad : public FlatOptimizer<Adagrad, AdagradOptions> {
   static constexpr bool is_elementwise = true;
 
   static void check(const AdagradOptions& options) {
-    for (const auto& [word, value] :
-         {std::pair("lr", options.lr.value()), std::pair("lr_decay", options.lr_decay),
-          std::pair("weight_decay", options.weight_decay),
-          std::pair("initial_accumulator_value", options.initial_accumulator_value), std::pair("eps", options.eps)})
-      ACCEL_CHECK(value >= 0, InvalidArgument, "Adagrad: ", word, " = ", value, " must be at least 0");
+    detail::check_not_negative(name, {{"lr", options.lr.value()},
+                                      {"lr_decay", options.lr_decay},
+                                      {"weight_decay", options.weight_decay},
+                                      {"initial_accumulator_value", options.initial_accumulator_value},
+                                      {"eps", options.eps}});
   }
 
   [[nodiscard]] static std::span<const std::string_view> states(const AdagradOptions&) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <cstddef>
 #include <span>
 #include <string_view>
 #include <tuple>
@@ -10,11 +9,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/zeros_like.h>
 
-#include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/gradient/grad_scale.hpp>
+#include <accel/optim/detail/checks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -70,21 +68,14 @@ class AdamFamily : public FlatOptimizer<Rule, Options> {
   static constexpr bool is_elementwise = true;
 
   static void check(const Options& options) {
-    ACCEL_CHECK(options.lr >= 0, InvalidArgument, Rule::name, ": lr = ", options.lr.value(), " must be at least 0");
-    for (const double beta : options.betas)
-      ACCEL_CHECK(beta >= 0 && beta < 1, InvalidArgument, Rule::name, ": beta = ", beta, " must be in [0, 1)");
-    ACCEL_CHECK(options.eps >= 0, InvalidArgument, Rule::name, ": eps = ", options.eps, " must be at least 0");
-    ACCEL_CHECK(options.weight_decay >= 0, InvalidArgument, Rule::name, ": weight_decay = ", options.weight_decay,
-                " must be at least 0");
+    detail::check_not_negative(
+        Rule::name, {{"lr", options.lr.value()}, {"eps", options.eps}, {"weight_decay", options.weight_decay}});
+    detail::check_betas(Rule::name, options.betas);
   }
 
   [[nodiscard]] static std::span<const std::string_view> states(const Options& options) {
     static constexpr std::array<std::string_view, 3> words = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
     return std::span(words).first(options.amsgrad ? 3 : 2);
-  }
-
-  [[nodiscard]] static at::Tensor initial(const Options&, std::size_t, const at::Tensor& parameter) {
-    return at::zeros_like(parameter);
   }
 
  protected:

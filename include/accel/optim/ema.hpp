@@ -9,7 +9,6 @@
 #include <span>
 #include <string>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -69,9 +68,7 @@ class EMA {
   }
 
   /// For its state.
-  void name_parameters(std::span<const tensor::NamedTensor> named) {
-    for (const auto& [name, parameter] : named) names_[parameter.unsafeGetTensorImpl()] = name;
-  }
+  void name_parameters(std::span<const tensor::NamedTensor> named) { names_.add(named); }
 
   /// Order    after each step of the optimizer; a prepared one leaves out what was no step.
   /// Throws   InvalidArgument while it is swapped in.
@@ -114,7 +111,8 @@ class EMA {
   [[nodiscard]] tensor::StateDict state_dict() const {
     tensor::StateDict state;
     state.add("n_averaged", updates_);
-    for (std::size_t i = 0; i < averages_.size(); ++i) state.add("average." + name_of_parameter(i), averages_[i]);
+    for (std::size_t i = 0; i < averages_.size(); ++i)
+      state.add("average." + names_.of(parameters_[i], i), averages_[i]);
     return state;
   }
 
@@ -124,9 +122,10 @@ class EMA {
     const std::int64_t updates = state.integer("n_averaged");
     std::vector<at::Tensor> averages;
     for (std::size_t i = 0; updates > 0 && i < parameters_.size(); ++i) {
-      const at::Tensor& average = state.tensor("average." + name_of_parameter(i));
-      ACCEL_CHECK(average.sizes() == parameters_[i].sizes(), CheckpointError, "EMA: average.", name_of_parameter(i),
-                  " is ", tensor::spec(average), ", expected the shape of ", tensor::spec(parameters_[i]));
+      const at::Tensor& average = state.tensor("average." + names_.of(parameters_[i], i));
+      ACCEL_CHECK(average.sizes() == parameters_[i].sizes(), CheckpointError, "EMA: average.",
+                  names_.of(parameters_[i], i), " is ", tensor::spec(average), ", expected the shape of ",
+                  tensor::spec(parameters_[i]));
       averages.push_back(exact(parameters_[i]).clone().copy_(average));
     }
     averages_ = std::move(averages);
@@ -153,17 +152,12 @@ class EMA {
     return weights;
   }
 
-  [[nodiscard]] std::string name_of_parameter(std::size_t i) const {
-    const auto found = names_.find(parameters_[i].unsafeGetTensorImpl());
-    return found == names_.end() ? std::to_string(i) : found->second;
-  }
-
   EMAOptions options_;
   std::vector<at::Tensor> parameters_;
   std::vector<at::Tensor> averages_;
   std::vector<at::Tensor> saved_;  // the weights, while the averages are in their place
   std::int64_t updates_ = 0;
-  std::unordered_map<const c10::TensorImpl*, std::string> names_;
+  tensor::Names names_;
 };
 
 static_assert(tensor::Stateful<EMA>);

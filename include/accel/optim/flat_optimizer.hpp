@@ -17,6 +17,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/core/error.hpp>
@@ -81,6 +82,11 @@ class FlatOptimizer {
   FlatOptimizer(FlatOptimizer&&) = default;
   FlatOptimizer& operator=(FlatOptimizer&&) = default;
 
+  /// What a rule keeps begins with zeros like the parameter, unless it has an initial() of its own.
+  [[nodiscard]] static at::Tensor initial(const Options&, std::size_t, const at::Tensor& parameter) {
+    return at::zeros_like(parameter);
+  }
+
   /// Throws   InvalidArgument for a tensor that cannot be stepped.
   void add_param_group(Group group) {
     if (!group.has_options()) group = Group(std::move(group.params()), defaults_);
@@ -101,9 +107,7 @@ class FlatOptimizer {
   [[nodiscard]] bool is_unbound() const { return groups_.empty(); }
 
   /// The names of its parameters, for its state.
-  void name_parameters(std::span<const tensor::NamedTensor> named) {
-    for (const auto& [name, parameter] : named) names_[parameter.unsafeGetTensorImpl()] = name;
-  }
+  void name_parameters(std::span<const tensor::NamedTensor> named) { names_.add(named); }
 
   /// Order    after backward; with prepared models by the prepared optimizer, which sees to it that
   ///          gradients are means over the ranks.
@@ -185,7 +189,7 @@ class FlatOptimizer {
       const auto states = g < flat_.size() ? flat_[g].states(parameters) : std::vector<FlatGroup::State>();
       for (std::size_t i = 0; i < parameters.size(); ++i, ++number) {
         if (i >= states.size() || states[i].steps == 0) continue;
-        const std::string prefix = "state." + name_of_parameter(parameters[i], number) + ".";
+        const std::string prefix = "state." + names_.of(parameters[i], number) + ".";
         dict.add(prefix + "step", states[i].steps);
         for (std::size_t s = 0; s < words.size() && s < states[i].tensors.size(); ++s)
           if (states[i].tensors[s].defined()) dict.add(prefix + std::string(words[s]), states[i].tensors[s]);
@@ -211,7 +215,7 @@ class FlatOptimizer {
       detail::save_options(options[g], prefix_of(g), saved);
       for (const auto& one : saved.entries()) known.insert(one.name);
       for (const auto& parameter : groups_[g].params())
-        states[g].push_back(loaded(parameter, name_of_parameter(parameter, number++), options[g], dict, known));
+        states[g].push_back(loaded(parameter, names_.of(parameter, number++), options[g], dict, known));
     }
     for (const auto& [name, tensor] : dict.entries())
       ACCEL_CHECK(known.contains(name), CheckpointError, Rule::name, ": ", name, ", ", tensor::spec(tensor),
@@ -303,11 +307,6 @@ class FlatOptimizer {
 
   [[nodiscard]] static std::string prefix_of(std::size_t g) { return message("param_groups.", g, "."); }
 
-  [[nodiscard]] std::string name_of_parameter(const at::Tensor& parameter, std::size_t number) const {
-    const auto found = names_.find(parameter.unsafeGetTensorImpl());
-    return found == names_.end() ? std::to_string(number) : found->second;
-  }
-
   [[nodiscard]] static FlatGroup::State loaded(const at::Tensor& parameter, const std::string& name,
                                                const Options& options, const tensor::StateDict& dict,
                                                std::unordered_set<std::string>& known) {
@@ -355,7 +354,7 @@ class FlatOptimizer {
   Options defaults_;
   std::vector<Group> groups_;
   std::unordered_map<const c10::TensorImpl*, std::pair<std::size_t, std::size_t>> places_;
-  std::unordered_map<const c10::TensorImpl*, std::string> names_;
+  tensor::Names names_;
   std::vector<FlatGroup> flat_;  // by group
 };
 

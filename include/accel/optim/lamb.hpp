@@ -22,11 +22,10 @@
 #include <ATen/ops/pow.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 
-#include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/optim/blocks.hpp>
+#include <accel/optim/detail/checks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -66,21 +65,14 @@ class LAMB : public FlatOptimizer<LAMB, LAMBOptions> {
   static constexpr bool is_elementwise = false;  // a norm is of a whole parameter
 
   static void check(const LAMBOptions& options) {
-    ACCEL_CHECK(options.lr >= 0, InvalidArgument, "LAMB: lr = ", options.lr.value(), " must be at least 0");
-    for (const double beta : options.betas)
-      ACCEL_CHECK(beta >= 0 && beta < 1, InvalidArgument, "LAMB: beta = ", beta, " must be in [0, 1)");
-    ACCEL_CHECK(options.eps >= 0, InvalidArgument, "LAMB: eps = ", options.eps, " must be at least 0");
-    ACCEL_CHECK(options.weight_decay >= 0, InvalidArgument, "LAMB: weight_decay = ", options.weight_decay,
-                " must be at least 0");
+    detail::check_not_negative(
+        name, {{"lr", options.lr.value()}, {"eps", options.eps}, {"weight_decay", options.weight_decay}});
+    detail::check_betas(name, options.betas);
   }
 
   [[nodiscard]] static std::span<const std::string_view> states(const LAMBOptions&) {
     static constexpr std::array<std::string_view, 2> words = {"exp_avg", "exp_avg_sq"};
     return words;
-  }
-
-  [[nodiscard]] static at::Tensor initial(const LAMBOptions&, std::size_t, const at::Tensor& parameter) {
-    return at::zeros_like(parameter);
   }
 
   static void apply(Batch& batch, const LAMBOptions& options) {

@@ -16,11 +16,10 @@
 #include <ATen/ops/_foreach_neg.h>
 #include <ATen/ops/_foreach_sign.h>
 #include <ATen/ops/_foreach_sub.h>
-#include <ATen/ops/zeros_like.h>
 
-#include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/optim/blocks.hpp>
+#include <accel/optim/detail/checks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -56,20 +55,13 @@ class Lion : public FlatOptimizer<Lion, LionOptions> {
   static constexpr bool is_elementwise = true;
 
   static void check(const LionOptions& options) {
-    ACCEL_CHECK(options.lr >= 0, InvalidArgument, "Lion: lr = ", options.lr.value(), " must be at least 0");
-    for (const double beta : options.betas)
-      ACCEL_CHECK(beta >= 0 && beta < 1, InvalidArgument, "Lion: beta = ", beta, " must be in [0, 1)");
-    ACCEL_CHECK(options.weight_decay >= 0, InvalidArgument, "Lion: weight_decay = ", options.weight_decay,
-                " must be at least 0");
+    detail::check_not_negative(name, {{"lr", options.lr.value()}, {"weight_decay", options.weight_decay}});
+    detail::check_betas(name, options.betas);
   }
 
   [[nodiscard]] static std::span<const std::string_view> states(const LionOptions&) {
     static constexpr std::array<std::string_view, 1> words = {"exp_avg"};
     return words;
-  }
-
-  [[nodiscard]] static at::Tensor initial(const LionOptions&, std::size_t, const at::Tensor& parameter) {
-    return at::zeros_like(parameter);
   }
 
   static void apply(Batch& batch, const LionOptions& options) {

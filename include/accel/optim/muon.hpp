@@ -14,10 +14,10 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
+#include <accel/optim/detail/checks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -71,10 +71,8 @@ class Muon : public FlatOptimizer<Muon, MuonOptions> {
   static constexpr bool is_elementwise = false;  // a matrix is a whole
 
   static void check(const MuonOptions& options) {
-    ACCEL_CHECK(options.lr >= 0, InvalidArgument, "Muon: lr = ", options.lr.value(), " must be at least 0");
-    ACCEL_CHECK(options.momentum >= 0, InvalidArgument, "Muon: momentum = ", options.momentum, " must be at least 0");
-    ACCEL_CHECK(options.weight_decay >= 0, InvalidArgument, "Muon: weight_decay = ", options.weight_decay,
-                " must be at least 0");
+    detail::check_not_negative(
+        name, {{"lr", options.lr.value()}, {"momentum", options.momentum}, {"weight_decay", options.weight_decay}});
     ACCEL_CHECK(options.ns_steps >= 0 && options.ns_steps < 100, InvalidArgument, "Muon: ns_steps = ", options.ns_steps,
                 " must be in [0, 100)");
   }
@@ -87,10 +85,6 @@ class Muon : public FlatOptimizer<Muon, MuonOptions> {
   [[nodiscard]] static std::span<const std::string_view> states(const MuonOptions&) {
     static constexpr std::array<std::string_view, 1> words = {"momentum_buffer"};
     return words;
-  }
-
-  [[nodiscard]] static at::Tensor initial(const MuonOptions&, std::size_t, const at::Tensor& parameter) {
-    return at::zeros_like(parameter);
   }
 
   static void apply(Batch& batch, const MuonOptions& options) {

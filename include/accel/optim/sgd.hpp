@@ -12,12 +12,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_fused_sgd.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/gradient/grad_scale.hpp>
 #include <accel/optim/blocks.hpp>
+#include <accel/optim/detail/checks.hpp>
 #include <accel/optim/flat_optimizer.hpp>
 #include <accel/optim/learning_rate.hpp>
 #include <accel/optim/low_precision.hpp>
@@ -55,10 +55,8 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
   static constexpr bool is_elementwise = true;
 
   static void check(const SGDOptions& options) {
-    ACCEL_CHECK(options.lr >= 0, InvalidArgument, "SGD: lr = ", options.lr.value(), " must be at least 0");
-    ACCEL_CHECK(options.momentum >= 0, InvalidArgument, "SGD: momentum = ", options.momentum, " must be at least 0");
-    ACCEL_CHECK(options.weight_decay >= 0, InvalidArgument, "SGD: weight_decay = ", options.weight_decay,
-                " must be at least 0");
+    detail::check_not_negative(
+        name, {{"lr", options.lr.value()}, {"momentum", options.momentum}, {"weight_decay", options.weight_decay}});
     ACCEL_CHECK(!options.nesterov || (options.momentum > 0 && options.dampening == 0), InvalidArgument,
                 "SGD: nesterov needs momentum above 0 and no dampening; found momentum = ", options.momentum,
                 ", dampening = ", options.dampening);
@@ -67,10 +65,6 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
   [[nodiscard]] static std::span<const std::string_view> states(const SGDOptions& options) {
     static constexpr std::array<std::string_view, 1> words = {"momentum_buffer"};
     return std::span(words).first(options.momentum > 0 ? 1 : 0);
-  }
-
-  [[nodiscard]] static at::Tensor initial(const SGDOptions&, std::size_t, const at::Tensor& parameter) {
-    return at::zeros_like(parameter);
   }
 
   static void apply(Batch& batch, const SGDOptions& options, const gradient::GradScale& scale) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -27,5 +29,21 @@ struct NamedTensor {
 [[nodiscard]] inline bool is_among(const at::Tensor& tensor, std::span<const at::Tensor> tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [&](const at::Tensor& one) { return one.is_same(tensor); });
 }
+
+/// What tensors are called, where somebody has said so; others by their number, as in PyTorch.
+class Names {
+ public:
+  void add(std::span<const NamedTensor> named) {
+    for (const auto& [name, tensor] : named) names_[tensor.unsafeGetTensorImpl()] = name;
+  }
+
+  [[nodiscard]] std::string of(const at::Tensor& tensor, std::size_t number) const {
+    const auto found = names_.find(tensor.unsafeGetTensorImpl());
+    return found == names_.end() ? std::to_string(number) : found->second;
+  }
+
+ private:
+  std::unordered_map<const c10::TensorImpl*, std::string> names_;
+};
 
 }  // namespace accel::inline v0_1::tensor
