@@ -80,6 +80,9 @@ class Accumulation {
   /// Inside of a micro-step that adds up and does nothing more: steps and clipping have to wait.
   [[nodiscard]] bool only_adds_up() const { return under_way_ && !current_.synchronises && no_sync_ == 0; }
 
+  /// What follows the steps of optimizers, as schedules do, is due: in the last micro-step of a window, and outside.
+  [[nodiscard]] bool follows_steps() const { return !only_adds_up() && no_sync_ == 0; }
+
   /// What a backward is that runs now. Of rows that no prepared loader has counted for this micro-step the
   /// `in_flight` ones tell the share, or it is `even`.
   ///
@@ -132,7 +135,6 @@ class Accumulation {
 
   void enter_no_sync() { ++no_sync_; }
   void leave_no_sync() { --no_sync_; }
-  [[nodiscard]] bool in_no_sync() const { return no_sync_ > 0; }
 
  private:
   struct Window {

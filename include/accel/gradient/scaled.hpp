@@ -63,13 +63,11 @@ class Scaled {
     is_exact_ = false;
   }
 
-  /// What was found of gradients with this mark: see Ledger::mark().
-  void note_found(const at::Tensor& found_inf, std::uint64_t mark) {
-    found_inf_.copy_(found_inf);
-    known_ = mark;
-  }
-  /// f32[]; null if they were not looked at since they were changed.
-  [[nodiscard]] const at::Tensor* found(std::uint64_t mark) const { return known_ == mark ? &found_inf_ : nullptr; }
+  /// f32[]: whether they are finite, for who looks at them to write, and then to note their mark: Ledger::mark().
+  [[nodiscard]] const at::Tensor& found_inf() const { return found_inf_; }
+  void note_found(std::uint64_t mark) { known_ = mark; }
+  /// Nobody has changed them since.
+  [[nodiscard]] bool is_found(std::uint64_t mark) const { return known_ == mark; }
 
  private:
   at::Tensor scale_;      // f32[]

@@ -39,6 +39,7 @@ class Watch final : Hooks::Listener {
     // net->zero_grad() tells nobody, but leaves no gradient.
     for (std::size_t k = 0; strays_ > 0 && k < parameters_.size(); ++k)
       if (stray_[k] != 0 && !parameters_[k].grad().defined()) unmark(k);
+    if (overflow_ && !parameters_[*overflow_].grad().defined()) overflow_.reset();
     std::fill(heard_.begin(), heard_.end(), std::uint8_t{0});
     listens_ = true;
   }

@@ -23,13 +23,13 @@ concept EmaLike = requires(E& ema) {
 template <class E>
 class Ema {
  public:
-  Ema(std::shared_ptr<E> ema, std::shared_ptr<Session> session) : ema_(std::move(ema)), session_(std::move(session)) {}
+  Ema(std::shared_ptr<E> ema, std::shared_ptr<Session> session)
+      : ema_(std::move(ema)), session_(std::move(session)), models_(session_->models_of(ema_->parameters())) {}
 
   void update() {
-    const auto& accumulation = session_->accumulation;
-    if (accumulation.only_adds_up() || accumulation.in_no_sync()) return;
+    if (!session_->accumulation.follows_steps()) return;
     session_->at_rank([&] {
-      if (!seen_.only_skipped(session_->step_counts_of(ema_->parameters()))) ema_->update();
+      if (!seen_.only_skipped(session_->step_counts_of(models_))) ema_->update();
     });
   }
 
@@ -44,6 +44,7 @@ class Ema {
  private:
   std::shared_ptr<E> ema_;
   std::shared_ptr<Session> session_;
+  std::vector<std::shared_ptr<PreparedModel>> models_;  // whose weights they are
   StepsSeen seen_;
 };
 

@@ -23,7 +23,6 @@
 #include <accel/collective/agree.hpp>
 #include <accel/collective/broadcast.hpp>
 #include <accel/core/error.hpp>
-#include <accel/gradient/finite.hpp>
 #include <accel/gradient/gradients.hpp>
 #include <accel/gradient/reducer.hpp>
 #include <accel/gradient/root.hpp>
@@ -34,10 +33,10 @@
 #include <accel/prepare/model.hpp>
 #include <accel/prepare/optimizer.hpp>
 #include <accel/prepare/options.hpp>
+#include <accel/prepare/overflow.hpp>
 #include <accel/prepare/parts.hpp>
 #include <accel/prepare/scheduler.hpp>
 #include <accel/prepare/session.hpp>
-#include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -151,16 +150,9 @@ class Engine final : public Session {
   void name_overflow(const at::Tensor& found_inf, std::span<const std::shared_ptr<PreparedModel>> of,
                      std::span<const at::Tensor> parameters) override {
     if (found_inf.item<float>() == 0) return;
-    overflow.reset();
-    const auto texts = backend.control().all_gather("who has an overflow", overflow_of(of, parameters),
-                                                    Deadline::in(backend.timeout()));
-    // What arrived on a rank tells more than what stands there now, which others may have brought.
-    auto first =
-        std::find_if(texts.begin(), texts.end(), [](const auto& text) { return text.starts_with("arrived "); });
-    if (first == texts.end())
-      first = std::find_if(texts.begin(), texts.end(), [](const auto& text) { return !text.empty(); });
-    if (first == texts.end()) return;
-    overflow = Overflow{static_cast<int>(first - texts.begin()), first->substr(first->find(' ') + 1)};
+    overflow = first_overflow(backend.control().all_gather("who has an overflow", overflow_of(of, parameters),
+                                                           Deadline::in(backend.timeout())));
+    if (!overflow) return;
     log.info("step skipped: the gradient of ", overflow->parameter, " is not finite on rank ", overflow->rank,
              ", with a loss scale of ", scaler->value());
   }
@@ -294,22 +286,6 @@ class Engine final : public Session {
       return gradient::root_gradient(loss, factor);
   }
 
-  /// `arrived <model>: <parameter>` or `stands ...`, or nothing.
-  [[nodiscard]] static std::string overflow_of(std::span<const std::shared_ptr<PreparedModel>> of,
-                                               std::span<const at::Tensor> parameters) {
-    std::string standing;
-    for (const auto& model : of) {
-      const auto name = [&](std::size_t k) { return model->record.trainable_name(k) + " of " + model->record.label; };
-      const auto arrived = model->watch == nullptr ? std::nullopt : model->watch->take_overflow();
-      const auto& own = model->ledger.parameters();
-      if (arrived && tensor::is_among(own[*arrived], parameters)) return "arrived " + name(*arrived);
-      for (std::size_t k = 0; standing.empty() && k < own.size(); ++k)
-        if (own[k].grad().defined() && tensor::is_among(own[k], parameters) && !gradient::is_finite(own[k].grad()))
-          standing = "stands " + name(k);
-    }
-    return standing;
-  }
-
   /// The flat memory of its gradients, if they have one.
   [[nodiscard]] std::vector<at::Tensor> memory_of(const PreparedModel& model) const {
     if (model.watch == nullptr) return {};
@@ -331,9 +307,9 @@ class Engine final : public Session {
       model->ledger.begin(step.synchronises, [&] { return memory_of(*model); });
     }
     // Where there is no gradient yet, none is added to what is there.
-    const bool adds =
-        std::any_of(models.begin(), models.end(), [](const auto& m) { return m->ledger.has_gradients(); });
-    arrival_.set(moves && !adds ? 1.0 : arrival_factor, moves);
+    const auto adds = [](const auto& model) { return model->ledger.has_gradients(); };
+    const bool only_moves = arrival_factor != 1.0 && moves && std::none_of(models.begin(), models.end(), adds);
+    arrival_.set(only_moves ? 1.0 : arrival_factor, moves);
   }
 
   void end(const gradient::MicroStep& step, const Steppers& steppers) {

@@ -157,9 +157,7 @@ class Optimizer {
     if (std::all_of(models_.begin(), models_.end(), plain)) {
       optimizer_->zero_grad(set_to_none);
     } else {
-      std::vector<at::Tensor> own;
-      for (auto& group : optimizer_->param_groups())
-        own.insert(own.end(), group.params().begin(), group.params().end());
+      const std::vector<at::Tensor> own = parameters();
       for (const auto& model : models_) model->ledger.clear(own, set_to_none);
     }
     if (!has_gradients()) backwards_at_clear_ = session_->accumulation.backwards();
@@ -200,8 +198,7 @@ class Optimizer {
       requires(O& optimizer, const gradient::GradScale& scale) { optimizer.step(scale); };
 
   void scaled_step() {
-    std::vector<at::Tensor> own;
-    for (auto& group : optimizer_->param_groups()) own.insert(own.end(), group.params().begin(), group.params().end());
+    const std::vector<at::Tensor> own = parameters();
     const auto check = [&] { check_before_step(); };
     scaling_->step(models_, own, folds_scale, check, [&](const gradient::GradScale& scale) {
       if constexpr (folds_scale)
@@ -211,16 +208,14 @@ class Optimizer {
     });
   }
 
-  /// The models whose parameters this optimizer steps.
-  void find_models() {
-    models_.clear();
-    for (auto& group : optimizer_->param_groups())
-      for (const auto& parameter : group.params()) {
-        auto model = session_->model_of(parameter);
-        if (model != nullptr && std::find(models_.begin(), models_.end(), model) == models_.end())
-          models_.push_back(std::move(model));
-      }
+  [[nodiscard]] std::vector<at::Tensor> parameters() {
+    std::vector<at::Tensor> all;
+    for (auto& group : optimizer_->param_groups()) all.insert(all.end(), group.params().begin(), group.params().end());
+    return all;
   }
+
+  /// The models whose parameters this optimizer steps.
+  void find_models() { models_ = session_->models_of(parameters()); }
 
   void check_before_step() {
     constexpr std::string_view remedy = "call accelerator.backward(loss) in place of loss.backward()";

@@ -162,21 +162,32 @@ void move_model(ModelPart<Net>& part, c10::Device device) {
 template <class Part>
 void move_model(Part&, c10::Device) {}
 
-/// As they are called in their model; where there are several, behind the model's number.
-template <class O>
-void name_parameters(O& optimizer, const Inspection& inspection) {
-  if constexpr (requires(std::span<const tensor::NamedTensor> named) { optimizer.name_parameters(named); }) {
-    std::vector<const tensor::Record*> owners;
-    for (const auto& group : optimizer.param_groups())
-      for (const auto& parameter : group.params()) {
-        const tensor::Record* owner = inspection.owner(parameter);
-        if (owner != nullptr && std::find(owners.begin(), owners.end(), owner) == owners.end()) owners.push_back(owner);
-      }
+/// Their models, each once.
+///
+/// Throws   InvalidArgument for one that belongs to none; `else_` says what comes of that.
+[[nodiscard]] inline std::vector<const tensor::Record*> owners_of(std::span<const at::Tensor> parameters,
+                                                                  const Inspection& inspection, std::string_view label,
+                                                                  std::string_view else_) {
+  std::vector<const tensor::Record*> owners;
+  for (const auto& parameter : parameters) {
+    const tensor::Record* owner = inspection.owner(parameter);
+    ACCEL_CHECK(owner != nullptr, InvalidArgument, "prepare: ", label, " holds a parameter ", tensor::spec(parameter),
+                " that belongs to no prepared model", else_,
+                "; pass its model to the same prepare, or to an earlier one");
+    if (std::find(owners.begin(), owners.end(), owner) == owners.end()) owners.push_back(owner);
+  }
+  return owners;
+}
+
+/// As they are called in their model; where there are several, behind its number among them.
+template <class Named>
+void name_parameters(Named& object, std::span<const tensor::Record* const> owners) {
+  if constexpr (requires(std::span<const tensor::NamedTensor> named) { object.name_parameters(named); }) {
     for (std::size_t m = 0; m < owners.size(); ++m) {
       std::vector<tensor::NamedTensor> named = owners[m]->parameters;
-      for (auto& [name, tensor] : named)
-        if (owners.size() > 1) name.insert(0, message(m, "/"));
-      optimizer.name_parameters(named);
+      for (auto& one : named)
+        if (owners.size() > 1) one.name.insert(0, message(m, "/"));
+      object.name_parameters(named);
     }
   }
 }
@@ -192,15 +203,15 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
     if (optimizer.is_unbound())
       optimizer.add_param_group(
           typename O::Group(tensor::tensors_of(inspection.only_model(label).trainable_parameters())));
-  name_parameters(optimizer, inspection);
+  std::vector<at::Tensor> all;
+  for (const auto& group : optimizer.param_groups())
+    all.insert(all.end(), group.params().begin(), group.params().end());
+  name_parameters(optimizer, owners_of(all, inspection, label, ", so its gradient would stay on this rank"));
   std::size_t group_number = 0;
   for (auto& group : optimizer.param_groups()) {
     std::string line = message(label, ": group ", group_number, ":");
     for (const auto& parameter : group.params()) {
       const tensor::Record* owner = inspection.owner(parameter);
-      ACCEL_CHECK(owner != nullptr, InvalidArgument, "prepare: ", label, " holds a parameter ", tensor::spec(parameter),
-                  " that belongs to no prepared model, so its gradient would stay on this rank; pass its model to the "
-                  "same prepare, or to an earlier one");
       for (const auto& [name, tensor] : owner->parameters)
         if (tensor.is_same(parameter)) line += message(" ", owner->label, "/", name);
     }
@@ -224,12 +235,7 @@ void inspect(EmaPart<E>& part, Inspection& inspection) {
   E& ema = *part.ema;
   const std::string label = message("average ", inspection.averages++);
   if (ema.is_unbound()) ema.bind(tensor::tensors_of(inspection.only_model(label).parameters));
-  for (const auto& parameter : ema.parameters()) {
-    const tensor::Record* owner = inspection.owner(parameter);
-    ACCEL_CHECK(owner != nullptr, InvalidArgument, "prepare: ", label, " holds a parameter ", tensor::spec(parameter),
-                " that belongs to no prepared model; pass its model to the same prepare, or to an earlier one");
-    ema.name_parameters(owner->parameters);
-  }
+  name_parameters(ema, owners_of(ema.parameters(), inspection, label, ""));
   inspection.lines.push_back(message(label, ": ", describe(ema.options()), ", of ", ema.parameters().size(),
                                      " parameters, after ", ema.updates(), " updates"));
 }

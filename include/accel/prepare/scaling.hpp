@@ -58,10 +58,11 @@ class Scaling {
       throw;
     }
     session_->agree_on_max(found_inf_);
-    ACCEL_CHECK(!found_inf_.is_cpu() || found_inf_.item<float>() <= 1, InvalidArgument, "step: another rank has ",
-                "refused this step, and says why; no rank has taken it");
     const bool is_known = found_inf_.is_cpu() || !folding;
-    const bool is_skipped = is_known && found_inf_.item<float>() != 0;
+    const float found = is_known ? found_inf_.item<float>() : 0;
+    ACCEL_CHECK(found <= 1, InvalidArgument, "step: another rank has refused this step, and says why; no rank has ",
+                "taken it");
+    const bool is_skipped = found != 0;
     const bool folds = folding && owns_all && have_one_scale(models);
     if (!folds && !is_skipped)
       for (const auto& model : models) session_->unscale(*model);
@@ -111,12 +112,11 @@ class Scaling {
     found_inf_.zero_();
     for (const auto& model : models) {
       const std::uint64_t mark = model->ledger.mark();
-      if (model->scaled.found(mark) == nullptr) {
-        const at::Tensor found = at::zeros({}, found_inf_.options());
-        gradient::find_inf(session_->gradients(*model), found);
-        model->scaled.note_found(found, mark);
+      if (!model->scaled.is_found(mark)) {
+        gradient::find_inf(session_->gradients(*model), model->scaled.found_inf());
+        model->scaled.note_found(mark);
       }
-      found_inf_.add_(*model->scaled.found(mark));
+      found_inf_.add_(model->scaled.found_inf());
     }
     if (models.size() > 1) found_inf_.clamp_(0, 1);
   }

@@ -42,7 +42,7 @@ class Scheduler {
 
   template <class... Args>
   void step(Args&&... args) {
-    if (!counts() || was_skipped()) return;
+    if (!session_->accumulation.follows_steps() || was_skipped()) return;
     session_->at_rank([&] {
       if constexpr (judges_values && sizeof...(Args) == 1)
         advance(mean(std::forward<Args>(args)...));
@@ -67,11 +67,6 @@ class Scheduler {
     using OfIntegers = std::conditional_t<takes_double, double, float>;
     using Mean = std::conditional_t<std::is_floating_point_v<Value>, Value, OfIntegers>;
     return static_cast<Mean>(session_->mean(static_cast<double>(value)));
-  }
-
-  [[nodiscard]] bool counts() const {
-    const auto& accumulation = session_->accumulation;
-    return !accumulation.only_adds_up() && !accumulation.in_no_sync();
   }
 
   /// All steps since the last call were left out, of the optimizer that the scheduler was made for; where it does not

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -16,8 +15,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/core/error.hpp>
@@ -25,13 +22,11 @@
 #include <accel/data/position.hpp>
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/clip.hpp>
-#include <accel/gradient/ledger.hpp>
-#include <accel/gradient/scaled.hpp>
-#include <accel/gradient/stepper.hpp>
-#include <accel/gradient/watch.hpp>
 #include <accel/launch/topology.hpp>
 #include <accel/precision/host_flag.hpp>
 #include <accel/precision/loss_scaler.hpp>
+#include <accel/prepare/overflow.hpp>
+#include <accel/prepare/prepared_model.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
 
@@ -50,29 +45,6 @@ enum class SchedulerStepping {
 }  // namespace accel::inline v0_1
 
 namespace accel::inline v0_1::prepare {
-
-/// A prepared model, what its gradients are, and who reduces them.
-struct PreparedModel {
-  tensor::Record record;
-  std::size_t number = 0;  // among those of its session
-  gradient::Ledger ledger;
-  gradient::Scaled scaled;                                   // by the loss scale, where there is one
-  std::unique_ptr<gradient::Watch> watch;                    // null at one rank and for frozen models
-  std::vector<std::weak_ptr<gradient::Stepper>> steppers{};  // optimizers of it that step inside of backward
-  at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
-
-  /// The name of one of `parameters` whose gradient comes from a backward that the accelerator did not run.
-  [[nodiscard]] std::optional<std::string> stray(std::span<const at::Tensor> parameters) const {
-    const auto found = watch == nullptr ? std::nullopt : watch->stray(parameters);
-    return found ? std::optional(record.trainable_name(*found)) : std::nullopt;
-  }
-};
-
-/// Where gradients that were not finite came from.
-struct Overflow {
-  int rank = 0;           // the first on which one was not finite
-  std::string parameter;  // the first of that rank in the order in which gradients arrived
-};
 
 /// Of an optimizer whose loss is scaled.
 struct StepCount {
@@ -154,17 +126,16 @@ struct Session {
   SchedulerStepping scheduler_stepping = SchedulerStepping::PerUpdate;
   bool split_batches = false;  // some prepared loader has it
 
-  /// Of the optimizers that step a model with one of `parameters`.
-  [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts_of(std::span<const at::Tensor> parameters) const {
+  /// Of the optimizers that step one of `which`.
+  [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts_of(
+      std::span<const std::shared_ptr<PreparedModel>> which) const {
     std::vector<std::shared_ptr<StepCount>> own;
     for (const auto& weak : counts) {
-      const auto count = weak.lock();
+      auto count = weak.lock();
       if (count == nullptr) continue;
-      const auto holds_one = [&](const auto& model) {
-        return std::any_of(parameters.begin(), parameters.end(),
-                           [&](const auto& one) { return model->record.holds(one); });
-      };
-      if (std::any_of(count->models.begin(), count->models.end(), holds_one)) own.push_back(count);
+      const auto& stepped = count->models;
+      if (std::find_first_of(stepped.begin(), stepped.end(), which.begin(), which.end()) != stepped.end())
+        own.push_back(std::move(count));
     }
     return own;
   }
@@ -184,6 +155,17 @@ struct Session {
     return nullptr;
   }
 
+  /// Those that have one of `parameters`, each once.
+  [[nodiscard]] std::vector<std::shared_ptr<PreparedModel>> models_of(std::span<const at::Tensor> parameters) const {
+    std::vector<std::shared_ptr<PreparedModel>> found;
+    for (const auto& parameter : parameters) {
+      auto model = model_of(parameter);
+      if (model != nullptr && std::find(found.begin(), found.end(), model) == found.end())
+        found.push_back(std::move(model));
+    }
+    return found;
+  }
+
   /// Scales the gradients of `model` so that their norm is at most `max_norm`; returns the norm before,
   /// or in a micro-step that only adds up the last one.
   at::Tensor clip_grad_norm_(PreparedModel& model, double max_norm, double norm_type) const {
@@ -194,10 +176,10 @@ struct Session {
     if (accumulation.only_adds_up()) return model.norm;
     check_gradients(model, "clip_grad_norm_");
     if (!model.scaled.is_scaled()) return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
-    const at::Tensor found = at::zeros({}, model.scaled.scale().options());
+    const at::Tensor& found = model.scaled.found_inf();
     model.norm = gradient::clip_scaled_to_norm_(gradients(model), model.scaled.scale(), found, max_norm, norm_type);
     if (!found.is_cpu() || found.item<float>() == 0) model.scaled.divided();
-    model.scaled.note_found(found, model.ledger.mark());
+    model.scaled.note_found(model.ledger.mark());
     return model.norm;
   }
 
