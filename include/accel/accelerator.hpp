@@ -199,7 +199,7 @@ class Accelerator {
   /// A guard: until its end this thread computes in the accelerator's precision, or, if not `enabled`, inside of
   /// such a region in the tensors' own. Forward of a prepared model needs none.
   [[nodiscard]] auto autocast(bool enabled = true) {
-    return engine_->precision.autocast(enabled, /*cache=*/!engine_->is_capturing());
+    return engine_->precision.autocast(enabled, /*cache=*/!engine_->may_be_capturing());
   }
 
   /// The loss scale in force; 1 without one. The host waits for a GPU.

@@ -72,7 +72,14 @@ TEST_CASE("while a graph is captured, casts of weights are not kept: they would 
       faults().captures = captures;
       (void)model(torch::ones({1}));
       REQUIRE(net->keeps == !captures);
+      const auto region = accelerator.autocast();
+      REQUIRE(at::autocast::is_autocast_cache_enabled() == !captures);
     }
+    // An engine that cannot tell.
+    struct OnGpu {
+      [[nodiscard]] static c10::Device device() { return {c10::DeviceType::CUDA, 0}; }
+    };
+    REQUIRE(accel::backend::may_be_capturing(OnGpu{}));
   });
 }
 

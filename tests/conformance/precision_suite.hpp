@@ -79,9 +79,14 @@ void nothing_left_behind() {
   const auto here = product();
   (void)model(torch::randn({4, 5}));
   REQUIRE(product() == here);
+  const auto own = [&] {
+    const auto region = accelerator.precision().autocast(/*enabled=*/true, /*cache=*/true);
+    return product();
+  }();
   {
     const auto region = accelerator.autocast();
     const auto inside = product();
+    REQUIRE(inside == own);
     {
       const auto off = accelerator.autocast(false);
       REQUIRE(product() == torch::kFloat);

@@ -8,6 +8,7 @@
 
 #include <limits>
 
+#include "support/host_reads.hpp"
 #include "support/models.hpp"
 
 using namespace accel;
@@ -114,6 +115,12 @@ TEST_CASE("what a GPU does by itself finds the same, clips the same, and asks th
     gradient::detail::find_inf_on_device(gradients, flag);
     return flag.item<float>();
   };
+  {
+    const testing::HostReads reads;
+    gradient::detail::find_inf_on_device({torch::ones({8}), torch::full({2}, inf)}, flag);
+    (void)gradient::detail::clip_scaled_on_device({torch::ones({8})}, torch::tensor(64.0F), flag, 1.0, 2.0);
+    REQUIRE(reads.count() == 0);
+  }
   REQUIRE(found({}) == 0);
   REQUIRE(found({torch::full({8}, 3e38F), torch::ones({2}, torch::kDouble)}) == 0);  // their squares are not in f32
   REQUIRE(found({torch::ones({8}), torch::full({2}, not_a_number)}) == 1);

@@ -57,3 +57,45 @@ ACCEL_OPTIMIZER_SUITE(optim::Adafactor, {.lr = 1e-2},
                       {.lr = 1e-2, .eps = {1e-5, 1e-2}, .d = 2, .weight_decay = 0.1, .maximize = true})
 ACCEL_OPTIMIZER_SUITE(optim::Muon, {.lr = 1e-2},
                       {.lr = 1e-2, .nesterov = false, .ns_steps = 3, .adjust_lr_fn = optim::AdjustLr::match_rms_adamw})
+
+TEST_CASE("matrices decay, biases and the weights of norms do not, and what is frozen or tied is in one group or none",
+          "[optim]") {
+  struct Net : torch::nn::Module {
+    Net() { frozen->weight.set_requires_grad(false); }
+
+    torch::nn::Linear first{register_module("first", torch::nn::Linear(3, 3))};
+    torch::nn::LayerNorm norm{register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({3})))};
+    torch::nn::Linear again{register_module("again", first)};  // tied
+    torch::nn::Linear frozen{register_module("frozen", torch::nn::Linear(3, 3))};
+    torch::Tensor temperature{register_parameter("temperature", torch::ones({}))};
+  } net;
+  REQUIRE(net.parameters().size() > 8);  // LibTorch lists what is tied twice
+  optim::AdamW optimizer{optim::decay_groups(net, optim::AdamWOptions{.lr = 0.5, .weight_decay = 0.25})};
+  const auto& groups = optimizer.param_groups();
+  REQUIRE(groups.size() == 2);
+  REQUIRE(groups[0].options().weight_decay == 0.25);
+  REQUIRE(groups[1].options().weight_decay == 0);
+  const auto are = [](const std::vector<torch::Tensor>& some, const std::vector<torch::Tensor>& expected) {
+    return std::equal(some.begin(), some.end(), expected.begin(), expected.end(),
+                      [](const auto& a, const auto& b) { return a.is_same(b); });
+  };
+  REQUIRE(are(groups[0].params(), {net.first->weight}));
+  REQUIRE(
+      are(groups[1].params(), {net.temperature, net.first->bias, net.norm->weight, net.norm->bias, net.frozen->bias}));
+  const auto weights = testing::copies(net.parameters());
+  for (auto& parameter : net.parameters()) parameter.mutable_grad() = torch::zeros_like(parameter.detach());
+  optimizer.step();
+  const auto now = net.parameters();
+  for (std::size_t i = 0; i < now.size(); ++i)
+    REQUIRE(torch::allclose(now[i], now[i].is_same(net.first->weight) ? weights[i] * 0.875 : weights[i]));
+}
+
+TEST_CASE("a parameter in two groups is refused", "[optim]") {
+  const auto weight = torch::ones({2}).requires_grad_();
+  optim::SGD sgd{{weight, weight}, {.lr = 1.0}};
+  weight.mutable_grad() = torch::ones({2});
+  sgd.step();
+  REQUIRE(weight.sum().item<float>() == 0);  // once
+  REQUIRE_THROWS_WITH(sgd.add_param_group(optim::SGD::Group({weight})),
+                      Catch::Matchers::ContainsSubstring("is in group 0 already"));
+}

@@ -124,6 +124,23 @@ TEST_CASE("a rate is a number, or an object that holds one", "[scheduler]") {
   CHECK(options.lr.number == 0.25);
 }
 
+TEST_CASE("a rate that is a tensor is written to, and stays the same tensor", "[scheduler]") {
+  const auto lr = torch::tensor(0.5);
+  optim::AdamW optimizer({parameter()}, {.lr = lr});
+  const auto halving = schedule::exponential({.gamma = 0.5});
+  Scheduler scheduler(optimizer, halving);
+  scheduler.step();
+  CHECK(lr.item<float>() == 0.25F);
+  const auto other_lr = torch::tensor(0.5);
+  optim::AdamW other({parameter()}, {.lr = other_lr});
+  Scheduler resumed(other, halving);
+  resumed.load_state_dict(scheduler.state_dict());
+  CHECK(other_lr.item<float>() == 0.25F);
+  resumed.step();
+  CHECK(other_lr.item<float>() == 0.125F);
+  CHECK(other.param_groups()[0].options().lr.tensor().is_same(other_lr));
+}
+
 TEST_CASE("groups may have a schedule each", "[scheduler]") {
   auto optimizer = with_rates<optim::SGD>({1, 2});
   Scheduler scheduler(optimizer, {schedule::linear({.total_steps = 2}), schedule::exponential({.gamma = 0.5})});

@@ -1,6 +1,5 @@
-// Optimizers against torch.optim: run live, alone and on two ranks, and as it was recorded.
+// Optimizers against torch.optim, run live, alone and on two ranks.
 #include "files.hpp"
-#include "replay_optimizers.hpp"
 #include "support/folder.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
@@ -188,25 +187,4 @@ TEST_CASE("200 steps of each optimizer are those of torch.optim, bit for bit whe
         REQUIRE(distance({ours}, {theirs}) < cases[i].bound);
     }
   });
-}
-
-TEST_CASE("recorded runs of torch.optim are replayed", "[parity]") {
-  std::ifstream file(ACCEL_TEST_DIR "/parity/recorded/optimizers.json");
-  const auto recorded = nlohmann::json::parse(file);
-  REQUIRE(recorded.at("kind") == "optimizers");
-  REQUIRE(recorded.at("cases").size() == 18);
-  for (const auto& one : recorded.at("cases")) {
-    INFO(one.at("name") << " " << one.at("options"));
-    const auto difference = replay_optimizer(one);
-    CAPTURE(difference);
-    REQUIRE(difference.empty());
-  }
-  auto wrong = recorded.at("cases")[1];
-  wrong["after"][3][2] = 0.5;
-  REQUIRE(replay_optimizer(wrong).starts_with("step 4, element 2: expected 0.5, found "));
-  wrong["options"]["momentum"] = 0.9;
-  REQUIRE(replay_optimizer(wrong).starts_with("there is no option momentum"));
-  wrong["name"] = "sgdm";
-  REQUIRE(replay_optimizer(wrong) == "there is no optimizer sgdm here; there are: adamw, adam, sgd");
-  REQUIRE(!replay_optimizer(nlohmann::json::object()).empty());
 }

@@ -17,13 +17,15 @@
 #include <cmath>
 #include <concepts>
 #include <cstddef>
-#include <exception>
 #include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace accel::testing {
+
+/// What a case differs in, a line each.
+using Differences = std::vector<std::string>;
 
 namespace replayed {
 
@@ -51,11 +53,12 @@ Options read_options(const nlohmann::json& recorded) {
 
 /// Theirs is not fused and rounds its intermediate results; ours rounds fewer of them.
 template <class Optimizer>
-std::string run(const nlohmann::json& recorded) {
+Differences run(const nlohmann::json& recorded) {
   const auto options = read_options<typename Optimizer::Options>(recorded.at("options"));
   const auto floats = [](const nlohmann::json& numbers) { return torch::tensor(numbers.get<std::vector<float>>()); };
   const auto weights = floats(recorded.at("start")).requires_grad_();
   Optimizer optimizer(std::vector<torch::Tensor>{weights}, options);
+  Differences differences;
   const auto& after = recorded.at("after");
   const auto& gradients = recorded.at("gradients");
   ACCEL_CHECK(after.size() == gradients.size() && !after.empty(), InvalidArgument, after.size(), " results of ",
@@ -77,26 +80,24 @@ std::string run(const nlohmann::json& recorded) {
                            static_cast<double>(std::numeric_limits<float>::epsilon()) *
                            std::max(std::abs(wanted), options.lr.value());
       if (!(std::abs(found - wanted) <= bound))
-        return message("step ", step + 1, ", element ", i, ": expected ", shortest(wanted), ", found ",
-                       shortest(found));
+        differences.push_back(
+            message("step ", step + 1, ", element ", i, ": expected ", shortest(wanted), ", found ", shortest(found)));
     }
   }
-  return {};
+  return differences;
 }
 
 }  // namespace replayed
 
-/// Empty, or what differs in a sentence: step, element, expected, found. The names are adamw, adam and sgd.
-inline std::string replay_optimizer(const nlohmann::json& recorded) {
-  try {
-    const auto name = recorded.at("name").get<std::string>();
-    if (name == "adamw") return replayed::run<optim::AdamW>(recorded);
-    if (name == "adam") return replayed::run<optim::Adam>(recorded);
-    if (name == "sgd") return replayed::run<optim::SGD>(recorded);
-    return message("there is no optimizer ", name, " here; there are: adamw, adam, sgd");
-  } catch (const std::exception& error) {
-    return error.what();
-  }
+/// With step, element, expected and found. The names are adamw, adam and sgd.
+///
+/// Throws   where it cannot be replayed.
+inline Differences replay_optimizer(const nlohmann::json& recorded) {
+  const auto name = recorded.at("name").get<std::string>();
+  if (name == "adamw") return replayed::run<optim::AdamW>(recorded);
+  if (name == "adam") return replayed::run<optim::Adam>(recorded);
+  if (name == "sgd") return replayed::run<optim::SGD>(recorded);
+  throw InvalidArgument(message("there is no optimizer ", name, " here; there are: adamw, adam, sgd"));
 }
 
 }  // namespace accel::testing

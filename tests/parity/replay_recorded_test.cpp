@@ -1,4 +1,4 @@
-// replay_recorded: what it passes, what it finds, and schedules that PyTorch records on the spot.
+// replay_recorded: what it passes, what it finds, and what PyTorch records on the spot.
 #include "support/folder.hpp"
 #include "support/ranks.hpp"
 
@@ -19,7 +19,8 @@ using Catch::Matchers::EndsWith;
 
 namespace {
 
-const std::filesystem::path recorded = ACCEL_TEST_DIR "/parity/recorded/schedules.json";
+const std::filesystem::path folder_of_recorded = ACCEL_TEST_DIR "/parity/recorded";
+const std::filesystem::path recorded = folder_of_recorded / "schedules.json";
 
 ProcessResult replay_files(const std::vector<std::filesystem::path>& files) {
   std::vector<std::string> arguments{ACCEL_TEST_REPLAY_RECORDED};
@@ -47,7 +48,7 @@ TEST_CASE("the recorded schedules pass", "[parity]") {
 }
 
 TEST_CASE("the recorded loss scales pass, and one that is off by a bit does not", "[parity]") {
-  const std::filesystem::path scales = ACCEL_TEST_DIR "/parity/recorded/loss_scale.json";
+  const std::filesystem::path scales = folder_of_recorded / "loss_scale.json";
   const auto result = replay_files({scales});
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
@@ -63,6 +64,41 @@ TEST_CASE("the recorded loss scales pass, and one that is off by a bit does not"
   for (const std::string text : {"case 3: scale[5]: expected", "case 7: growth_tracker[1]: expected 77", "case 9: "})
     CHECK_THAT(bad.output, ContainsSubstring(text));
   CHECK_THAT(bad.output, EndsWith("\n21 passed, 3 failed\n"));
+}
+
+TEST_CASE("the recorded optimizers pass, and each number that is wrong is named", "[parity]") {
+  const auto optimizers = folder_of_recorded / "optimizers.json";
+  const auto result = replay_files({optimizers, folder_of_recorded / "loss_scale.json", recorded});
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 0);
+  CHECK(result.output == "84 passed, 0 failed\n");
+  const Folder folder;
+  auto altered = read(optimizers);
+  altered["cases"][1]["after"][3][2] = 0.5;
+  altered["cases"][1]["after"][4][0] = 0.25;
+  altered["cases"][2]["options"]["momenta"] = 0.9;
+  altered["cases"][3]["name"] = "sgdm";
+  altered["cases"][4].erase("gradients");
+  const auto bad = replay_files({write(folder / "altered.json", altered.dump())});
+  CAPTURE(bad.output);
+  CHECK(bad.exit_code == 1);
+  for (const std::string text : {"case 1: step 4, element 2: expected 0.5, found ",
+                                 "case 4: ", "case 1: step 5, element 0: expected 0.25, found ",
+                                 "case 2: there is no option momenta", "case 3: there is no optimizer sgdm here"})
+    CHECK_THAT(bad.output, ContainsSubstring(text));
+  CHECK_THAT(bad.output, EndsWith("\n14 passed, 4 failed\n"));
+}
+
+TEST_CASE("a loss scale that GradScaler brings down to 0 is followed there", "[parity]") {
+  const Folder folder;
+  nlohmann::json one{
+      {"init_scale", 0x1p-148}, {"growth_factor", 2.0}, {"backoff_factor", 0.25}, {"growth_interval", 1}};
+  one["found_inf"] = {0, 1, 1, 0};
+  one["scale"] = {0x1p-147, 0x1p-149, 0.0, 0.0};
+  one["growth_tracker"] = {0, 0, 0, 0};
+  const nlohmann::json file{{"kind", "loss_scale"}, {"cases", {one}}};
+  const auto result = replay_files({write(folder / "tiny.json", file.dump())});
+  CHECK(result.output == "1 passed, 0 failed\n");
 }
 
 TEST_CASE("a wrong number is found, and named with its file and case", "[parity]") {

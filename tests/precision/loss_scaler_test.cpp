@@ -42,6 +42,9 @@ TEST_CASE("the scale takes the way of GradScaler's", "[loss_scaler]") {
   REQUIRE(usual.value() == 65536);
   REQUIRE(scales(usual, {1, 1, 0}) == std::vector<double>{32768, 16384, 16384});
   REQUIRE(usual.growth_tracker() == 1);
+  LossScaler patient({}, cpu);
+  REQUIRE(scales(patient, std::vector<int>(1999, 0)).back() == 65536);
+  REQUIRE(scales(patient, {0, 0}) == std::vector<double>{131072, 131072});
 }
 
 TEST_CASE("the scale stays between its bounds, and in what f32 can hold", "[loss_scaler]") {
@@ -59,6 +62,8 @@ TEST_CASE("too many skipped steps in a row end the training, with the scale that
                                         ContainsSubstring("2048") && ContainsSubstring("name_overflow")));
   LossScaler patient({.max_skipped = 0}, cpu);
   REQUIRE(scales(patient, std::vector<int>(200, 1)).back() == 0x1p-126);
+  LossScaler unbounded({.min_scale = 0, .max_skipped = 0}, cpu);
+  REQUIRE(scales(unbounded, std::vector<int>(200, 1)).back() == 0);
 }
 
 TEST_CASE("options that cannot be are refused", "[loss_scaler]") {
@@ -70,7 +75,7 @@ TEST_CASE("options that cannot be are refused", "[loss_scaler]") {
   refuses({.growth_factor = 1}, "growth_factor = 1");
   refuses({.backoff_factor = 1}, "backoff_factor = 1");
   refuses({.growth_interval = 0}, "growth_interval = 0");
-  refuses({.min_scale = 0}, "min_scale = 0");
+  refuses({.min_scale = -1}, "min_scale = -1");
   refuses({.min_scale = 1e6}, "between min_scale = 1e+06");
   refuses({.max_scale = 2}, "max_scale = 2");
   refuses({.max_skipped = -1}, "max_skipped = -1");

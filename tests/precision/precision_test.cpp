@@ -16,6 +16,40 @@ ACCEL_PRECISION_SUITE(precision::Fp16, {1, 2, 3})
 ACCEL_PRECISION_SUITE(precision::Bf16Weights, {1, 2, 3})
 ACCEL_PRECISION_SUITE(Fp64, {1, 2})
 
+TEST_CASE("code outside of forward computes in the dtype of the precision", "[precision]") {
+  const auto inside = []<class P>(std::type_identity<P>) {
+    Accelerator<backend::Single, P> accelerator;
+    const auto region = accelerator.autocast();
+    return torch::mm(torch::ones({2, 2}), torch::ones({2, 2})).scalar_type();
+  };
+  REQUIRE(inside(std::type_identity<precision::Fp32>{}) == torch::kFloat);
+  REQUIRE(inside(std::type_identity<precision::Bf16>{}) == torch::kBFloat16);
+  REQUIRE(inside(std::type_identity<precision::Fp16>{}) == torch::kHalf);
+}
+
+TEST_CASE("a model that cannot be right with a scaled loss is refused by its first parameter that cannot",
+          "[precision]") {
+  auto net = std::make_shared<Mlp>();
+  const auto record = [&] { return tensor::record(*net, "model 0"); };
+  const c10::Device cpu(c10::DeviceType::CPU), gpu(c10::DeviceType::CUDA, 0);
+  const auto refused = [](const std::string& text) {
+    return Catch::Matchers::MessageMatches(Catch::Matchers::ContainsSubstring(text));
+  };
+  for (auto& parameter : {net->first->bias, net->second->weight})
+    parameter.set_data(parameter.detach().to(torch::kBFloat16));
+  precision::Fp16::check(record(), cpu);
+  REQUIRE_THROWS_MATCHES(precision::Fp16::check(record(), gpu), InvalidArgument,
+                         refused("first.bias of model 0 is bf16") && refused("precision::Bf16"));
+  for (auto& parameter : {net->first->bias, net->second->weight})
+    parameter.set_data(parameter.detach().to(torch::kHalf));
+  for (const auto device : {cpu, gpu})
+    REQUIRE_THROWS_MATCHES(precision::Fp16::check(record(), device), InvalidArgument,
+                           refused("first.bias of model 0 is f16"));
+  net->first->bias.set_requires_grad(false);
+  REQUIRE_THROWS_MATCHES(precision::Fp16::check(record(), cpu), InvalidArgument,
+                         refused("second.weight of model 0 is f16"));
+}
+
 TEST_CASE("weights of bf16 are stepped by who keeps what bf16 has no bits for, and by nobody else", "[precision]") {
   on_ranks({1, 2}, [](Rank) {
     Accelerator<backend::Gloo, precision::Bf16Weights> accelerator;

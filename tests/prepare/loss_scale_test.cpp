@@ -199,12 +199,18 @@ TEST_CASE("gradients are divided by the scale of their backward, once, whoever a
   });
 }
 
-TEST_CASE("gradients that are written to after clipping are looked at again", "[loss_scale]") {
+TEST_CASE("the step looks not again at what clipping has looked at, unless it was written to since", "[loss_scale]") {
   on_ranks({1, 2}, [](Rank rank) {
     Half accelerator;
     auto net = std::make_shared<Exact>();
     auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 1.0}});
+    const auto& prepared = model.prepared();
     accelerator.backward(loss_of(model(rows_of(rank, 1))));
+    REQUIRE_FALSE(prepared.scaled.is_found(prepared.ledger.mark()));
+    accelerator.clip_grad_norm_(model, 1.0);
+    REQUIRE(prepared.scaled.is_found(prepared.ledger.mark()));
+    net->third.mutable_grad().mul_(1);
+    REQUIRE_FALSE(prepared.scaled.is_found(prepared.ledger.mark()));
     accelerator.clip_grad_norm_(model, 1.0);
     if (rank.rank == 0) net->third.mutable_grad().fill_(infinity);
     const auto before = bits(net->parameters());
@@ -295,6 +301,23 @@ TEST_CASE("a generator and a discriminator: one update for both, each skips by i
         }
         // GradScaler's, updated once in an iteration, as PyTorch's guide says.
         REQUIRE(scales == std::vector<double>{512, 256, 128, 128, 256, 128, 128, 256});
+        // And as if nothing had been scaled, and nobody had taken the steps that were skipped.
+        const auto without = [&](auto made, const std::vector<int>& skipped, int shift) {
+          Accelerator<backend::Gloo, precision::Fp32> plain;
+          auto net = std::make_shared<Exact>();
+          auto [model, optimizer] = plain.prepare(net, made(net->parameters()));
+          for (int step = 0; step < 8; ++step) {
+            if (std::find(skipped.begin(), skipped.end(), step) != skipped.end()) continue;
+            plain.backward(loss_of(model(rows_of(rank, step + shift))));
+            if (clips) plain.clip_grad_norm_(model, 0.2);
+            optimizer.step();
+            optimizer.zero_grad();
+          }
+          return bits(net->parameters());
+        };
+        REQUIRE(bits(d_net->parameters()) == without([](auto of) { return optim::AdamW(of, {.lr = 0.1}); }, {1, 5}, 0));
+        REQUIRE(bits(g_net->parameters()) ==
+                without([](const auto& of) { return torch::optim::SGD(of, 0.1); }, {2, 5}, 2));
       }
   });
 }
@@ -330,18 +353,61 @@ TEST_CASE("the rank and the parameter of an overflow are named on request, on ev
     Half accelerator({.precision = {.name_overflow = true}, .log = Log::Level::off});
     auto net = std::make_shared<Exact>();
     auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 0.1}});
-    Injection injection(net->second, infinity);
+    Injection injection(net->second, infinity), later(net->first, infinity);
     const int last = rank.world_size - 1;
+    const int first_bad = std::max(0, last - 1);  // of two ranks that have an overflow, each at two parameters
     for (int step = 0; step < 3; ++step) {
-      injection.on = step == 1 && rank.rank == last;
+      injection.on = step == 1 && rank.rank >= first_bad;
+      later.on = injection.on;
       accelerator.backward(loss_of(model(rows_of(rank, step))));
       if (step == 2 && rank.rank == last) net->third.mutable_grad().fill_(infinity);  // after the reduction
       optimizer.step();
       optimizer.zero_grad();
       if (step == 0) REQUIRE_FALSE(accelerator.overflow());
       if (step == 0) continue;
-      REQUIRE(accelerator.overflow()->rank == last);
+      REQUIRE(accelerator.overflow()->rank == (step == 1 ? first_bad : last));
       REQUIRE(accelerator.overflow()->parameter == (step == 1 ? "second of model 0" : "third of model 0"));
+    }
+  });
+}
+
+TEST_CASE("whether a step was skipped is known until the next is taken", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Half accelerator({.accumulation_steps = 2});
+    auto net = std::make_shared<Exact>();
+    auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 0.1}});
+    Injection injection(net->second, std::numeric_limits<float>::quiet_NaN());
+    bool skipped = false;
+    for (const bool overflows : {true, true, false, false, true}) {
+      for (int i = 0; i < 2; ++i) {
+        auto micro_step = accelerator.accumulate();
+        injection.on = overflows && i == 0 && rank.rank == 0;
+        accelerator.backward(loss_of(model(rows_of(rank, i))));
+        optimizer.step();
+        optimizer.zero_grad();
+        if (i == 1) skipped = overflows;
+        REQUIRE(optimizer.step_was_skipped() == skipped);
+      }
+    }
+    REQUIRE(accelerator.loss_scale() == 65536.0 / 8);
+  });
+}
+
+TEST_CASE("a schedule that goes by the number of processes stays, too, where a step is skipped", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Half accelerator({.scheduler_stepping = SchedulerStepping::PerProcess});
+    auto net = std::make_shared<Exact>();
+    optim::SGD sgd(net->parameters(), {.lr = 1.0});
+    const auto falling = [](std::int64_t step) { return 1 - static_cast<double>(step) / 10; };
+    auto [model, optimizer, scheduler] = accelerator.prepare(net, sgd, optim::Scheduler(sgd, falling));
+    Injection injection(net->first, infinity);
+    for (const bool overflows : {false, true}) {
+      injection.on = overflows && rank.rank == 0;
+      accelerator.backward(loss_of(model(rows_of(rank, 1))));
+      optimizer.step();
+      optimizer.zero_grad();
+      scheduler.step();
+      REQUIRE(std::abs(optim::rate_of(sgd.param_groups()[0].options()) - (1 - 0.1 * rank.world_size)) < 1e-15);
     }
   });
 }
@@ -367,10 +433,11 @@ TEST_CASE("what cannot be right in fp16 is refused on every rank, by name", "[lo
   on_ranks({1, 2}, [](Rank) {
     Half accelerator;
     auto net = std::make_shared<Mlp>();
-    net->second->bias.set_data(net->second->bias.detach().to(torch::kHalf));
+    for (auto& parameter : {net->second->weight, net->second->bias})
+      parameter.set_data(parameter.detach().to(torch::kHalf));
     const auto refused = [](const char* text) { return MessageMatches(ContainsSubstring(text)); };
-    REQUIRE_THROWS_MATCHES(accelerator.prepare(net), InvalidArgument, refused("second.bias of model 0 is f16"));
-    net->second->bias.set_requires_grad(false);  // frozen it may be
+    REQUIRE_THROWS_MATCHES(accelerator.prepare(net), InvalidArgument, refused("second.weight of model 0 is f16"));
+    for (auto& parameter : {net->second->weight, net->second->bias}) parameter.set_requires_grad(false);  // may be
     auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 0.1}});
     REQUIRE_THROWS_MATCHES(optimizer.step_in_backward(), InvalidArgument, refused("the loss is scaled"));
     torch::optim::LBFGS lbfgs(std::vector<torch::Tensor>{net->first->weight});

@@ -387,6 +387,64 @@ TEST_CASE("the wrapper keeps the interface of the optimizer", "[optimizer]") {
   REQUIRE(restored.param_groups()[0].options().get_lr() == 0.25);
 }
 
+namespace {
+
+/// One of a user's own, with a state of its own kind.
+struct Signs : torch::optim::Optimizer {
+  explicit Signs(std::vector<torch::Tensor> of)
+      : Optimizer({torch::optim::OptimizerParamGroup(std::move(of))},
+                  std::make_unique<torch::optim::SGDOptions>(0.01)) {}
+  torch::Tensor step(LossClosure /*closure*/ = nullptr) override {
+    const torch::NoGradGuard no_grad;
+    for (auto& parameter : param_groups_[0].params())
+      if (parameter.grad().defined()) parameter.sub_(parameter.grad().sign(), 0.01);
+    return {};
+  }
+};
+
+}  // namespace
+
+TEST_CASE("every optimizer of LibTorch, and one of a user's, steps as in a plain loop, with a loss scale as without",
+          "[optimizer]") {
+  const auto rows = [](int step) { return torch::arange(10, torch::kFloat).view({2, 5}) * 0.1 - 0.2 * step; };
+  const auto check = [&](const char* name, auto make) {
+    INFO(name);
+    const auto trained = [&]<class P>(std::type_identity<P>, const typename P::Options& options) {
+      Accelerator<backend::Single, P> accelerator({.precision = options});
+      torch::manual_seed(1);
+      auto net = std::make_shared<Mlp>();
+      net->to(torch::kDouble);  // which autocast leaves alone
+      auto [model, optimizer] = accelerator.prepare(net, make(net->parameters()));
+      for (int step = 0; step < 6; ++step) {
+        optimizer.zero_grad();
+        accelerator.backward(model(rows(step).to(torch::kDouble)).square().mean());
+        optimizer.step();
+        REQUIRE_FALSE(optimizer.step_was_skipped());
+      }
+      return bits(net->parameters());
+    };
+    torch::manual_seed(1);
+    Mlp plain;
+    plain.to(torch::kDouble);
+    auto optimizer = make(plain.parameters());
+    for (int step = 0; step < 6; ++step) {
+      optimizer.zero_grad();
+      plain.forward(rows(step).to(torch::kDouble)).square().mean().backward();
+      optimizer.step();
+    }
+    REQUIRE((trained(std::type_identity<precision::Fp32>{}, {}) == bits(plain.parameters())));
+    REQUIRE((trained(std::type_identity<precision::Fp16>{}, {.init_scale = 64, .growth_interval = 2}) ==
+             bits(plain.parameters())));
+  };
+  using Tensors = std::vector<torch::Tensor>;
+  check("SGD", [](const Tensors& of) { return SGD(of, torch::optim::SGDOptions(0.1).momentum(0.9).nesterov(true)); });
+  check("Adam", [](const Tensors& of) { return torch::optim::Adam(of, torch::optim::AdamOptions(0.1).amsgrad(true)); });
+  check("AdamW", [](const Tensors& of) { return torch::optim::AdamW(of, 0.1); });
+  check("Adagrad", [](const Tensors& of) { return torch::optim::Adagrad(of, 0.1); });
+  check("RMSprop", [](const Tensors& of) { return torch::optim::RMSprop(of, torch::optim::RMSpropOptions(0.01)); });
+  check("a user's", [](const Tensors& of) { return Signs(of); });
+}
+
 TEST_CASE("an optimizer that is moved in is owned", "[optimizer]") {
   on_ranks({1, 2}, [](Rank) {
     Gloo accelerator;

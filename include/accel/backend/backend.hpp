@@ -84,11 +84,11 @@ template <class B>
     return std::string(B::name);
 }
 
-/// A graph records what is called now; of engines that know of none, no.
+/// A graph may record what is called now: on a GPU that is so where an engine cannot tell.
 template <class B>
-[[nodiscard]] bool is_capturing(const B& backend) {
+[[nodiscard]] bool may_be_capturing(const B& backend) {
   if constexpr (requires { backend.is_capturing(); }) return backend.is_capturing();
-  return false;
+  return backend.device().is_cuda();
 }
 
 /// Checks that are common to every engine, before anything is sent.

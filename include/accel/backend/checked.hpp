@@ -69,7 +69,7 @@ class Checked {
   [[nodiscard]] int rank() const { return core_->inner.rank(); }
   [[nodiscard]] int world_size() const { return core_->inner.world_size(); }
   [[nodiscard]] c10::Device device() const { return core_->inner.device(); }
-  [[nodiscard]] bool is_capturing() const { return backend::is_capturing(core_->inner); }
+  [[nodiscard]] bool is_capturing() const { return backend::may_be_capturing(core_->inner); }
   [[nodiscard]] Seconds timeout() const { return core_->inner.timeout(); }
   [[nodiscard]] std::string describe() const { return description(core_->inner); }
 

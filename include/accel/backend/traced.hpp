@@ -52,7 +52,7 @@ class Traced {
   [[nodiscard]] int rank() const { return inner_.rank(); }
   [[nodiscard]] int world_size() const { return inner_.world_size(); }
   [[nodiscard]] c10::Device device() const { return inner_.device(); }
-  [[nodiscard]] bool is_capturing() const { return backend::is_capturing(inner_); }
+  [[nodiscard]] bool is_capturing() const { return backend::may_be_capturing(inner_); }
   [[nodiscard]] Seconds timeout() const { return inner_.timeout(); }
   [[nodiscard]] std::string describe() const { return description(inner_); }
 

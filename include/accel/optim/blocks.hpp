@@ -63,7 +63,9 @@ void in_blocks(Batch& batch, bool is_elementwise, std::int64_t most, Visitor&& v
                             batch.members.begin() + static_cast<std::ptrdiff_t>(end));
       part.count = batch.count;
       part.is_counted_on_device = batch.is_counted_on_device;
+      part.has_begun = batch.has_begun;
       visitor(part, first, begin);
+      batch.has_begun = part.has_begun;
     }
     first = end;
   }

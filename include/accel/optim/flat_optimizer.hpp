@@ -87,10 +87,20 @@ class FlatOptimizer {
     return at::zeros_like(parameter);
   }
 
-  /// Throws   InvalidArgument for a tensor that cannot be stepped.
+  /// What a group lists twice, as a model its tied parameters, is stepped once.
+  ///
+  /// Throws   InvalidArgument for a tensor that cannot be stepped, or is in another group.
   void add_param_group(Group group) {
     if (!group.has_options()) group = Group(std::move(group.params()), defaults_);
     Rule::check(group.options());
+    std::unordered_set<const c10::TensorImpl*> listed;
+    std::erase_if(group.params(),
+                  [&](const at::Tensor& one) { return !listed.insert(one.unsafeGetTensorImpl()).second; });
+    for (std::size_t g = 0; g < groups_.size(); ++g)
+      for (const auto& parameter : groups_[g].params())
+        ACCEL_CHECK(!listed.contains(parameter.unsafeGetTensorImpl()), InvalidArgument, Rule::name, ": a parameter ",
+                    tensor::spec(parameter), " is in group ", g,
+                    " already, and would be stepped twice; leave it out of one of them");
     for (const auto& parameter : group.params()) {
       ACCEL_CHECK(parameter.defined() && parameter.is_leaf() && parameter.is_floating_point(), InvalidArgument,
                   Rule::name, ": expected a leaf tensor of floating point, found ", tensor::spec(parameter));

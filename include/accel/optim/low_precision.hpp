@@ -74,11 +74,13 @@ void step_in_float(Batch& batch, bool is_elementwise, LowPrecision mode, std::si
     exact.steps = part.steps;
     exact.count = part.count;
     exact.is_counted_on_device = part.is_counted_on_device;
+    exact.has_begun = part.has_begun;
     for (std::size_t k = 0; k < part.parameters.size(); ++k) {
       exact.parameters.push_back(part.masters.empty() ? part.parameters[k].to(at::kFloat) : part.masters[k]);
       exact.gradients.push_back(part.gradients[k].to(at::kFloat));
     }
     apply(exact);
+    part.has_begun = exact.has_begun;
     if (divided) at::_foreach_copy_(part.gradients, exact.gradients);
     if (!by_chance) return at::_foreach_copy_(part.parameters, exact.parameters);
     for (std::size_t k = 0; k < part.parameters.size(); ++k)

@@ -70,7 +70,7 @@ class SGD : public FlatOptimizer<SGD, SGDOptions> {
   static void apply(Batch& batch, const SGDOptions& options, const gradient::GradScale& scale) {
     // The first step takes the gradient undamped. Without dampening a buffer of zeros makes no difference, so
     // that nobody need know whether the first was skipped.
-    const bool is_first = options.momentum > 0 && options.dampening != 0 ? batch.taken() == 1 : batch.count == 1;
+    const bool is_first = options.momentum > 0 && options.dampening != 0 ? batch.is_first() : batch.count == 1;
     if (batch.parameters.front().is_cpu() && is_low_precision(batch.parameters.front()))
       return apply_in_float(batch, options, scale, is_first);
     call(batch, options, scale, is_first);

@@ -26,6 +26,7 @@ struct Batch {
   std::vector<at::Tensor> steps;                // f32[] on the device, one for each piece: all the same tensor
   std::int64_t count = 0;                       // of steps, this one among them; see `is_counted_on_device`
   bool is_counted_on_device = false;            // whether some were skipped, `steps` alone knows
+  bool has_begun = false;                       // is_first() has found that it is not
 
   std::vector<at::Tensor> masters;   // f32, of pieces of lower precision that have them
   std::vector<std::size_t> members;  // which parameters these are
@@ -35,6 +36,18 @@ struct Batch {
   /// Cost     the host waits if they are counted on a GPU.
   [[nodiscard]] std::int64_t taken() const {
     return is_counted_on_device ? static_cast<std::int64_t>(steps.front().item<float>()) : count;
+  }
+
+  /// Whether none was taken before this one.
+  ///
+  /// Cost     as taken(), until one was.
+  [[nodiscard]] bool is_first() {
+    if (!has_begun) {
+      const std::int64_t now = taken();
+      has_begun = now > 1;
+      return now == 1;
+    }
+    return false;
   }
 };
 
@@ -50,8 +63,8 @@ concept FoldsScale = requires(Batch& batch, const typename R::Options& options, 
 /// 1. R::Options lists its fields, `lr` and `low_precision` among them, and R::check(options) throws for what
 ///    cannot be; R::check_parameter(parameter), if there is one, for a parameter that it cannot step;
 /// 2. R::is_elementwise says that an element is stepped by what is at its place in gradient and states, alone. Then
-///    parameters are stepped in flat memory, several as one piece, and in slices that begin at multiples of 64
-///    bytes, and the result may not depend on it. Otherwise each is stepped as a whole;
+///    parameters are stepped in flat memory, several as one piece, and in slices. The result may not depend on it, to
+///    the last bit where slices begin at multiples of 64 bytes. Otherwise each is stepped as a whole;
 /// 3. R::states(options) names what it keeps of each parameter, in PyTorch's words, and R::initial(options, s,
 ///    parameter), zeros unless R has its own, makes the s-th before the first step: with the layout of the parameter
 ///    if R is elementwise, else of any shape, or undefined where this parameter has none;

@@ -31,7 +31,8 @@ class Fp16 : public Passthrough {
 
   /// Trainable weights in fp16 have gradients in fp16, which lose again what the scale has saved when it is divided
   /// out: GradScaler refuses them, too. Those of bf16 need no scale, and its unscaling on CUDA does not take them.
-  void check(const tensor::Record& record) const {
+  void check(const tensor::Record& record) const { check(record, device); }
+  static void check(const tensor::Record& record, c10::Device device) {
     for (std::size_t i = 0; i < record.parameters.size(); ++i) {
       if (!record.trainable[i]) continue;
       const auto dtype = record.dtypes[i];

@@ -27,7 +27,7 @@ struct LossScalerOptions {
   double growth_factor = 2.0;           // after growth_interval steps in a row without overflow
   double backoff_factor = 0.5;          // after an overflow
   std::int64_t growth_interval = 2000;  // steps
-  double min_scale = 0x1p-126;          // f32's smallest; GradScaler's has no bound, and from 0 on gradients are 0 / 0
+  double min_scale = 0x1p-126;          // f32's smallest; 0: none, as GradScaler's, and at 0 gradients are 0 / 0
   double max_scale = 0x1.fffffep127;    // f32's largest
   std::int64_t max_skipped = 50;        // steps in a row, then training ends: 2^16 is 6e-11 by then; 0: never
   bool name_overflow = false;           // tell which rank and parameter, see Accelerator::overflow()
@@ -151,9 +151,10 @@ class LossScaler {
     ACCEL_CHECK(options.growth_interval > 0, ConfigError, "loss scale: growth_interval = ", options.growth_interval,
                 " must be at least 1");
     ACCEL_CHECK(
-        options.min_scale > 0 && options.min_scale <= options.init_scale && options.init_scale <= options.max_scale,
+        options.min_scale >= 0 && options.min_scale <= options.init_scale && options.init_scale <= options.max_scale,
         ConfigError, "loss scale: init_scale = ", options.init_scale,
-        " must lie between min_scale = ", options.min_scale, ", which is above 0, and max_scale = ", options.max_scale);
+        " must lie between min_scale = ", options.min_scale,
+        ", which is at least 0, and max_scale = ", options.max_scale);
     ACCEL_CHECK(options.max_skipped >= 0, ConfigError, "loss scale: max_skipped = ", options.max_skipped,
                 " must be at least 0");
     return options;

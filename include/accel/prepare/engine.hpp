@@ -157,7 +157,7 @@ class Engine final : public Session {
              ", with a loss scale of ", scaler->value());
   }
 
-  [[nodiscard]] bool is_capturing() const override { return backend::is_capturing(backend); }
+  [[nodiscard]] bool may_be_capturing() const override { return backend::may_be_capturing(backend); }
 
   void note_step() noexcept override {
     backend.control().stepped();

@@ -76,7 +76,7 @@ class Model {
   decltype(auto) operator()(Args&&... args) {
     return session_->at_rank([&]() -> decltype(auto) {
       session_->put_buffers(*prepared_);
-      const auto guard = precision_->autocast(/*enabled=*/true, /*cache=*/!session_->is_capturing());
+      const auto guard = precision_->autocast(/*enabled=*/true, /*cache=*/!session_->may_be_capturing());
       if constexpr (requires { net_->forward(precision_->input(std::forward<Args>(args))...); }) {
         return precision_->output(net_->forward(precision_->input(std::forward<Args>(args))...));
       } else {

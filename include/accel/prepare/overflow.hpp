@@ -20,10 +20,11 @@ namespace accel::inline v0_1::prepare {
 /// Where gradients that were not finite came from.
 struct Overflow {
   int rank = 0;           // the first on which one was not finite
-  std::string parameter;  // the first of that rank in the order in which gradients arrived
+  std::string parameter;  // the first of that rank as backward came to them
 };
 
-/// What this rank knows, for the others: `arrived <parameter>`, `stands <parameter>`, or nothing.
+/// What this rank knows, for the others: `arrived <parameter>`, `stands <parameter>`, or nothing. Of what stands, as
+/// at one rank, where nobody looks at what arrives, it is the last of a model: backward goes from there.
 [[nodiscard]] inline std::string overflow_of(std::span<const std::shared_ptr<PreparedModel>> of,
                                              std::span<const at::Tensor> parameters) {
   std::string standing;
@@ -32,7 +33,7 @@ struct Overflow {
     const auto arrived = model->watch == nullptr ? std::nullopt : model->watch->take_overflow();
     const auto& own = model->ledger.parameters();
     if (arrived && tensor::is_among(own[*arrived], parameters)) return "arrived " + name(*arrived);
-    for (std::size_t k = 0; standing.empty() && k < own.size(); ++k)
+    for (std::size_t k = own.size(); standing.empty() && k-- > 0;)
       if (own[k].grad().defined() && tensor::is_among(own[k], parameters) && !gradient::is_finite(own[k].grad()))
         standing = "stands " + name(k);
   }

@@ -85,8 +85,8 @@ struct Session {
   virtual void name_overflow(const at::Tensor& found_inf, std::span<const std::shared_ptr<PreparedModel>> of,
                              std::span<const at::Tensor> parameters) = 0;
 
-  /// The current stream's work is recorded for a CUDA graph.
-  [[nodiscard]] virtual bool is_capturing() const { return false; }
+  /// The current stream's work may be recorded for a CUDA graph.
+  [[nodiscard]] virtual bool may_be_capturing() const { return false; }
 
   /// Before a forward of `model`: its buffers are rank 0's of the last reduction, if there was one since.
   virtual void put_buffers(const PreparedModel&) {}
