@@ -575,7 +575,7 @@ template <class O>
 void binds_later_and_steps_some(const typename O::Options& options) {
   O unbound(options);
   REQUIRE(unbound.is_unbound());
-  unbound.step();
+  REQUIRE_THROWS_WITH(unbound.step(), ContainsSubstring("made without parameters"));
   REQUIRE(unbound.state().empty());
   REQUIRE(unbound.state_dict().empty());
   const Tensors ours = odd_parameters<O>();

@@ -133,3 +133,93 @@ TEST_CASE("weights that are added are clipped and added to one by one", "[root]"
     REQUIRE(distance({net->position.grad()}, {x / std::sqrt(18.0)}) < 1e-6);  // scaled twice where memory is shared
   });
 }
+
+namespace {
+
+/// x * w, computed again in backward, as a checkpoint of activations is.
+struct Again : torch::autograd::Function<Again> {
+  using List = torch::autograd::variable_list;
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
+                               const torch::Tensor& w) {
+    context->save_for_backward({x, w});
+    return x * w;
+  }
+  static List backward(torch::autograd::AutogradContext* context, const List& gradients) {
+    const torch::AutoGradMode with_grad(true);
+    const auto saved = context->get_saved_variables();
+    const auto x = saved[0].detach().requires_grad_(true);
+    return torch::autograd::grad({x * saved[1]}, {x, saved[1]}, {gradients[0]});
+  }
+};
+
+/// The same by a backward within the backward: the weight's gradient arrives by itself.
+struct AgainByItself : torch::autograd::Function<AgainByItself> {
+  using List = torch::autograd::variable_list;
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
+                               const torch::Tensor& w) {
+    context->save_for_backward({x, w});
+    return x * w;
+  }
+  static List backward(torch::autograd::AutogradContext* context, const List& gradients) {
+    const torch::AutoGradMode with_grad(true);
+    const auto saved = context->get_saved_variables();
+    const auto x = saved[0].detach().requires_grad_(true);
+    (x * saved[1]).backward(gradients[0]);
+    return {x.grad(), torch::Tensor()};
+  }
+};
+
+template <class P>
+void counts_each_contribution_once() {
+  Accelerator<backend::Gloo, P> accelerator;
+  auto net = std::make_shared<Line>();
+  torch::nn::init::constant_(net->weight, 3.0);
+  auto model = accelerator.prepare(net);
+  const auto x = torch::ones({1}, torch::kDouble).requires_grad_();
+  const auto gradient = [&] {
+    accelerator.unscale_gradients();
+    return net->weight.grad().template item<double>();
+  };
+  for (int i = 1; i <= 2; ++i) {
+    accelerator.backward(Again::apply(x, net->weight).sum());
+    REQUIRE(std::abs(gradient() - i) < 1e-12);
+  }
+  net->zero_grad();
+  {
+    auto no_sync = accelerator.no_sync();
+    accelerator.backward(Again::apply(x, net->weight).sum());
+  }
+  accelerator.backward(Again::apply(x, net->weight).sum());
+  REQUIRE(std::abs(gradient() - 2) < 1e-12);
+  net->zero_grad();
+  // d/dw of x w w, in two contributions, is 2 x w; and once more, in one.
+  {
+    auto no_sync = accelerator.no_sync();
+    accelerator.backward(AgainByItself::apply(AgainByItself::apply(x, net->weight), net->weight).sum());
+  }
+  accelerator.backward(Again::apply(x, net->weight).sum());
+  REQUIRE(std::abs(gradient() - 7) < 1e-12);
+}
+
+}  // namespace
+
+TEST_CASE("what is computed again within a backward is multiplied once, as often as it arrives", "[root]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    counts_each_contribution_once<precision::Fp32>();
+    counts_each_contribution_once<precision::Fp16>();
+  });
+}
+
+TEST_CASE("a loss in f64 has a root in f64: a third is not that of f32", "[root]") {
+  on_ranks({1, 3}, [](Rank) {
+    Accelerator<backend::Gloo, precision::Fp16> accelerator({.accumulation_steps = 3});
+    auto net = std::make_shared<Line>();
+    auto model = accelerator.prepare(net);
+    for (int i = 0; i < 3; ++i) {
+      auto micro_step = accelerator.accumulate();
+      accelerator.backward(model(torch::ones({1}, torch::kDouble)).sum());
+    }
+    accelerator.unscale_gradients();
+    REQUIRE(std::abs(net->weight.grad().item<double>() - 1) < 1e-15);
+  });
+}

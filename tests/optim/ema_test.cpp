@@ -113,3 +113,14 @@ TEST_CASE("a prepared average follows the steps: none for a micro-step, nor for 
     }
   });
 }
+
+TEST_CASE("the average of tied weights is one, and of nothing none", "[ema]") {
+  torch::nn::Linear inner(2, 2);
+  torch::nn::Sequential net(inner, inner);
+  optim::EMA ema(net->parameters());
+  REQUIRE(ema.parameters().size() == 2);
+  ema.update();
+  (void)ema.state_dict();
+  optim::EMA unbound;
+  REQUIRE_THROWS_WITH(unbound.update(), Catch::Matchers::ContainsSubstring("made without parameters"));
+}

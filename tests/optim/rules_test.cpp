@@ -99,3 +99,26 @@ TEST_CASE("a parameter in two groups is refused", "[optim]") {
   REQUIRE_THROWS_WITH(sgd.add_param_group(optim::SGD::Group({weight})),
                       Catch::Matchers::ContainsSubstring("is in group 0 already"));
 }
+
+TEST_CASE("what an option asks for since the last step is in the state", "[optim]") {
+  const auto weight = torch::ones({2}, torch::kBFloat16).requires_grad_();
+  optim::AdamW adamw{{weight}, {.lr = 0.1}};
+  weight.mutable_grad() = torch::ones_like(weight.detach());
+  adamw.step();
+  adamw.param_groups()[0].options().amsgrad = true;
+  adamw.load_state_dict(adamw.state_dict());
+  REQUIRE(adamw.state().at(0).tensors.at(2).scalar_type() == torch::kFloat);
+}
+
+TEST_CASE("some parameters are stepped wherever they stand in the list now", "[optim]") {
+  const auto a = torch::zeros({1}).requires_grad_();
+  const auto b = torch::zeros({1}).requires_grad_();
+  optim::SGD sgd{{a, b}, {.lr = 1.0}};
+  for (const auto& one : {a, b}) one.mutable_grad() = torch::ones({1});
+  sgd.step_some(std::vector<torch::Tensor>{a});
+  std::swap(sgd.param_groups()[0].params()[0], sgd.param_groups()[0].params()[1]);
+  sgd.step_some(std::vector<torch::Tensor>{a});
+  sgd.step_some(std::vector<torch::Tensor>{b});
+  REQUIRE(a.item<float>() == -2);
+  REQUIRE(b.item<float>() == -1);
+}

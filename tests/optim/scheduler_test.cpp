@@ -141,6 +141,24 @@ TEST_CASE("a rate that is a tensor is written to, and stays the same tensor", "[
   CHECK(other.param_groups()[0].options().lr.tensor().is_same(other_lr));
 }
 
+TEST_CASE("groups that share a tensor for their rate have one rate", "[scheduler]") {
+  const auto lr = torch::tensor(1.0);
+  using Group = optim::AdamW::Group;
+  optim::AdamW optimizer({Group({parameter()}), Group({parameter()})}, {.lr = lr});
+  ReduceLROnPlateau plateau(optimizer, {.factor = 0.5, .patience = 0});
+  plateau.step(1);
+  plateau.step(1);
+  CHECK(lr.item<float>() == 0.5F);
+  const auto refused = MessageMatches(ContainsSubstring("groups 0 and 1 share one tensor for their rate"));
+  CHECK_THROWS_MATCHES(Scheduler(optimizer, {schedule::constant(), schedule::exponential({.gamma = 0.5})}).step(),
+                       InvalidArgument, refused);
+  CHECK(lr.item<float>() == 0.5F);
+  optim::AdamW other({Group({parameter()}, {.lr = 0.5}), Group({parameter()}, {.lr = 0.25})});
+  CHECK_THROWS_MATCHES(optimizer.load_state_dict(other.state_dict()), InvalidArgument, refused);
+  optim::AdamW in_a_row({parameter()}, {.lr = torch::full({1}, 0.5)});
+  CHECK(in_a_row.param_groups()[0].options().lr.tensor().dim() == 0);
+}
+
 TEST_CASE("groups may have a schedule each", "[scheduler]") {
   auto optimizer = with_rates<optim::SGD>({1, 2});
   Scheduler scheduler(optimizer, {schedule::linear({.total_steps = 2}), schedule::exponential({.gamma = 0.5})});

@@ -78,6 +78,7 @@ TEST_CASE("options that cannot be are refused", "[loss_scaler]") {
   refuses({.min_scale = -1}, "min_scale = -1");
   refuses({.min_scale = 1e6}, "between min_scale = 1e+06");
   refuses({.max_scale = 2}, "max_scale = 2");
+  refuses({.init_scale = 1e-60, .min_scale = 0}, "init_scale = 1e-60");
   refuses({.max_skipped = -1}, "max_skipped = -1");
 }
 
@@ -95,6 +96,15 @@ TEST_CASE("a scaler goes on from the state of another as that would have", "[los
   const double before = other.value();
   REQUIRE_THROWS_AS(other.load_state_dict(damaged), ConfigError);
   REQUIRE(other.value() == before);
+}
+
+TEST_CASE("a scale at a bound that f32 has to round is loaded again", "[loss_scaler]") {
+  LossScaler scaler({.growth_interval = 1, .max_scale = 100000.1}, cpu);
+  update(scaler, false);
+  const double bound = scaler.value();
+  REQUIRE(bound > 100000.1);
+  scaler.load_state_dict(scaler.state_dict());
+  REQUIRE(scaler.value() == bound);
 }
 
 TEST_CASE("several optimizers share a scale, and one that skips brings it down once", "[loss_scaler]") {

@@ -65,6 +65,10 @@ TEST_CASE("weights of bf16 are stepped by who keeps what bf16 has no bits for, a
       optimizer->step();
     }
     REQUIRE(std::abs(net->first->weight.to(torch::kFloat).mean().item<double>() - 0.9) < 0.005);
+    // Weights that are written to without a word to autograd, as in a WGAN, are what they were written to.
+    net->first->weight.data().clamp_(-0.01, 0.01);
+    optimizer->step();
+    REQUIRE(std::abs(net->first->weight.to(torch::kFloat).mean().item<double>() - 0.009) < 0.0001);
   });
 }
 

@@ -574,3 +574,98 @@ TEST_CASE("a rank whose gradients are gone does not keep the others waiting", "[
     REQUIRE_FALSE(optimizer.step_was_skipped());
   });
 }
+
+TEST_CASE("what cannot be clipped is stepped by none of a model's optimizers", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    for (const bool unscales : {false, true}) {
+      Half accelerator({.precision = {.init_scale = 1024}});
+      auto net = std::make_shared<Exact>();
+      auto [model, one, two] =
+          accelerator.prepare(net, optim::SGD(std::vector<torch::Tensor>{net->first}, {.lr = 1.0}),
+                              torch::optim::SGD(std::vector<torch::Tensor>{net->second, net->third}, 1.0));
+      Injection injection(net->first, infinity);
+      for (const bool overflows : {true, false}) {
+        injection.on = overflows && rank.rank == 0;
+        const auto before = bits(net->parameters());
+        accelerator.backward(loss_of(model(rows_of(rank, 1))) * 1000);
+        if (unscales) accelerator.unscale_gradients();
+        accelerator.clip_grad_norm_(model, 1.0);
+        one.step();
+        one.zero_grad();
+        two.step();
+        two.zero_grad();
+        REQUIRE(one.step_was_skipped() == overflows);
+        REQUIRE(two.step_was_skipped() == overflows);
+        REQUIRE((bits(net->parameters()) == before) == overflows);
+      }
+    }
+  });
+}
+
+TEST_CASE("a gradient that no backward of the accelerator has multiplied is divided by nobody", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Half accelerator;
+    auto net = std::make_shared<Exact>();
+    auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 1.0}});
+    accelerator.backward(loss_of(model(rows_of(rank, 1))));
+    (10 * net->second.sum()).backward();
+    const auto is_refused = [](const char* text) { return MessageMatches(ContainsSubstring(text)); };
+    REQUIRE_THROWS_MATCHES(optimizer.step(), InvalidArgument, is_refused("step: the gradient of second of model 0"));
+    REQUIRE_THROWS_MATCHES(accelerator.clip_grad_norm_(model, 1.0), InvalidArgument,
+                           is_refused("clip_grad_norm_: the gradient of second of model 0"));
+    REQUIRE_THROWS_MATCHES(accelerator.unscale_gradients(), InvalidArgument,
+                           is_refused("unscale_gradients: the gradient of second of model 0"));
+    optimizer.zero_grad();
+    accelerator.backward(loss_of(model(rows_of(rank, 1))));
+    accelerator.clip_grad_norm_(model, 1.0);
+    optimizer.step();
+  });
+}
+
+TEST_CASE("a caught OverflowError is thrown once, and a loaded scale is in force at once", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Half accelerator({.precision = {.init_scale = 1024, .max_skipped = 2}});
+    auto net = std::make_shared<Exact>();
+    auto other = std::make_shared<Exact>();
+    auto [model, other_model, optimizer, other_optimizer] = accelerator.prepare(
+        net, other, optim::SGD(net->parameters(), {.lr = 0.1}), optim::SGD(other->parameters(), {.lr = 0.1}));
+    Injection injection(net->first, infinity);
+    const auto state = accelerator.precision().state_dict();
+    const auto step = [&, &model = model, &optimizer = optimizer](bool overflows) {
+      injection.on = overflows && rank.rank == 0;
+      accelerator.backward(loss_of(model(rows_of(rank, 1))));
+      optimizer.step();
+      optimizer.zero_grad();
+    };
+    step(true);  // a round is open: the other has not stepped
+    accelerator.precision().load_state_dict(state);
+    step(false);
+    accelerator.backward(loss_of(other_model(rows_of(rank, 1))));
+    other_optimizer.step();
+    other_optimizer.zero_grad();
+    REQUIRE(accelerator.loss_scale() == 1024);
+    const auto overflows_for_long = [&] {
+      for (int i = 0; i < 4; ++i) step(true);
+    };
+    REQUIRE_THROWS_AS(overflows_for_long(), OverflowError);
+    optimizer.zero_grad();
+    for (int i = 0; i < 3; ++i) step(false);
+    REQUIRE_FALSE(optimizer.step_was_skipped());
+  });
+}
+
+TEST_CASE("sparse gradients are clipped at one rank as at two", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank) {
+    const auto clipped = []<class P>(std::type_identity<P>) {
+      torch::manual_seed(2);
+      Accelerator<backend::Gloo, P> accelerator;
+      auto net = std::make_shared<torch::nn::EmbeddingImpl>(torch::nn::EmbeddingOptions(5, 3).sparse(true));
+      auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 1.0}});
+      accelerator.backward(model(torch::tensor({0, 2, 2})).sum());
+      accelerator.clip_grad_norm_(model, 1.0);
+      optimizer.step();
+      return bits(net->parameters());
+    };
+    REQUIRE((clipped(std::type_identity<precision::Fp16>{}) == clipped(std::type_identity<precision::Fp32>{})));
+  });
+}

@@ -518,3 +518,100 @@ TEST_CASE("state that a move would leave behind is refused", "[optimizer]") {
   REQUIRE_THROWS_WITH(prepare_after(1),
                       ContainsSubstring("has state from earlier steps") && ContainsSubstring("moved to meta"));
 }
+
+TEST_CASE("what is added to the wrapped optimizer behind the wrapper's back is found at the next step", "[optimizer]") {
+  on_ranks({1, 2}, [](Rank) {
+    Accelerator<backend::Gloo, precision::Fp16> accelerator({.precision = {.init_scale = 1024}});
+    auto first = std::make_shared<Line>();
+    auto second = std::make_shared<Line>();
+    optim::SGD sgd(first->parameters(), {.lr = 0.5});
+    auto [model, other, optimizer] = accelerator.prepare(first, second, sgd);
+    sgd.add_param_group(optim::SGD::Group(second->parameters()));
+    accelerator.backward(model(one).sum() + other(one).sum());
+    optimizer.step();
+    REQUIRE(first->weight.item<double>() == -0.5);
+    REQUIRE(second->weight.item<double>() == -0.5);
+    const auto stranger = torch::ones({1}).requires_grad_();
+    optimizer.param_groups()[0].params().push_back(stranger);
+    optimizer.zero_grad();
+    accelerator.backward(model(one).sum());
+    REQUIRE_THROWS_WITH(optimizer.step(), ContainsSubstring("belongs to no prepared model"));
+  });
+}
+
+TEST_CASE("ranks that step otherwise are told so at the next backward", "[optimizer]") {
+  const auto differs = [](auto make_differ) {
+    on_ranks({2, 3}, [&](Rank rank) {
+      Accelerator<backend::Gloo, precision::Fp16> accelerator({.precision = {.init_scale = 1024}});
+      auto first = std::make_shared<Line>();
+      auto second = std::make_shared<Line>();
+      auto [model, other, one_of_two, other_of_two] = accelerator.prepare(
+          first, second, optim::SGD(first->parameters(), {.lr = 0.5}), torch::optim::SGD(second->parameters(), 0.5));
+      const auto backward = [&, &model = model, &other = other] {
+        accelerator.backward(model(one).sum() + other(one).sum());
+      };
+      backward();
+      one_of_two.step();
+      other_of_two.step();
+      backward();
+      make_differ(rank.rank == 1, accelerator, one_of_two, other_of_two);
+      REQUIRE_THROWS_WITH(backward(), ContainsSubstring("have taken other optimizer steps"));
+    });
+  };
+  SECTION("of another optimizer") {
+    differs([](bool is_other, auto&, auto& first, auto& second) { is_other ? second.step() : first.step(); });
+  }
+  SECTION("with another rate") {
+    differs([](bool is_other, auto&, auto& first, auto& second) {
+      if (is_other) second.param_groups()[0].options().set_lr(0.25);
+      first.step();
+      second.step();
+    });
+  }
+  SECTION("divided by another loss scale") {
+    differs([](bool is_other, auto& accelerator, auto& first, auto& second) {
+      precision::LossScaler scaler({.init_scale = 4096}, c10::Device(c10::DeviceType::CPU));
+      if (is_other) accelerator.precision().load_state_dict(scaler.state_dict());
+      first.step();
+      second.step();
+    });
+  }
+}
+
+TEST_CASE("optimizers that go on from other states are refused by prepare", "[optimizer]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto net = std::make_shared<Line>();
+    optim::SGD sgd(net->parameters(), {.lr = 0.5, .momentum = 0.9});
+    net->weight.mutable_grad() = torch::full({1}, rank.rank == 1 ? 2.0 : 1.0, torch::kDouble);
+    sgd.step();
+    REQUIRE_THROWS_WITH(accelerator.prepare(net, sgd), ContainsSubstring("state of 1 parameters, with hash "));
+  });
+}
+
+TEST_CASE("a region of the user's around the loop sees the weights of each step, and an average's", "[optimizer]") {
+  struct Cached : torch::nn::Module {
+    torch::Tensor forward(const torch::Tensor& x) { return torch::linear(x, weight); }
+    torch::Tensor weight{register_parameter("weight", torch::full({1, 4}, 2.0))};
+  };
+  on_ranks({1, 2}, [](Rank) {
+    Accelerator<backend::Gloo, precision::Bf16> accelerator;
+    auto net = std::make_shared<Cached>();
+    auto [model, optimizer, average] = accelerator.prepare(net, optim::SGD{{.lr = 1.0}}, optim::EMA{{.decay = 0.5}});
+    const auto x = torch::ones({1, 4});
+    const auto region = accelerator.autocast();
+    average.update();  // 2
+    for (const double expected : {8.0, 4.0, 0.0}) {
+      const auto output = model(x);
+      REQUIRE(output.item<float>() == static_cast<float>(expected));
+      optimizer.zero_grad();
+      accelerator.backward(output.sum());
+      optimizer.step();
+    }
+    {
+      const auto averaged = average.swap_in();
+      REQUIRE(model(x).item<float>() == 8);
+    }
+    REQUIRE(model(x).item<float>() == -4);
+  });
+}

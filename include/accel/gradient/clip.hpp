@@ -13,6 +13,7 @@
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
@@ -85,15 +86,15 @@ inline at::Tensor clip_scaled_on_device(at::TensorList gradients, const at::Tens
     found_inf.copy_(at::isfinite(norm).logical_not());
   else
     find_inf_on_device(gradients, found_inf);
-  at::_foreach_mul_(gradients, (coefficient_for(norm, max_norm) / scale).to(at::kFloat));
+  const at::Tensor factor = (coefficient_for(norm, max_norm) / scale).to(at::kFloat);
+  at::_foreach_mul_(gradients, at::where(found_inf == 0, factor, 1.0F));
   return norm.to(at::kFloat);
 }
 
 }  // namespace detail
 
 /// The same of `gradients` that are `scale` (f32[]) times what they should be: divides them in the same pass, and
-/// writes to `found_inf` (f32[]) whether an element is not finite, as find_inf() does. On the CPU what is not finite
-/// stays as it is.
+/// writes to `found_inf` (f32[]) whether an element is not finite, as find_inf() does. Then they stay as they are.
 ///
 /// Cost     as clip_to_norm_, whose pass is the check; where the norm is not finite one more, as that of finite
 ///          elements need not be. On a GPU nothing is waited for.
@@ -115,7 +116,8 @@ inline at::Tensor clip_scaled_to_norm_(std::span<const at::Tensor> gradients, co
     return clip_to_norm_(gradients, max_norm, norm_type);
   }
   const at::Tensor norm = scaled_norm / scale;
-  at::_foreach_mul_(list, detail::coefficient_for(norm, max_norm) / scale);
+  const at::Tensor factor = detail::coefficient_for(norm, max_norm) / scale;
+  if (factor.item<double>() != 1.0) at::_foreach_mul_(list, factor);
   return norm;
 }
 

@@ -27,8 +27,8 @@ enum class Use : std::uint8_t {
   unannounced,  // somebody has news that no bucket took along
 };
 
-/// One byte per parameter, of which the largest over the ranks counts, and three more: whether a rank
-/// lacks a gradient, and the number of its steps, to see that all have taken the same.
+/// One byte per parameter, of which the largest over the ranks counts, and five more: whether a rank
+/// lacks a gradient, and how many steps it has taken and which, to see that all have taken the same.
 ///
 /// Cost     one all_reduce of a byte per parameter. A GPU's answer is waited for only where a parameter may
 ///          have been unused or unannounced somewhere; else it is read when the next reduction begins.
@@ -51,7 +51,11 @@ class Confirmation {
     answer_.used.resize(parameters);
   }
 
-  void note_step() { ++steps_; }
+  /// `what` is equal on all ranks if they have taken the same step.
+  void note_step(std::uint64_t what) {
+    ++steps_;
+    trace_ = (trace_ ^ what) * 0x9e3779b97f4a7c15;
+  }
 
   /// Order    after take().
   void begin() { std::fill_n(bytes(mine_), parameters_ + extras, std::uint8_t{0}); }
@@ -62,8 +66,12 @@ class Confirmation {
   void start(std::span<const std::uint8_t> arrived, bool certain) {
     const bool lacks = std::find(arrived.begin(), arrived.end(), 0) != arrived.end();
     bytes(mine_)[parameters_] = lacks ? 1 : 0;
+    // The largest, and 255 minus the smallest: 255 in all where they are the same.
+    const auto trace = static_cast<std::uint8_t>(trace_ >> 56);
     bytes(mine_)[parameters_ + 1] = steps_;
     bytes(mine_)[parameters_ + 2] = static_cast<std::uint8_t>(255 - steps_);
+    bytes(mine_)[parameters_ + 3] = trace;
+    bytes(mine_)[parameters_ + 4] = static_cast<std::uint8_t>(255 - trace);
     if (!message_.is_cpu()) message_.copy_(mine_, /*non_blocking=*/true);
     waits_ = message_.is_cpu() || !certain || lacks;
     work_.emplace(backend_->all_reduce(message_, ReduceOp::max));
@@ -101,7 +109,7 @@ class Confirmation {
   }
 
  private:
-  static constexpr std::size_t extras = 3;
+  static constexpr std::size_t extras = 5;
 
   /// Pinned for a GPU, so that copies need not wait.
   [[nodiscard]] static at::TensorOptions host_options(const B& backend) {
@@ -114,15 +122,21 @@ class Confirmation {
 
   void read() {
     if (copied_) copied_->synchronize();
-    // The largest number of steps, and 255 minus the smallest: 255 in all where they are the same.
     const int most = bytes(read_)[parameters_ + 1];
     const int least = 255 - bytes(read_)[parameters_ + 2];
-    if (most == least) return;
+    if (most != least) {
+      pending_ = false;
+      throw InvalidArgument(message("backward: the ranks have not taken the same number of optimizer steps: this one ",
+                                    static_cast<int>(steps_), ", others from ", least, " to ", most,
+                                    " (modulo 256), so their weights differ; an optimizer.step() was left out on ",
+                                    "some rank, or what it threw was caught; let every rank take the same steps"));
+    }
+    if (bytes(read_)[parameters_ + 3] + bytes(read_)[parameters_ + 4] == 255) return;
     pending_ = false;
-    throw InvalidArgument(message("backward: the ranks have not taken the same number of optimizer steps: this one ",
-                                  static_cast<int>(steps_), ", others from ", least, " to ", most, " (modulo 256), so ",
-                                  "their weights differ; an optimizer.step() was left out on some rank, or what it ",
-                                  "threw was caught; let every rank take the same steps"));
+    throw InvalidArgument(
+        "backward: the ranks have taken other optimizer steps, so their weights differ: of another optimizer, of other "
+        "parameters, with another learning rate, or divided by another loss scale; let every rank take the same steps, "
+        "and change rates, groups and scales on all of them alike");
   }
 
   B* backend_ = nullptr;
@@ -134,8 +148,9 @@ class Confirmation {
   std::optional<c10::Event> copied_;
   Answer answer_;
   std::uint8_t steps_ = 0;
-  bool pending_ = false;  // there is an answer that nobody has taken
-  bool waits_ = true;     // and it was waited for
+  std::uint64_t trace_ = 0;  // of all steps
+  bool pending_ = false;     // there is an answer that nobody has taken
+  bool waits_ = true;        // and it was waited for
 };
 
 }  // namespace accel::inline v0_1::gradient

@@ -71,7 +71,7 @@ class Reducer final : Hooks::Listener {
       model_of_.push_back(models_.size());
       tensors.push_back(tensor);
     }
-    Hooks::Listener& self = *this;
+    Hooks::Listener* const self = this;
     watch = std::make_unique<Watch>(ledger.parameters(), self, first);
     models_.push_back({&record, &ledger, watch.get(), first, sizes_.size()});
     Layout layout = lay_out(sizes_, is_planned ? installed_.order : reverse_registration(sizes_.size()));
@@ -101,8 +101,8 @@ class Reducer final : Hooks::Listener {
     return models_.empty() ? std::string() : saved_plan(schedules_.front().buckets, names());
   }
 
-  /// An optimizer has taken a step on this rank.
-  void note_step() { confirmation_.note_step(); }
+  /// An optimizer has taken a step on this rank; `what` is equal on all ranks if they have taken the same.
+  void note_step(std::uint64_t what) { confirmation_.note_step(what); }
 
   // 1. Backward begins.
 

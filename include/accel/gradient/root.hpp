@@ -3,13 +3,17 @@
 
 #include <cmath>
 #include <cstddef>
-#include <optional>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/full.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 
 namespace accel::inline v0_1::gradient {
 
@@ -41,7 +45,8 @@ struct SplitFactor {
 ///
 /// Cost     on a GPU the host waits for nothing.
 [[nodiscard]] inline at::Tensor root_gradient(const at::Tensor& loss, double factor, const at::Tensor& scale) {
-  const auto options = at::TensorOptions(at::kFloat).device(loss.device());
+  const auto dtype = loss.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto options = at::TensorOptions(dtype).device(loss.device());
   const at::Tensor root =
       scale.is_cpu() ? at::full(loss.sizes(), factor * static_cast<double>(*scale.const_data_ptr<float>()), options)
                      : at::full(loss.sizes(), factor, options).mul_(scale);
@@ -50,7 +55,8 @@ struct SplitFactor {
 
 /// Multiplies gradients where they arrive at their parameters, before they are added to what is there.
 ///
-/// Cost     nothing before the first factor that is not 1, then a call per gradient; a new tensor for each
+/// Cost     nothing before the first factor that is not 1, then a look at each parameter and a call per gradient where
+///          one is not 1; a new tensor for each
 ///          gradient that is multiplied: none where somebody else does that who moves them anyway.
 class ArrivalFactor {
  public:
@@ -59,13 +65,13 @@ class ArrivalFactor {
   ArrivalFactor& operator=(const ArrivalFactor&) = delete;
   ~ArrivalFactor() {
     for (const auto& model : models_)
-      for (std::size_t i = 0; i < model.hooks.size(); ++i)
-        if (model.hooks[i]) model.parameters[i].remove_hook(*model.hooks[i]);
+      for (const auto& hooked : model.hooked)
+        if (hooked.hook != nullptr) hooked.hook->owner = nullptr;  // a graph may keep the node
   }
 
   /// `parameters` must outlive this.
   void add(std::span<const at::Tensor> parameters) {
-    models_.push_back({parameters, std::vector<std::optional<unsigned>>(parameters.size())});
+    models_.push_back({parameters, std::vector<Hooked>(parameters.size())});
   }
 
   /// From now on; 1 outside of a backward of the accelerator. `but_fresh`: leaves out what arrives where
@@ -77,20 +83,44 @@ class ArrivalFactor {
   }
 
  private:
+  /// Of the node that adds to a parameter's gradient. A hook of the tensor would also be called where
+  /// torch::autograd::grad asks for its gradient within a backward, which is added to nothing.
+  struct Hook final : torch::autograd::FunctionPreHook {
+    Hook(const ArrivalFactor& own, const at::Tensor& of) : owner(&own), parameter(&of) {}
+
+    torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
+      if (owner == nullptr || owner->factor_ == 1.0 || !gradients[0].defined()) return gradients;
+      if (owner->but_fresh_ && !parameter->grad().defined()) return gradients;
+      return {gradients[0] * owner->factor_};
+    }
+
+    const ArrivalFactor* owner;
+    const at::Tensor* parameter;
+  };
+
+  struct Hooked {
+    std::shared_ptr<torch::autograd::Node> node;  // a parameter's own, and the same as long as it is kept
+    Hook* hook = nullptr;                         // the node's
+  };
+
   struct Model {
     std::span<const at::Tensor> parameters;
-    std::vector<std::optional<unsigned>> hooks;  // by parameter
+    std::vector<Hooked> hooked;  // by parameter
   };
 
   void hook() {
-    for (auto& [parameters, hooks] : models_)
-      for (std::size_t i = 0; i < hooks.size(); ++i) {
-        const at::Tensor& parameter = parameters[i];
-        if (!hooks[i] && parameter.requires_grad())  // a frozen one takes no hook, and may be thawed
-          hooks[i] = parameter.register_hook([this, &parameter](const at::Tensor& gradient) {
-            const bool stays = factor_ == 1.0 || (but_fresh_ && !parameter.grad().defined());
-            return stays || !gradient.defined() ? at::Tensor() : gradient * factor_;
-          });
+    for (auto& [parameters, hooked] : models_)
+      for (std::size_t i = 0; i < hooked.size(); ++i) {
+        if (!parameters[i].requires_grad()) continue;  // it has no node, and may be thawed
+        // Who gives a parameter data of another dtype takes its node away.
+        if (hooked[i].node != nullptr &&
+            hooked[i].node == torch::autograd::impl::try_get_grad_accumulator(parameters[i]))
+          continue;
+        if (hooked[i].hook != nullptr) hooked[i].hook->owner = nullptr;
+        hooked[i].node = torch::autograd::impl::grad_accumulator(parameters[i]);
+        auto hook = std::make_unique<Hook>(*this, parameters[i]);
+        hooked[i].hook = hook.get();
+        hooked[i].node->add_pre_hook(std::move(hook));
       }
   }
 

@@ -43,6 +43,7 @@ class Scaled {
     is_scaled_ = is_exact_ = true;
     update_ = update;
     known_.reset();
+    could_not_clip_ = false;
     return factor;
   }
 
@@ -63,6 +64,11 @@ class Scaled {
     is_exact_ = false;
   }
 
+  /// Clipping has found that their norm is not finite, and left them: none of this model's parameters is to be stepped,
+  /// whoever's they are, until the next backward. On a GPU only found_inf() tells.
+  void note_clipped(bool is_finite) { could_not_clip_ = !is_finite; }
+  [[nodiscard]] bool could_not_clip() const { return could_not_clip_; }
+
   /// f32[]: whether they are finite, for who looks at them to write, and then to note their mark: Ledger::mark().
   [[nodiscard]] const at::Tensor& found_inf() const { return found_inf_; }
   void note_found(std::uint64_t mark) { known_ = mark; }
@@ -74,6 +80,7 @@ class Scaled {
   at::Tensor found_inf_;  // f32[]
   bool is_scaled_ = false;
   bool is_exact_ = true;
+  bool could_not_clip_ = false;
   std::int64_t update_ = 0;
   std::optional<std::uint64_t> known_;
 };

@@ -21,10 +21,11 @@ namespace accel::inline v0_1::gradient {
 /// gradient that no rank has reduced.
 class Watch final : Hooks::Listener {
  public:
-  /// Parameter k of this model is number first + k to `next`, which must outlive this, as `parameters` must.
-  Watch(std::span<const at::Tensor> parameters, Hooks::Listener& next, std::size_t first)
+  /// Parameter k of this model is number first + k to `next`, if there is one, which must outlive this, as `parameters`
+  /// must.
+  Watch(std::span<const at::Tensor> parameters, Hooks::Listener* next, std::size_t first)
       : parameters_(parameters),
-        next_(&next),
+        next_(next),
         first_(first),
         heard_(parameters_.size(), 0),
         stray_(parameters_.size(), 0),
@@ -78,7 +79,10 @@ class Watch final : Hooks::Listener {
   void arrived(std::size_t k) override {
     heard_[k] = 1;
     if (looks_for_overflow_ && listens_ && !overflow_ && !is_finite(parameters_[k].grad())) overflow_ = k;
-    if (listens_) return next_->arrived(first_ + k);
+    if (listens_) {
+      if (next_ != nullptr) next_->arrived(first_ + k);
+      return;
+    }
     if (stray_[k] == 0) ++strays_;
     stray_[k] = 1;
   }

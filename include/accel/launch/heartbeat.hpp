@@ -157,6 +157,7 @@ class Heartbeat {
     const std::lock_guard lock(mutex_);
     const auto now = Clock::now();
     const Standing last = rank_ == 0 ? hindmost(now) : now - links_[0].heard > 1.5 * interval_ ? of(0) : behind_;
+    if (last.heard == Clock::time_point{}) return {};  // nobody has been heard of yet
     if (last.rank == rank_ || (last.progress.collectives >= collective && now - last.heard <= 1.5 * interval_))
       return {};
     return message(peers_[static_cast<std::size_t>(last.rank)], " was furthest behind, ", tenths(now - last.heard),

@@ -17,11 +17,6 @@ namespace accel::inline v0_1::optim::detail {
   return tensor.layout() == at::kStrided && tensor.numel() > 0 ? tensor.const_data_ptr() : &nowhere;
 }
 
-/// Grows with every write that autograd hears of.
-[[nodiscard]] inline std::uint64_t version_of(const at::Tensor& tensor) {
-  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
-}
-
 /// Nothing else lies where `gradient` does.
 [[nodiscard]] inline bool is_alone(const at::Tensor& gradient, const at::Tensor& parameter) {
   return gradient.defined() && gradient.layout() == at::kStrided && gradient.numel() > 0 &&

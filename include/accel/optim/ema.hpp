@@ -9,13 +9,16 @@
 #include <span>
 #include <string>
 #include <tuple>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/TensorImpl.h>
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
@@ -64,6 +67,9 @@ class EMA {
     for (const auto& parameter : parameters)
       ACCEL_CHECK(parameter.defined() && parameter.is_floating_point(), InvalidArgument,
                   "EMA: expected tensors of floating point, found ", tensor::spec(parameter));
+    // A model lists its tied parameters twice.
+    std::unordered_set<const c10::TensorImpl*> listed;
+    std::erase_if(parameters, [&](const at::Tensor& one) { return !listed.insert(one.unsafeGetTensorImpl()).second; });
     parameters_ = std::move(parameters);
   }
 
@@ -75,6 +81,8 @@ class EMA {
   void update() {
     ACCEL_CHECK(saved_.empty(), InvalidArgument, "EMA: update() while the average is in the model's place would ",
                 "average the average; end what swap_in() gave first");
+    ACCEL_CHECK(!is_unbound(), InvalidArgument, "EMA: it was made without parameters, and no prepare has bound it; ",
+                "prepare it beside its model, or make it with net->parameters()");
     const c10::AutoGradMode no_grad(false);
     std::vector<at::Tensor> weights;
     for (const auto& parameter : parameters_) weights.push_back(exact(parameter));
@@ -105,6 +113,7 @@ class EMA {
     const std::vector<at::Tensor> weights = written();
     for (const auto& weight : weights) saved_.push_back(weight.clone());
     at::_foreach_copy_(weights, averages_);
+    at::autocast::clear_cache();  // casts of the weights, within a region
     return std::unique_ptr<EMA, Restore>(this);
   }
 
@@ -138,6 +147,7 @@ class EMA {
       const c10::AutoGradMode no_grad(false);
       at::_foreach_copy_(ema->written(), ema->saved_);
       ema->saved_.clear();
+      at::autocast::clear_cache();
     }
   };
 

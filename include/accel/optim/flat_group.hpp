@@ -11,7 +11,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <accel/optim/borrowed.hpp>
@@ -79,11 +78,10 @@ class FlatGroup {
   /// A batch of these was stepped, and, if `with_gradients`, what its gradients were multiplied by taken out of them.
   void wrote(const std::vector<at::Tensor>& parameters, const Batch& batch, bool with_gradients) {
     for (const std::size_t i : batch.members) {
-      Member& member = members_[i];
+      const Member& member = members_[i];
       if (member.is_strided) parameters[i].detach().copy_(batch.parameters[member.piece]);
       // A piece is no view of its parameters: autograd is told that what a graph may have saved has changed.
       parameters[i].unsafeGetTensorImpl()->bump_version();
-      member.version = detail::version_of(parameters[i]);
       if (with_gradients && member.is_copied) parameters[i].grad().copy_(batch.gradients[member.piece]);
     }
   }
@@ -133,7 +131,6 @@ class FlatGroup {
   }
 
  private:
-  static constexpr std::uint64_t unknown = ~std::uint64_t{0};
   static constexpr int most_moves = 8;  // more than a reducer's plans; whose gradients wander is not to copy for ever
 
   struct Member {
@@ -142,12 +139,11 @@ class FlatGroup {
     const void* gradient = nullptr;       // ... and of its gradient; null: it had none
     const void* last_gradient = nullptr;  // where the last one lay that it had
     at::ScalarType gradient_dtype = at::ScalarType::Undefined;
-    bool is_copied = false;           // it is not laid out as the parameter is: a copy of it is stepped with
-    bool is_strided = false;          // nor is the parameter dense: a copy of it is stepped
-    Place place;                      // among the homes
-    std::vector<at::Tensor> states;   // views of those of its home, or its own
-    at::Tensor master;                // f32
-    std::uint64_t version = unknown;  // of the parameter when its master was rounded to it
+    bool is_copied = false;          // it is not laid out as the parameter is: a copy of it is stepped with
+    bool is_strided = false;         // nor is the parameter dense: a copy of it is stepped
+    Place place;                     // among the homes
+    std::vector<at::Tensor> states;  // views of those of its home, or its own
+    at::Tensor master;               // f32
     std::int64_t steps = 0;
     int moves = 0;                     // out of a home
     std::size_t batch = 0, piece = 0;  // where it stands by itself, if it is not at home
@@ -175,7 +171,6 @@ class FlatGroup {
       if (member.parameter != parameters[i].unsafeGetTensorImpl() || member.data != detail::address(parameters[i]) ||
           member.is_copied)
         return false;
-      if (member.master.defined() && member.version != detail::version_of(parameters[i])) return false;
       if (gradient.defined() &&
           (!are_laid_out_alike(parameters[i], gradient) || gradient.scalar_type() != member.gradient_dtype))
         return false;
@@ -218,7 +213,6 @@ class FlatGroup {
         homes_.leave(parameters[i], member.place, member.states, lies_there);
         ++member.moves;
       }
-      if (!lies_there) member.version = unknown;
       member.is_copied = member.is_strided = false;
       member.data = detail::address(parameters[i]);
       member.gradient = detail::address(gradient);
@@ -306,17 +300,7 @@ class FlatGroup {
       while (member.states.size() < layout_.states)
         member.states.push_back(layout_.initial(member.states.size(), like));
     }
-    if (has_master(parameter)) follow_weights(own, member);
-  }
-
-  /// Its master is what rounds to its weights. Where somebody has written to them since, it is the new weight.
-  static void follow_weights(const at::Tensor& weights, Member& member) {
-    if (member.master.defined() && member.version == detail::version_of(weights)) return;
-    const at::Tensor exact = weights.to(at::kFloat);
-    member.master = member.master.defined()
-                        ? at::where(member.master.to(weights.scalar_type()).eq(weights), member.master, exact)
-                        : exact;
-    member.version = detail::version_of(weights);
+    if (has_master(parameter) && !member.master.defined()) member.master = own.to(at::kFloat);
   }
 
   [[nodiscard]] bool are_neighbours(const std::vector<at::Tensor>& parameters, std::size_t a, std::size_t b) const {

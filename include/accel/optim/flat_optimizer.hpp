@@ -28,6 +28,7 @@
 #include <accel/optim/low_precision.hpp>
 #include <accel/optim/options.hpp>
 #include <accel/optim/param_group.hpp>
+#include <accel/optim/rate.hpp>
 #include <accel/optim/update_rule.hpp>
 #include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/spec.hpp>
@@ -127,6 +128,8 @@ class FlatOptimizer {
   /// skipped.
   void step(const gradient::GradScale& scale) {
     const c10::AutoGradMode no_grad(false);
+    ACCEL_CHECK(!is_unbound(), InvalidArgument, Rule::name, ": it was made without parameters, and no prepare has ",
+                "bound it; prepare it beside its model, or make it with net->parameters()");
     if (scale.is_skipped()) return;
     for (std::size_t g = 0; g < groups_.size(); ++g)
       for (Batch& batch : flat(g).batches(groups_[g].params())) take(batch, g, scale);
@@ -201,8 +204,13 @@ class FlatOptimizer {
         if (i >= states.size() || states[i].steps == 0) continue;
         const std::string prefix = "state." + names_.of(parameters[i], number) + ".";
         dict.add(prefix + "step", states[i].steps);
-        for (std::size_t s = 0; s < words.size() && s < states[i].tensors.size(); ++s)
-          if (states[i].tensors[s].defined()) dict.add(prefix + std::string(words[s]), states[i].tensors[s]);
+        for (std::size_t s = 0; s < words.size(); ++s) {
+          // An option may ask for more since the last step: that begins with the next one.
+          const at::Tensor state = s < states[i].tensors.size()
+                                       ? states[i].tensors[s]
+                                       : Rule::initial(groups_[g].options(), s, stepped(parameters[i], g));
+          if (state.defined()) dict.add(prefix + std::string(words[s]), state);
+        }
         if (states[i].master.defined()) dict.add(prefix + "master", states[i].master);
       }
     }
@@ -230,6 +238,9 @@ class FlatOptimizer {
     for (const auto& [name, tensor] : dict.entries())
       ACCEL_CHECK(known.contains(name), CheckpointError, Rule::name, ": ", name, ", ", tensor::spec(tensor),
                   ", belongs to none of the ", number, " parameters in ", groups_.size(), " groups that are here");
+    std::vector<double> rates;
+    for (const Options& one : options) rates.push_back(one.lr.value());
+    check_rates(groups_, rates);
     for (std::size_t g = 0; g < groups_.size(); ++g) {
       detail::set_options(groups_[g].options(), std::move(options[g]));
       if (g == flat_.size()) flat_.emplace_back(layout_of(groups_[g].options()));
@@ -315,6 +326,12 @@ class FlatOptimizer {
     });
   }
 
+  /// In the dtype in which it is stepped.
+  [[nodiscard]] at::Tensor stepped(const at::Tensor& parameter, std::size_t g) const {
+    const bool in_float = groups_[g].options().low_precision != LowPrecision::as_it_is && is_low_precision(parameter);
+    return in_float ? parameter.detach().to(at::kFloat) : parameter.detach();
+  }
+
   [[nodiscard]] static std::string prefix_of(std::size_t g) { return message("param_groups.", g, "."); }
 
   [[nodiscard]] static FlatGroup::State loaded(const at::Tensor& parameter, const std::string& name,
@@ -353,8 +370,9 @@ class FlatOptimizer {
     if (const auto* place = look()) return place;
     std::size_t count = 0;
     for (const auto& group : groups_) count += group.params().size();
-    if (count == places_.size()) return nullptr;
-    places_.clear();  // a list is the user's to change
+    // A list is the user's to change: then its place is another one, or the number of all.
+    if (count == places_.size() && !places_.contains(parameter.unsafeGetTensorImpl())) return nullptr;
+    places_.clear();
     for (std::size_t g = 0; g < groups_.size(); ++g)
       for (std::size_t i = 0; i < groups_[g].params().size(); ++i)
         places_[groups_[g].params()[i].unsafeGetTensorImpl()] = {g, i};

@@ -21,6 +21,7 @@ class LearningRate {
   LearningRate(at::Tensor tensor) : tensor_(std::move(tensor)) {
     ACCEL_CHECK(tensor_.defined() && tensor_.numel() == 1 && tensor_.is_floating_point(), InvalidArgument,
                 "lr: expected a number, or a tensor of one floating-point number, found ", tensor::spec(tensor_));
+    if (tensor_.dim() > 0) tensor_ = tensor_.squeeze();
   }
 
   [[nodiscard]] bool is_tensor() const { return tensor_.defined(); }

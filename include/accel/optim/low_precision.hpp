@@ -38,6 +38,13 @@ enum class LowPrecision {
 
 namespace detail {
 
+/// A master is what rounds to its weight; where it does not, somebody has written to the weight, and it is the new one.
+inline void follow_weights(const at::Tensor& weights, const at::Tensor& master) {
+  const at::Tensor rounded = master.to(weights.scalar_type());
+  if (weights.is_cpu() && rounded.equal(weights)) return;  // a GPU does not tell without being waited for
+  master.copy_(at::where(rounded.eq(weights), master, weights.to(at::kFloat)));
+}
+
 /// Copies f32 `exact` to bf16 `rounded`: of the two neighbours in bf16 the nearer one with the larger probability,
 /// so that the mean over many roundings is `exact`. Equal seeds round equally.
 ///
@@ -76,6 +83,7 @@ void step_in_float(Batch& batch, bool is_elementwise, LowPrecision mode, std::si
     exact.is_counted_on_device = part.is_counted_on_device;
     exact.has_begun = part.has_begun;
     for (std::size_t k = 0; k < part.parameters.size(); ++k) {
+      if (!part.masters.empty()) detail::follow_weights(part.parameters[k], part.masters[k]);
       exact.parameters.push_back(part.masters.empty() ? part.parameters[k].to(at::kFloat) : part.masters[k]);
       exact.gradients.push_back(part.gradients[k].to(at::kFloat));
     }

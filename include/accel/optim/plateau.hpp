@@ -118,10 +118,11 @@ class ReduceLROnPlateau {
     for (std::size_t g = 0; g < saved; ++g) rates.push_back(state.number("lr." + std::to_string(g)));
     const double best = state.number("best");
     const std::int64_t bad = state.integer("num_bad_epochs");
-    cooling_ = state.integer("cooldown_counter");
+    const std::int64_t cooling = state.integer("cooldown_counter");
+    set_rates(groups, rates);
+    cooling_ = cooling;
     best_ = best;
     bad_ = bad;
-    for (std::size_t g = 0; g < saved; ++g) set_rate(groups[g].options(), rates[g]);
   }
 
  private:
@@ -142,11 +143,12 @@ class ReduceLROnPlateau {
     ACCEL_CHECK(groups.size() == options_.min_lr.size(), InvalidArgument, "ReduceLROnPlateau: the optimizer has ",
                 groups.size(), " groups, and had ", options_.min_lr.size(),
                 " when this was made; make it after the groups are added, ", "and for the optimizer that is stepped");
+    std::vector<double> rates = last_lr();
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      const double old_rate = rate_of(groups[g].options());
-      const double rate = std::max(old_rate * options_.factor, options_.min_lr[g]);
-      if (old_rate - rate > options_.eps) set_rate(groups[g].options(), rate);
+      const double rate = std::max(rates[g] * options_.factor, options_.min_lr[g]);
+      if (rates[g] - rate > options_.eps) rates[g] = rate;
     }
+    set_rates(groups, rates);
   }
 
   Optimizer* optimizer_;

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <string_view>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/number.hpp>
 
 // LibTorch's headers are heavy, and whoever has one of these optimizers has them.
 namespace torch::optim {
@@ -41,6 +44,38 @@ void set_rate(Options& options, double rate) {
     options.lr.set(rate);
   else
     options.lr = rate;
+}
+
+namespace detail {
+
+/// One tensor is the rate of both.
+template <class Options>
+[[nodiscard]] bool share_rate(const Options& a, const Options& b) {
+  if constexpr (requires { a.lr.tensor(); })
+    return a.lr.is_tensor() && b.lr.is_tensor() && a.lr.tensor().is_alias_of(b.lr.tensor());
+  else
+    return false;
+}
+
+}  // namespace detail
+
+/// Refuses two rates, by group, for groups that have one tensor for both.
+template <class Groups>
+void check_rates(const Groups& groups, const std::vector<double>& rates) {
+  for (std::size_t g = 0; g < rates.size(); ++g)
+    for (std::size_t h = 0; h < g; ++h)
+      ACCEL_CHECK(rates[g] == rates[h] || !detail::share_rate(groups[g].options(), groups[h].options()),
+                  InvalidArgument, "lr: groups ", h, " and ", g, " share one tensor for their rate, and would need ",
+                  shortest(rates[h]), " and ", shortest(rates[g]), "; give each a tensor of its own");
+}
+
+/// By group.
+///
+/// Throws   as check_rates(), and nothing has changed.
+template <class Groups>
+void set_rates(Groups& groups, const std::vector<double>& rates) {
+  check_rates(groups, rates);
+  for (std::size_t g = 0; g < rates.size(); ++g) set_rate(groups[g].options(), rates[g]);
 }
 
 namespace detail {

@@ -119,9 +119,10 @@ class Scheduler {
     ACCEL_CHECK(groups.size() == rates.size(), InvalidArgument, "Scheduler: the optimizer has ", groups.size(),
                 " groups, and had ", rates.size(), " when this was made; make it after the groups are added, ",
                 "and for the optimizer that is stepped");
+    check_rates(groups, rates);
     for (std::size_t g = 0; g < rates.size(); ++g)
       if (momenta[g]) set_momentum<Optimizer>(groups[g], *momenta[g]);
-    for (std::size_t g = 0; g < rates.size(); ++g) set_rate(groups[g].options(), rates[g]);
+    set_rates(groups, rates);
     rates_ = rates;
   }
 

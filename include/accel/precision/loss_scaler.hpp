@@ -1,6 +1,7 @@
 // LossScaler: the factor by which a loss is multiplied, so that small gradients survive 16 bits.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <string_view>
@@ -99,11 +100,10 @@ class LossScaler {
     ++updates_;
     if (options_.max_skipped == 0) return;
     skipped_in_row_.add_(1).mul_(found_inf);
-    if (skipped_.is_ready()) {
-      check_skipped(skipped_.get());
-      skipped_.set(skipped_in_row_);
-      if (scale_.is_cpu()) check_skipped(skipped_.get());
-    }
+    if (!skipped_.is_ready()) return;
+    if (!scale_.is_cpu()) check_skipped();
+    skipped_.set(skipped_in_row_);
+    if (scale_.is_cpu()) check_skipped();
   }
 
   [[nodiscard]] tensor::StateDict state_dict() const {
@@ -131,6 +131,8 @@ class LossScaler {
     growth_tracker_.fill_(tracker);
     skipped_in_row_.zero_();
     skipped_ = {};
+    found_in_round_.zero_();
+    rounds_.begin();
     ++updates_;
   }
 
@@ -140,21 +142,22 @@ class LossScaler {
   }
 
   [[nodiscard]] static const LossScalerOptions& checked(const LossScalerOptions& options) {
-    constexpr double largest = 0x1.fffffep127;  // of f32
-    const auto finite_above = [](double value, double bound) { return value > bound && value <= largest; };
-    ACCEL_CHECK(finite_above(options.init_scale, 0), ConfigError, "loss scale: init_scale = ", options.init_scale,
-                " must be above 0, and finite in f32");
-    ACCEL_CHECK(finite_above(options.growth_factor, 1), ConfigError,
+    // The scale is f32, and so are its bounds, then.
+    const auto in_float = [](double value) { return static_cast<double>(static_cast<float>(value)); };
+    const auto finite_above = [](double value, double bound) { return value > bound && std::isfinite(value); };
+    ACCEL_CHECK(finite_above(in_float(options.init_scale), 0), ConfigError,
+                "loss scale: init_scale = ", options.init_scale, " must be above 0, and finite in f32");
+    ACCEL_CHECK(finite_above(in_float(options.growth_factor), 1), ConfigError,
                 "loss scale: growth_factor = ", options.growth_factor, " must be above 1, and finite");
     ACCEL_CHECK(options.backoff_factor > 0 && options.backoff_factor < 1, ConfigError,
                 "loss scale: backoff_factor = ", options.backoff_factor, " must be between 0 and 1");
     ACCEL_CHECK(options.growth_interval > 0, ConfigError, "loss scale: growth_interval = ", options.growth_interval,
                 " must be at least 1");
-    ACCEL_CHECK(
-        options.min_scale >= 0 && options.min_scale <= options.init_scale && options.init_scale <= options.max_scale,
-        ConfigError, "loss scale: init_scale = ", options.init_scale,
-        " must lie between min_scale = ", options.min_scale,
-        ", which is at least 0, and max_scale = ", options.max_scale);
+    ACCEL_CHECK(options.min_scale >= 0 && in_float(options.min_scale) <= in_float(options.init_scale) &&
+                    in_float(options.init_scale) <= in_float(options.max_scale),
+                ConfigError, "loss scale: init_scale = ", options.init_scale,
+                " must lie between min_scale = ", options.min_scale,
+                ", which is at least 0, and max_scale = ", options.max_scale);
     ACCEL_CHECK(options.max_skipped >= 0, ConfigError, "loss scale: max_skipped = ", options.max_skipped,
                 " must be at least 0");
     return options;
@@ -167,7 +170,9 @@ class LossScaler {
     update(found);
   }
 
-  void check_skipped(double in_row) const {
+  void check_skipped() {
+    const double in_row = skipped_.get();
+    if (in_row >= static_cast<double>(options_.max_skipped)) skipped_ = {};  // whoever goes on is told once
     ACCEL_CHECK(in_row < static_cast<double>(options_.max_skipped), OverflowError, "step: ", in_row,
                 " steps in a row were skipped, because gradients were not finite, and the loss scale has come down to ",
                 value(), ": a gradient is inf or NaN at any scale; look at the inputs and the loss, set ",

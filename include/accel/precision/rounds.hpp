@@ -50,11 +50,12 @@ class Rounds {
     return ends;
   }
 
- private:
+  /// A round begins; of the one before nobody will hear.
   void begin() {
     for_each([](Participant& one) { one.has_stepped = false; });
   }
 
+ private:
   template <class Visitor>
   void for_each(Visitor&& visitor) {
     for (const auto& weak : participants_)

@@ -24,7 +24,10 @@ template <class E>
 class Ema {
  public:
   Ema(std::shared_ptr<E> ema, std::shared_ptr<Session> session)
-      : ema_(std::move(ema)), session_(std::move(session)), models_(session_->models_of(ema_->parameters())) {}
+      : ema_(std::move(ema)),
+        session_(std::move(session)),
+        models_(session_->models_of(ema_->parameters())),
+        seen_(session_->step_counts_of(models_)) {}
 
   void update() {
     if (!session_->accumulation.follows_steps()) return;

@@ -159,9 +159,9 @@ class Engine final : public Session {
 
   [[nodiscard]] bool may_be_capturing() const override { return backend::may_be_capturing(backend); }
 
-  void note_step() noexcept override {
+  void note_step(std::uint64_t what) noexcept override {
     backend.control().stepped();
-    reducer_.note_step();
+    reducer_.note_step(what);
   }
   void note_error(std::string_view text) override { backend.control().note_error(text); }
 
@@ -185,7 +185,7 @@ class Engine final : public Session {
   }
 
   [[nodiscard]] std::vector<at::Tensor> gradients(const PreparedModel& model) const override {
-    if (model.watch == nullptr) return gradient::gradients_of(model.record.parameter_tensors());
+    if (!reducer_.has_models() || model.watch == nullptr) return own_gradients(model);
     return reducer_.arena().pieces(model.watch->first(), model.watch->end_number());
   }
 
@@ -212,6 +212,9 @@ class Engine final : public Session {
       reducer_.add(model->record, model->ledger, model->watch);
     if constexpr (P::scales_loss) {
       model->scaled = gradient::Scaled(device);
+      // What is not multiplied by the scale must not be divided by it.
+      if (topology.world_size == 1 && !model->ledger.parameters().empty())
+        model->watch = std::make_unique<gradient::Watch>(model->ledger.parameters(), nullptr, 0);
       if (scaler->options().name_overflow && model->watch != nullptr) model->watch->look_for_overflow();
     }
     model->number = models.size();
@@ -288,8 +291,30 @@ class Engine final : public Session {
 
   /// The flat memory of its gradients, if they have one.
   [[nodiscard]] std::vector<at::Tensor> memory_of(const PreparedModel& model) const {
-    if (model.watch == nullptr) return {};
+    if (!reducer_.has_models() || model.watch == nullptr) return {};
     return reducer_.arena().memory_of(model.watch->first(), model.watch->end_number());
+  }
+
+  template <class Visitor>
+  void for_each_watch(Visitor&& visitor) {
+    for (const auto& model : models)
+      if (model->watch != nullptr) visitor(*model->watch);
+  }
+
+  void end_watching() {
+    if (reducer_.has_models())
+      reducer_.end();
+    else
+      for_each_watch([](gradient::Watch& watch) { watch.end(); });
+  }
+
+  /// At one rank they lie wherever autograd has put them. Those of sparse embeddings become dense, as a reducer's are.
+  [[nodiscard]] static std::vector<at::Tensor> own_gradients(const PreparedModel& model) {
+    for (const auto& parameter : model.ledger.parameters()) {
+      at::Tensor& gradient = parameter.mutable_grad();
+      if (gradient.defined() && gradient.layout() != at::kStrided) gradient = gradient.to_dense();
+    }
+    return gradient::gradients_of(model.record.parameter_tensors());
   }
 
   void begin(const gradient::MicroStep& step, double arrival_factor, const Steppers& steppers) {
@@ -301,20 +326,24 @@ class Engine final : public Session {
       }
     // What the reducer moves to its place is multiplied on the way; a GPU's gradients wait for their bucket.
     const bool moves = topology.world_size > 1 && device.is_cpu();
-    if (reducer_.has_models()) reducer_.begin(step.synchronises, moves ? arrival_factor : 1.0, steppers);
+    if (reducer_.has_models())
+      reducer_.begin(step.synchronises, moves ? arrival_factor : 1.0, steppers);
+    else
+      for_each_watch([](gradient::Watch& watch) { watch.begin(); });
     for (const auto& model : models) {
       if (step.correction != 1.0) model->ledger.rescale(step.correction);
       model->ledger.begin(step.synchronises, [&] { return memory_of(*model); });
     }
-    // Where there is no gradient yet, none is added to what is there.
+    // Where there is no gradient yet, none is added to what is there: if it reduces, each arrives once.
     const auto adds = [](const auto& model) { return model->ledger.has_gradients(); };
-    const bool only_moves = arrival_factor != 1.0 && moves && std::none_of(models.begin(), models.end(), adds);
+    const bool only_moves =
+        step.synchronises && arrival_factor != 1.0 && moves && std::none_of(models.begin(), models.end(), adds);
     arrival_.set(only_moves ? 1.0 : arrival_factor, moves);
   }
 
   void end(const gradient::MicroStep& step, const Steppers& steppers) {
     arrival_.set(1.0);
-    reducer_.end();
+    end_watching();
     if (step.synchronises && topology.world_size > 1) {
       reduce();
     } else {
@@ -330,6 +359,7 @@ class Engine final : public Session {
 
   void give_up() {
     arrival_.set(1.0);
+    end_watching();
     reducer_.give_up();
     for (const auto& model : models) model->ledger.threw();
     accumulation.backward_threw();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -13,7 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/TensorImpl.h>
+#include <c10/util/Exception.h>
 
 #include <accel/core/error.hpp>
 #include <accel/gradient/grad_scale.hpp>
@@ -74,7 +78,7 @@ template <class O>
 class Optimizer {
  public:
   Optimizer(std::shared_ptr<O> optimizer, std::shared_ptr<Session> session)
-      : optimizer_(std::move(optimizer)), session_(std::move(session)) {
+      : optimizer_(std::move(optimizer)), session_(std::move(session)), number_(++session_->optimizers) {
     find_models();
     if (!has_gradients()) backwards_at_clear_ = session_->accumulation.backwards();
     if (session_->scaler != nullptr) scaling_ = std::make_shared<Scaling>(session_, optimizer_.get());
@@ -83,9 +87,11 @@ class Optimizer {
   void step() {
     session_->at_rank([&] {
       if (session_->accumulation.only_adds_up()) return;
+      follow_groups();
       if (scaling_ != nullptr) {
         scaled_step();
-        session_->note_step();
+        note_step();
+        at::autocast::clear_cache();
         return;
       }
       check_before_step();
@@ -95,7 +101,8 @@ class Optimizer {
         ACCEL_CHECK(std::exchange(stepper_->has_stepped, false), InvalidArgument,
                     "step: no backward has run since the ",
                     "last step, and with step_in_backward() that is what steps");
-      session_->note_step();
+      note_step();
+      at::autocast::clear_cache();  // within a region of the user's casts of the weights before are kept
     });
   }
 
@@ -138,6 +145,7 @@ class Optimizer {
       ACCEL_CHECK(scaling_ == nullptr, InvalidArgument, "step: an optimizer that calls a closure cannot be told to ",
                   "skip its step, as it must be where the loss is scaled; take precision::Bf16 or Fp32");
       session_->accumulation.check_window_is_over();
+      follow_groups();
       bool evaluated = false;
       at::Tensor mean_loss = optimizer_->step([&]() -> at::Tensor {
         ACCEL_CHECK(!std::exchange(evaluated, true) || session_->accumulation.steps() == 1, InvalidArgument,
@@ -147,7 +155,8 @@ class Optimizer {
         check_before_step();
         return session_->mean_loss(loss);
       });
-      session_->note_step();
+      note_step();
+      at::autocast::clear_cache();
       return mean_loss;
     });
   }
@@ -175,10 +184,7 @@ class Optimizer {
   template <class Group>
   void add_param_group(const Group& group) {
     session_->at_rank([&] {
-      for (const auto& parameter : group.params())
-        ACCEL_CHECK(
-            session_->model_of(parameter) != nullptr, InvalidArgument, "add_param_group: ", tensor::spec(parameter),
-            " belongs to no prepared model, so its gradient would stay on this ", "rank; prepare its model first");
+      for (const auto& parameter : group.params()) check_is_prepared(parameter, "add_param_group");
       optimizer_->add_param_group(group);
       const std::size_t dropped = drop_repeated(*optimizer_);
       if (dropped > 0)
@@ -215,7 +221,39 @@ class Optimizer {
   }
 
   /// The models whose parameters this optimizer steps.
-  void find_models() { models_ = session_->models_of(parameters()); }
+  void find_models() {
+    const auto all = parameters();
+    models_ = session_->models_of(all);
+    known_.clear();
+    for (const auto& parameter : all) known_.push_back(parameter.unsafeGetTensorImpl());
+    try {
+      for (auto& group : optimizer_->param_groups()) (void)rate_of(group);
+      has_rates_ = true;
+    } catch (const c10::Error&) {
+      has_rates_ = false;  // LibTorch's base class throws where a user's own options have no get_lr()
+    }
+  }
+
+  /// The wrapped optimizer's groups are the user's to change.
+  void follow_groups() {
+    std::size_t i = 0;
+    bool are_known = true;
+    for (auto& group : optimizer_->param_groups())
+      for (const auto& parameter : group.params()) {
+        are_known = are_known && i < known_.size() && known_[i] == parameter.unsafeGetTensorImpl();
+        ++i;
+      }
+    if (are_known && i == known_.size()) return;
+    for (auto& group : optimizer_->param_groups())
+      for (const auto& parameter : group.params()) check_is_prepared(parameter, "step");
+    drop_repeated(*optimizer_);
+    find_models();
+  }
+
+  void check_is_prepared(const at::Tensor& parameter, std::string_view call) const {
+    ACCEL_CHECK(session_->model_of(parameter) != nullptr, InvalidArgument, call, ": ", tensor::spec(parameter),
+                " belongs to no prepared model, so its gradient would stay on this rank; prepare its model first");
+  }
 
   void check_before_step() {
     constexpr std::string_view remedy = "call accelerator.backward(loss) in place of loss.backward()";
@@ -231,6 +269,35 @@ class Optimizer {
     ACCEL_CHECK(session_->accumulation.backwards() > backwards_at_clear_ || !has_gradients(), InvalidArgument,
                 "step: there are gradients, but accelerator.backward was not called since they were last cleared; ",
                 remedy, ", or step the wrapped optimizer, optimizer->step(), with gradients of your own");
+  }
+
+  /// What ranks that have taken the same step agree on, as far as the host knows it.
+  void note_step() {
+    std::uint64_t what = number_;
+    const auto mix = [&](double number) {
+      what = (what ^ std::bit_cast<std::uint64_t>(number)) * 0x9e3779b97f4a7c15;
+      what ^= what >> 32;
+    };
+    mix(static_cast<double>(known_.size()));
+    if (has_rates_)
+      for (auto& group : optimizer_->param_groups()) mix(rate_of(group));
+    if (session_->scaler != nullptr) {
+      mix(static_cast<double>(session_->scaler->updates()));
+      const at::Tensor& scale = session_->scaler->scale();
+      if (scale.is_cpu()) mix(static_cast<double>(*scale.template const_data_ptr<float>()));
+    }
+    session_->note_step(what);
+  }
+
+  /// 0 where only a GPU knows it.
+  template <class Group>
+  [[nodiscard]] static double rate_of(Group& group) {
+    if constexpr (requires { group.options().lr.tensor(); })
+      return group.options().lr.is_tensor() && !group.options().lr.tensor().is_cpu() ? 0.0 : group.options().lr.value();
+    else if constexpr (requires { group.options().get_lr(); })
+      return group.options().get_lr();
+    else
+      return 0.0;
   }
 
   [[nodiscard]] bool has_gradients() {
@@ -251,9 +318,12 @@ class Optimizer {
   std::shared_ptr<O> optimizer_;
   std::shared_ptr<Session> session_;
   std::vector<std::shared_ptr<PreparedModel>> models_;
-  std::shared_ptr<StepSome> stepper_;  // null unless it steps inside of backward
-  std::shared_ptr<Scaling> scaling_;   // null unless the loss is scaled
+  std::vector<const c10::TensorImpl*> known_;  // its parameters, when its models were found
+  std::shared_ptr<StepSome> stepper_;          // null unless it steps inside of backward
+  std::shared_ptr<Scaling> scaling_;           // null unless the loss is scaled
   std::int64_t backwards_at_clear_ = 0;
+  std::uint64_t number_;  // among the session's
+  bool has_rates_ = false;
 };
 
 }  // namespace accel::inline v0_1::prepare

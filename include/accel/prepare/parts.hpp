@@ -19,6 +19,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
+#include <accel/core/hash.hpp>
 #include <accel/data/loader.hpp>
 #include <accel/prepare/ema.hpp>
 #include <accel/prepare/group_options.hpp>
@@ -192,6 +193,18 @@ void name_parameters(Named& object, std::span<const tensor::Record* const> owner
   }
 }
 
+/// Ranks whose optimizers go on from other states would train apart. LibTorch's do not tell theirs by name.
+template <class O>
+[[nodiscard]] std::string trace_of_state(const O& optimizer) {
+  std::string text;
+  if constexpr (requires { optimizer.state_dict().entries(); }) {
+    const tensor::StateDict state = optimizer.state_dict();
+    for (const auto& [name, tensor] : state.entries())
+      if (name.starts_with("state.")) text += message(name, " ", detail::text_of(tensor), " ");
+  }
+  return text.empty() ? text : message(", with hash ", fnv1a(text));
+}
+
 template <class O>
 void inspect(OptimizerPart<O>& part, Inspection& inspection) {
   O& optimizer = *part.optimizer;
@@ -227,7 +240,8 @@ void inspect(OptimizerPart<O>& part, Inspection& inspection) {
                 "prepare: ", label, " would step weights of ", tensor::dtype_name(*inspection.weights_dtype),
                 " in their own dtype, where most steps are lost in rounding; take one of accel::optim, which keeps ",
                 "f32 master weights, or a precision that keeps weights in f32");
-  inspection.lines.push_back(message(label, ": state of ", optimizer.state().size(), " parameters"));
+  inspection.lines.push_back(
+      message(label, ": state of ", optimizer.state().size(), " parameters", trace_of_state(optimizer)));
 }
 
 template <class E>

@@ -26,7 +26,7 @@ struct PreparedModel {
   std::size_t number = 0;  // among those of its session
   gradient::Ledger ledger;
   gradient::Scaled scaled;                                   // by the loss scale, where there is one
-  std::unique_ptr<gradient::Watch> watch;                    // null at one rank and for frozen models
+  std::unique_ptr<gradient::Watch> watch;                    // null for frozen models, and at one rank without a scaler
   std::vector<std::weak_ptr<gradient::Stepper>> steppers{};  // optimizers of it that step inside of backward
   at::Tensor norm = at::full({}, std::numeric_limits<double>::quiet_NaN());  // what clipping has found last
 

@@ -108,7 +108,17 @@ class Scaling {
 
   void look(std::span<const std::shared_ptr<PreparedModel>> models, std::span<const at::Tensor> parameters,
             bool owns_all) {
-    if (!owns_all) return gradient::find_inf(gradient::gradients_of(parameters), found_inf_);
+    if (!owns_all) {
+      gradient::find_inf(gradient::gradients_of(parameters), found_inf_);
+      // What could not be clipped as a whole is not stepped in parts.
+      for (const auto& model : models) {
+        if (model->scaled.could_not_clip()) found_inf_.fill_(1);
+        if (!found_inf_.is_cpu() && model->scaled.is_found(model->ledger.mark()))
+          found_inf_.add_(model->scaled.found_inf());
+      }
+      found_inf_.clamp_(0, 1);
+      return;
+    }
     found_inf_.zero_();
     for (const auto& model : models) {
       const std::uint64_t mark = model->ledger.mark();

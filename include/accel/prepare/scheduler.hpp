@@ -5,6 +5,7 @@
 #include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <accel/prepare/optimizer.hpp>
 #include <accel/prepare/session.hpp>
@@ -38,7 +39,7 @@ template <class S>
 class Scheduler {
  public:
   Scheduler(std::shared_ptr<S> scheduler, std::shared_ptr<Session> session)
-      : scheduler_(std::move(scheduler)), session_(std::move(session)) {}
+      : scheduler_(std::move(scheduler)), session_(std::move(session)), seen_(step_counts()) {}
 
   template <class... Args>
   void step(Args&&... args) {
@@ -71,10 +72,11 @@ class Scheduler {
 
   /// All steps since the last call were left out, of the optimizer that the scheduler was made for; where it does not
   /// tell which that is, as LibTorch's do not, of any.
-  [[nodiscard]] bool was_skipped() {
+  [[nodiscard]] bool was_skipped() { return seen_.only_skipped(step_counts()); }
+  [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts() const {
     const void* optimizer = nullptr;
     if constexpr (requires { std::addressof(scheduler_->optimizer()); }) optimizer = &scheduler_->optimizer();
-    return seen_.only_skipped(session_->step_counts(optimizer));
+    return session_->step_counts(optimizer);
   }
 
   template <class... Args>

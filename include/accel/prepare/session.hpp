@@ -95,7 +95,7 @@ struct Session {
   [[nodiscard]] virtual std::vector<at::Tensor> gradients(const PreparedModel& model) const = 0;
 
   /// What the other ranks, where there are any, hear should this one fail.
-  virtual void note_step() noexcept {}
+  virtual void note_step(std::uint64_t /*what*/) noexcept {}
   virtual void note_error(std::string_view) {}
 
   /// Runs a call of the user's: what leaves it carries the rank, and is what the others read if it ends
@@ -124,7 +124,8 @@ struct Session {
   std::optional<Overflow> overflow;              // of the last step that was skipped, if they are to be named
   std::vector<std::weak_ptr<StepCount>> counts;  // of the optimizers, if the loss is scaled
   SchedulerStepping scheduler_stepping = SchedulerStepping::PerUpdate;
-  bool split_batches = false;  // some prepared loader has it
+  bool split_batches = false;    // some prepared loader has it
+  std::uint64_t optimizers = 0;  // prepared so far
 
   /// Of the optimizers that step one of `which`.
   [[nodiscard]] std::vector<std::shared_ptr<StepCount>> step_counts_of(
@@ -175,10 +176,12 @@ struct Session {
                   "optimizer.step_in_backward()");
     if (accumulation.only_adds_up()) return model.norm;
     check_gradients(model, "clip_grad_norm_");
-    if (!model.scaled.is_scaled()) return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
+    check_source(model, "clip_grad_norm_");
+    if (scaler == nullptr) return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
     const at::Tensor& found = model.scaled.found_inf();
     model.norm = gradient::clip_scaled_to_norm_(gradients(model), model.scaled.scale(), found, max_norm, norm_type);
-    if (!found.is_cpu() || found.item<float>() == 0) model.scaled.divided();
+    model.scaled.note_clipped(!found.is_cpu() || found.item<float>() == 0);
+    model.scaled.divided_unless(found);
     model.scaled.note_found(model.ledger.mark());
     return model.norm;
   }
@@ -198,6 +201,7 @@ struct Session {
   void unscale_gradients(PreparedModel& model) const {
     if (accumulation.only_adds_up()) return;
     check_gradients(model, "unscale_gradients");
+    check_source(model, "unscale_gradients");
     unscale(model);
   }
 
@@ -223,6 +227,15 @@ struct Session {
     ACCEL_CHECK(!model.ledger.waiting(), InvalidArgument, call, ": the last backward of ", model.record.label,
                 " ran under no_sync, or in a micro-step that only adds up, so its gradients are those of this rank ",
                 "only; run the last backward of a step outside of no_sync");
+  }
+
+  /// Refuses gradients of which nobody knows what they are multiplied by.
+  void check_source(const PreparedModel& model, std::string_view call) const {
+    if (scaler == nullptr) return;
+    const auto stray = model.stray(model.ledger.parameters());
+    ACCEL_CHECK(!stray, InvalidArgument, call, ": the gradient of ", *stray, " of ", model.record.label,
+                " comes from a backward that accelerator.backward did not run, so it is not multiplied by the loss ",
+                "scale; call accelerator.backward(loss) in place of loss.backward()");
   }
 
   /// Why gradients are torn, and what to do.

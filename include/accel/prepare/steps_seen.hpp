@@ -15,6 +15,9 @@ namespace accel::inline v0_1::prepare {
 /// none to follow. Where there was no step at all the call stands for itself, as after an epoch.
 class StepsSeen {
  public:
+  /// What was stepped before is nothing to follow.
+  explicit StepsSeen(std::span<const std::shared_ptr<StepCount>> counts) { (void)only_skipped(counts); }
+
   /// All steps that one of these optimizers was to take since the last call were skipped.
   ///
   /// Cost     none where the loss is not scaled; else the host waits for a GPU.
