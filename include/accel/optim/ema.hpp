@@ -13,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_lerp.h>
@@ -23,6 +22,7 @@
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/optim/low_precision.hpp>
+#include <accel/precision/autocast.hpp>
 #include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/spec.hpp>
 #include <accel/tensor/state_dict.hpp>
@@ -113,7 +113,7 @@ class EMA {
     const std::vector<at::Tensor> weights = written();
     for (const auto& weight : weights) saved_.push_back(weight.clone());
     at::_foreach_copy_(weights, averages_);
-    at::autocast::clear_cache();  // casts of the weights, within a region
+    precision::forget_casts();
     return std::unique_ptr<EMA, Restore>(this);
   }
 
@@ -147,7 +147,7 @@ class EMA {
       const c10::AutoGradMode no_grad(false);
       at::_foreach_copy_(ema->written(), ema->saved_);
       ema->saved_.clear();
-      at::autocast::clear_cache();
+      precision::forget_casts();
     }
   };
 

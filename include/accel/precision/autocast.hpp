@@ -40,4 +40,10 @@ class [[nodiscard]] Autocast {
   bool had_cache_;
 };
 
+/// Casts of weights that were kept are those of weights before: to be called where somebody has changed these, as an
+/// optimizer does, for who has a region around more than a forward.
+inline void forget_casts() {
+  at::autocast::clear_cache();
+}
+
 }  // namespace accel::inline v0_1::precision

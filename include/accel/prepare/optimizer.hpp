@@ -14,7 +14,6 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/util/Exception.h>
@@ -22,6 +21,7 @@
 #include <accel/core/error.hpp>
 #include <accel/gradient/grad_scale.hpp>
 #include <accel/gradient/stepper.hpp>
+#include <accel/precision/autocast.hpp>
 #include <accel/prepare/scaling.hpp>
 #include <accel/prepare/session.hpp>
 #include <accel/tensor/named_tensor.hpp>
@@ -91,7 +91,7 @@ class Optimizer {
       if (scaling_ != nullptr) {
         scaled_step();
         note_step();
-        at::autocast::clear_cache();
+        precision::forget_casts();
         return;
       }
       check_before_step();
@@ -102,7 +102,7 @@ class Optimizer {
                     "step: no backward has run since the ",
                     "last step, and with step_in_backward() that is what steps");
       note_step();
-      at::autocast::clear_cache();  // within a region of the user's casts of the weights before are kept
+      precision::forget_casts();
     });
   }
 
@@ -156,7 +156,7 @@ class Optimizer {
         return session_->mean_loss(loss);
       });
       note_step();
-      at::autocast::clear_cache();
+      precision::forget_casts();
       return mean_loss;
     });
   }
