@@ -185,6 +185,7 @@ class Accelerator {
   /// one; once, however often it is called. Not needed for steps and clipping. In a micro-step that only
   /// accumulates: nothing.
   ///
+  /// Order    every rank: a scale that is no power of two is rounded otherwise where the step divides by it.
   /// Throws   InvalidArgument where the gradients are this rank's only, as after no_sync.
   template <class Model>
   void unscale_gradients(const Model& model) {

@@ -122,3 +122,12 @@ TEST_CASE("some parameters are stepped wherever they stand in the list now", "[o
   REQUIRE(a.item<float>() == -2);
   REQUIRE(b.item<float>() == -1);
 }
+
+TEST_CASE("fp16 weights are rounded by chance by nobody, whenever that is asked for", "[optim]") {
+  const auto weight = torch::ones({2}, torch::kHalf).requires_grad_();
+  optim::SGD sgd{{weight}, {.lr = 0.1}};
+  weight.mutable_grad() = torch::ones_like(weight.detach());
+  sgd.step();
+  sgd.param_groups()[0].options().low_precision = optim::LowPrecision::stochastic_rounding;
+  REQUIRE_THROWS_WITH(sgd.step(), Catch::Matchers::ContainsSubstring("rounded by chance to bf16 only"));
+}

@@ -572,6 +572,23 @@ TEST_CASE("a rank whose gradients are gone does not keep the others waiting", "[
     if (rank.rank == 1) net->zero_grad();
     optimizer.step();
     REQUIRE_FALSE(optimizer.step_was_skipped());
+    REQUIRE_THROWS_MATCHES(accelerator.backward(loss_of(model(rows_of(rank, 1)))), InvalidArgument,
+                           MessageMatches(ContainsSubstring("have taken other optimizer steps")));
+  });
+}
+
+TEST_CASE("a step without gradients says nothing of the scale", "[loss_scale]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Half accelerator({.precision = {.init_scale = 1024, .growth_interval = 2}});
+    auto net = std::make_shared<Exact>();
+    auto [model, optimizer] = accelerator.prepare(net, optim::SGD{{.lr = 0.1}});
+    for (int i = 0; i < 5; ++i) optimizer.step();
+    REQUIRE(accelerator.loss_scale() == 1024);
+    for (int i = 0; i < 2; ++i) {
+      accelerator.backward(loss_of(model(rows_of(rank, 1))));
+      optimizer.step();
+    }
+    REQUIRE(accelerator.loss_scale() == 2048);
   });
 }
 

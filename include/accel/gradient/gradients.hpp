@@ -1,6 +1,7 @@
 // Gradients: those that a list of parameters has.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,11 @@ namespace accel::inline v0_1::gradient {
     if (gradient.defined() && gradient.numel() > 0) gradients.push_back(gradient);
   }
   return gradients;
+}
+
+/// One of `parameters` has a gradient.
+[[nodiscard]] inline bool has_any(std::span<const at::Tensor> parameters) {
+  return std::any_of(parameters.begin(), parameters.end(), [](const auto& one) { return one.grad().defined(); });
 }
 
 }  // namespace accel::inline v0_1::gradient

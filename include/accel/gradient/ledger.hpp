@@ -1,7 +1,6 @@
 // Ledger: what the gradients of a model are between two backwards. Known here and nowhere else.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -16,6 +15,7 @@
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <accel/gradient/gradients.hpp>
 #include <accel/tensor/flat.hpp>
 #include <accel/tensor/named_tensor.hpp>
 
@@ -98,9 +98,7 @@ class Ledger {
   }
 
   /// There is a gradient.
-  [[nodiscard]] bool has_gradients() const {
-    return std::any_of(parameters_.begin(), parameters_.end(), [](const auto& one) { return one.grad().defined(); });
-  }
+  [[nodiscard]] bool has_gradients() const { return has_any(parameters_); }
 
   /// The backward has added to one of them.
   [[nodiscard]] bool touched() const { return mark() != mark_; }

@@ -21,7 +21,9 @@ class Scaled {
  public:
   Scaled() = default;
   explicit Scaled(c10::Device device)
-      : scale_(at::full({}, 1.0, at::TensorOptions(at::kFloat).device(device))), found_inf_(scale_.clone()) {}
+      : scale_(at::full({}, 1.0, at::TensorOptions(at::kFloat).device(device))),
+        found_inf_(scale_.clone()),
+        clip_found_(scale_.clone()) {}
 
   /// f32[] on the device
   [[nodiscard]] const at::Tensor& scale() const { return scale_; }
@@ -43,7 +45,7 @@ class Scaled {
     is_scaled_ = is_exact_ = true;
     update_ = update;
     known_.reset();
-    could_not_clip_ = false;
+    was_clipped_ = false;
     return factor;
   }
 
@@ -64,10 +66,14 @@ class Scaled {
     is_exact_ = false;
   }
 
-  /// Clipping has found that their norm is not finite, and left them: none of this model's parameters is to be stepped,
-  /// whoever's they are, until the next backward. On a GPU only found_inf() tells.
-  void note_clipped(bool is_finite) { could_not_clip_ = !is_finite; }
-  [[nodiscard]] bool could_not_clip() const { return could_not_clip_; }
+  /// Clipping has looked at them. If their norm was not finite it has left them, and until the next backward none of
+  /// this model's parameters is to be stepped, whoever's they are.
+  void note_clipped() {
+    clip_found_.copy_(found_inf_);
+    was_clipped_ = true;
+  }
+  /// f32[]; null if they were not clipped.
+  [[nodiscard]] const at::Tensor* clip_found() const { return was_clipped_ ? &clip_found_ : nullptr; }
 
   /// f32[]: whether they are finite, for who looks at them to write, and then to note their mark: Ledger::mark().
   [[nodiscard]] const at::Tensor& found_inf() const { return found_inf_; }
@@ -76,11 +82,12 @@ class Scaled {
   [[nodiscard]] bool is_found(std::uint64_t mark) const { return known_ == mark; }
 
  private:
-  at::Tensor scale_;      // f32[]
-  at::Tensor found_inf_;  // f32[]
+  at::Tensor scale_;       // f32[]
+  at::Tensor found_inf_;   // f32[]
+  at::Tensor clip_found_;  // f32[]
   bool is_scaled_ = false;
   bool is_exact_ = true;
-  bool could_not_clip_ = false;
+  bool was_clipped_ = false;
   std::int64_t update_ = 0;
   std::optional<std::uint64_t> known_;
 };

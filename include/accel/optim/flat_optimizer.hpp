@@ -105,10 +105,7 @@ class FlatOptimizer {
     for (const auto& parameter : group.params()) {
       ACCEL_CHECK(parameter.defined() && parameter.is_leaf() && parameter.is_floating_point(), InvalidArgument,
                   Rule::name, ": expected a leaf tensor of floating point, found ", tensor::spec(parameter));
-      ACCEL_CHECK(
-          parameter.scalar_type() != at::kHalf || group.options().low_precision != LowPrecision::stochastic_rounding,
-          InvalidArgument, Rule::name, ": weights are rounded by chance to bf16 only, found ", tensor::spec(parameter),
-          "; choose master_weights");
+      check_low_precision(parameter, group.options());
       if constexpr (requires { Rule::check_parameter(parameter); }) Rule::check_parameter(parameter);
     }
     groups_.push_back(std::move(group));
@@ -256,13 +253,21 @@ class FlatOptimizer {
             .low_precision = options.low_precision};
   }
 
+  static void check_low_precision(const at::Tensor& parameter, const Options& options) {
+    ACCEL_CHECK(parameter.scalar_type() != at::kHalf || options.low_precision != LowPrecision::stochastic_rounding,
+                InvalidArgument, Rule::name, ": weights are rounded by chance to bf16 only, found ",
+                tensor::spec(parameter), "; choose master_weights");
+  }
+
   [[nodiscard]] FlatGroup& flat(std::size_t g) {
     for (std::size_t next = flat_.size(); next <= g; ++next) flat_.emplace_back(layout_of(groups_[next].options()));
     const Options& options = groups_[g].options();
     const auto& now = flat_[g].layout();
-    if (now.states != Rule::states(options).size() ||
-        now.low_precision != options.low_precision)  // options are the user's to change
+    if (now.states != Rule::states(options).size() || now.low_precision != options.low_precision) {
+      // Options are the user's to change.
+      for (const auto& parameter : groups_[g].params()) check_low_precision(parameter, options);
       flat_[g].load(groups_[g].params(), flat_[g].states(groups_[g].params()), layout_of(options));
+    }
     return flat_[g];
   }
 

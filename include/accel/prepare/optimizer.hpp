@@ -279,6 +279,7 @@ class Optimizer {
       what ^= what >> 32;
     };
     mix(static_cast<double>(known_.size()));
+    mix(has_gradients() ? 1.0 : 0.0);
     if (has_rates_)
       for (auto& group : optimizer_->param_groups()) mix(rate_of(group));
     if (session_->scaler != nullptr) {

@@ -80,7 +80,8 @@ class Scaling {
     count_->models.assign(models.begin(), models.end());
     count_->skipped.set(skipped_steps_);
     if (session_->scaler->options().name_overflow) session_->name_overflow(found_inf_, models, parameters);
-    session_->scaler->stepped(*participant_, found_inf_);
+    // As GradScaler, which refuses it: a step without gradients says nothing of the scale.
+    if (gradient::has_any(parameters)) session_->scaler->stepped(*participant_, found_inf_);
   }
 
   /// Whether the last step was skipped. The host waits for a GPU that is not there yet.
@@ -111,11 +112,8 @@ class Scaling {
     if (!owns_all) {
       gradient::find_inf(gradient::gradients_of(parameters), found_inf_);
       // What could not be clipped as a whole is not stepped in parts.
-      for (const auto& model : models) {
-        if (model->scaled.could_not_clip()) found_inf_.fill_(1);
-        if (!found_inf_.is_cpu() && model->scaled.is_found(model->ledger.mark()))
-          found_inf_.add_(model->scaled.found_inf());
-      }
+      for (const auto& model : models)
+        if (const at::Tensor* clip_found = model->scaled.clip_found()) found_inf_.add_(*clip_found);
       found_inf_.clamp_(0, 1);
       return;
     }

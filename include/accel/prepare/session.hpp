@@ -180,7 +180,7 @@ struct Session {
     if (scaler == nullptr) return model.norm = gradient::clip_to_norm_(gradients(model), max_norm, norm_type);
     const at::Tensor& found = model.scaled.found_inf();
     model.norm = gradient::clip_scaled_to_norm_(gradients(model), model.scaled.scale(), found, max_norm, norm_type);
-    model.scaled.note_clipped(!found.is_cpu() || found.item<float>() == 0);
+    model.scaled.note_clipped();
     model.scaled.divided_unless(found);
     model.scaled.note_found(model.ledger.mark());
     return model.norm;
