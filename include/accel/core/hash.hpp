@@ -13,4 +13,10 @@ namespace accel::inline v0_1 {
   return value;
 }
 
+/// A number for a row of numbers: begin with any, and take in one after the other.
+[[nodiscard]] constexpr std::uint64_t mixed(std::uint64_t hash, std::uint64_t number) {
+  hash = (hash ^ number) * 0x9e3779b97f4a7c15;  // 2^64 over the golden ratio
+  return hash ^ (hash >> 32);
+}
+
 }  // namespace accel::inline v0_1

@@ -17,6 +17,7 @@
 
 #include <accel/backend/backend.hpp>
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 
 namespace accel::inline v0_1::gradient {
 
@@ -54,7 +55,7 @@ class Confirmation {
   /// `what` is equal on all ranks if they have taken the same step.
   void note_step(std::uint64_t what) {
     ++steps_;
-    trace_ = (trace_ ^ what) * 0x9e3779b97f4a7c15;
+    trace_ = mixed(trace_, what);
   }
 
   /// Order    after take().

@@ -20,7 +20,8 @@
 
 namespace accel::inline v0_1 {
 
-/// The contract, which only grows by what may be left out: a type P is a Precision if it is named, made from its Options and the device it is for, Stateful, and
+/// The contract, which grows only by what may be left out. A type P is a Precision if it is named, made from its
+/// Options and the device it is for, Stateful, and
 /// 1. P::scales_loss says at compile time whether backward runs on a scaled loss; then scaler() is not null;
 /// 2. check(record) throws InvalidArgument, with the reason and the first parameter's name, for a model that cannot
 ///    be right in it; before anything is changed, and on every rank alike;

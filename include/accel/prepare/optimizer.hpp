@@ -19,6 +19,7 @@
 #include <c10/util/Exception.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 #include <accel/gradient/grad_scale.hpp>
 #include <accel/gradient/stepper.hpp>
 #include <accel/precision/autocast.hpp>
@@ -274,10 +275,7 @@ class Optimizer {
   /// What ranks that have taken the same step agree on, as far as the host knows it.
   void note_step() {
     std::uint64_t what = number_;
-    const auto mix = [&](double number) {
-      what = (what ^ std::bit_cast<std::uint64_t>(number)) * 0x9e3779b97f4a7c15;
-      what ^= what >> 32;
-    };
+    const auto mix = [&](double number) { what = mixed(what, std::bit_cast<std::uint64_t>(number)); };
     mix(static_cast<double>(known_.size()));
     mix(has_gradients() ? 1.0 : 0.0);
     if (has_rates_)
