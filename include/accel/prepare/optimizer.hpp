@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -185,7 +186,9 @@ class Optimizer {
   template <class Group>
   void add_param_group(const Group& group) {
     session_->at_rank([&] {
-      for (const auto& parameter : group.params()) check_is_prepared(parameter, "add_param_group");
+      for (const auto& parameter : group.params())
+        ACCEL_CHECK(session_->model_of(parameter) != nullptr, InvalidArgument,
+                    "add_param_group: ", tensor::spec(parameter), unprepared);
       optimizer_->add_param_group(group);
       const std::size_t dropped = drop_repeated(*optimizer_);
       if (dropped > 0)
@@ -201,6 +204,8 @@ class Optimizer {
   [[nodiscard]] O& unwrap() { return *optimizer_; }
 
  private:
+  static constexpr std::string_view unprepared =
+      " belongs to no prepared model, so its gradient would stay on this rank; prepare its model first";
   static constexpr bool folds_scale =
       requires(O& optimizer, const gradient::GradScale& scale) { optimizer.step(scale); };
 
@@ -226,7 +231,11 @@ class Optimizer {
     const auto all = parameters();
     models_ = session_->models_of(all);
     known_.clear();
-    for (const auto& parameter : all) known_.push_back(parameter.unsafeGetTensorImpl());
+    stranger_.reset();
+    for (const auto& parameter : all) {
+      known_.push_back(parameter.unsafeGetTensorImpl());
+      if (!stranger_ && session_->model_of(parameter) == nullptr) stranger_ = tensor::spec(parameter);
+    }
     try {
       for (auto& group : optimizer_->param_groups()) (void)rate_of(group);
       has_rates_ = true;
@@ -245,20 +254,14 @@ class Optimizer {
         ++i;
       }
     if (are_known && i == known_.size()) return;
-    for (auto& group : optimizer_->param_groups())
-      for (const auto& parameter : group.params()) check_is_prepared(parameter, "step");
     drop_repeated(*optimizer_);
     find_models();
-  }
-
-  void check_is_prepared(const at::Tensor& parameter, std::string_view call) const {
-    ACCEL_CHECK(session_->model_of(parameter) != nullptr, InvalidArgument, call, ": ", tensor::spec(parameter),
-                " belongs to no prepared model, so its gradient would stay on this rank; prepare its model first");
   }
 
   void check_before_step() {
     constexpr std::string_view remedy = "call accelerator.backward(loss) in place of loss.backward()";
     session_->accumulation.check_window_is_over();
+    ACCEL_CHECK(!stranger_, InvalidArgument, "step: ", *stranger_, unprepared);
     for (const auto& model : models_) session_->check_before_step(*model);
     for (auto& group : optimizer_->param_groups())
       for (const auto& model : models_) {
@@ -318,6 +321,7 @@ class Optimizer {
   std::shared_ptr<Session> session_;
   std::vector<std::shared_ptr<PreparedModel>> models_;
   std::vector<const c10::TensorImpl*> known_;  // its parameters, when its models were found
+  std::optional<std::string> stranger_;        // one of them that belongs to none
   std::shared_ptr<StepSome> stepper_;          // null unless it steps inside of backward
   std::shared_ptr<Scaling> scaling_;           // null unless the loss is scaled
   std::int64_t backwards_at_clear_ = 0;
