@@ -109,7 +109,7 @@ class ArrivalFactor {
   };
 
   void hook() {
-    for (auto& [parameters, hooked] : models_)
+    for (auto& [parameters, hooked] : models_) {
       for (std::size_t i = 0; i < hooked.size(); ++i) {
         if (!parameters[i].requires_grad()) continue;  // it has no node, and may be thawed
         // Who gives a parameter data of another dtype takes its node away.
@@ -122,6 +122,7 @@ class ArrivalFactor {
         hooked[i].hook = hook.get();
         hooked[i].node->add_pre_hook(std::move(hook));
       }
+    }
   }
 
   std::vector<Model> models_;

@@ -165,15 +165,15 @@ void move_model(Part&, c10::Device) {}
 
 /// Their models, each once.
 ///
-/// Throws   InvalidArgument for one that belongs to none; `else_` says what comes of that.
+/// Throws   InvalidArgument for one that belongs to none; `otherwise` says what comes of that.
 [[nodiscard]] inline std::vector<const tensor::Record*> owners_of(std::span<const at::Tensor> parameters,
                                                                   const Inspection& inspection, std::string_view label,
-                                                                  std::string_view else_) {
+                                                                  std::string_view otherwise) {
   std::vector<const tensor::Record*> owners;
   for (const auto& parameter : parameters) {
     const tensor::Record* owner = inspection.owner(parameter);
     ACCEL_CHECK(owner != nullptr, InvalidArgument, "prepare: ", label, " holds a parameter ", tensor::spec(parameter),
-                " that belongs to no prepared model", else_,
+                " that belongs to no prepared model", otherwise,
                 "; pass its model to the same prepare, or to an earlier one");
     if (std::find(owners.begin(), owners.end(), owner) == owners.end()) owners.push_back(owner);
   }
