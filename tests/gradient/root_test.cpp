@@ -136,8 +136,10 @@ TEST_CASE("weights that are added are clipped and added to one by one", "[root]"
 
 namespace {
 
-/// x * w, computed again in backward, as a checkpoint of activations is.
-struct Again : torch::autograd::Function<Again> {
+/// x * w, computed again in backward, as a checkpoint of activations is; its gradients are asked for, or
+/// `arrives_by_itself`: that of the weight arrives by a backward within the backward.
+template <bool arrives_by_itself>
+struct Again : torch::autograd::Function<Again<arrives_by_itself>> {
   using List = torch::autograd::variable_list;
   static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
                                const torch::Tensor& w) {
@@ -148,23 +150,9 @@ struct Again : torch::autograd::Function<Again> {
     const torch::AutoGradMode with_grad(true);
     const auto saved = context->get_saved_variables();
     const auto x = saved[0].detach().requires_grad_(true);
-    return torch::autograd::grad({x * saved[1]}, {x, saved[1]}, {gradients[0]});
-  }
-};
-
-/// The same by a backward within the backward: the weight's gradient arrives by itself.
-struct AgainByItself : torch::autograd::Function<AgainByItself> {
-  using List = torch::autograd::variable_list;
-  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& x,
-                               const torch::Tensor& w) {
-    context->save_for_backward({x, w});
-    return x * w;
-  }
-  static List backward(torch::autograd::AutogradContext* context, const List& gradients) {
-    const torch::AutoGradMode with_grad(true);
-    const auto saved = context->get_saved_variables();
-    const auto x = saved[0].detach().requires_grad_(true);
-    (x * saved[1]).backward(gradients[0]);
+    const auto y = x * saved[1];
+    if (!arrives_by_itself) return torch::autograd::grad({y}, {x, saved[1]}, {gradients[0]});
+    y.backward(gradients[0]);
     return {x.grad(), torch::Tensor()};
   }
 };
@@ -181,23 +169,23 @@ void counts_each_contribution_once() {
     return net->weight.grad().template item<double>();
   };
   for (int i = 1; i <= 2; ++i) {
-    accelerator.backward(Again::apply(x, net->weight).sum());
+    accelerator.backward(Again<false>::apply(x, net->weight).sum());
     REQUIRE(std::abs(gradient() - i) < 1e-12);
   }
   net->zero_grad();
   {
     auto no_sync = accelerator.no_sync();
-    accelerator.backward(Again::apply(x, net->weight).sum());
+    accelerator.backward(Again<false>::apply(x, net->weight).sum());
   }
-  accelerator.backward(Again::apply(x, net->weight).sum());
+  accelerator.backward(Again<false>::apply(x, net->weight).sum());
   REQUIRE(std::abs(gradient() - 2) < 1e-12);
   net->zero_grad();
   // d/dw of x w w, in two contributions, is 2 x w; and once more, in one.
   {
     auto no_sync = accelerator.no_sync();
-    accelerator.backward(AgainByItself::apply(AgainByItself::apply(x, net->weight), net->weight).sum());
+    accelerator.backward(Again<true>::apply(Again<true>::apply(x, net->weight), net->weight).sum());
   }
-  accelerator.backward(Again::apply(x, net->weight).sum());
+  accelerator.backward(Again<false>::apply(x, net->weight).sum());
   REQUIRE(std::abs(gradient() - 7) < 1e-12);
 }
 

@@ -2,7 +2,7 @@
 #include <accel/accelerator.hpp>
 #include <catch2/catch_test_macros.hpp>
 
-#include <set>
+#include "support/models.hpp"
 
 using namespace accel;
 
@@ -23,17 +23,12 @@ double bytes_per_parameter(typename Optimizer::Options options, at::ScalarType d
     weights.mutable_grad() = torch::ones({rows, columns}, dtype);
     optimizer.step();
   }
-  std::set<const c10::StorageImpl*> seen;
-  double bytes = 0;
-  const auto count = [&](const torch::Tensor& tensor) {
-    if (tensor.defined() && seen.insert(tensor.storage().unsafeGetStorageImpl()).second)
-      bytes += static_cast<double>(tensor.storage().nbytes());
-  };
+  std::vector<torch::Tensor> held;
   for (const auto& state : optimizer.state()) {
-    for (const auto& tensor : state.tensors) count(tensor);
-    count(state.master);
+    held.insert(held.end(), state.tensors.begin(), state.tensors.end());
+    held.push_back(state.master);
   }
-  return bytes / numel;
+  return testing::storage_bytes(held) / numel;
 }
 
 /// `of_states` in f32; bf16 with masters takes 4 more, rounded by chance none, as it is half.

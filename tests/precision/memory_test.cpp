@@ -9,8 +9,8 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
-#include <set>
 
+#include "support/models.hpp"
 #include "support/ranks.hpp"
 
 using namespace accel;
@@ -80,21 +80,13 @@ PerParameter bytes_per_parameter(optim::AdamWOptions options) {
     optimizer.step();
     REQUIRE_FALSE(optimizer.step_was_skipped());
   }
-  std::set<const c10::StorageImpl*> seen;
-  double at_rest = 0;
-  const auto count = [&](const torch::Tensor& tensor) {
-    if (tensor.defined() && seen.insert(tensor.storage().unsafeGetStorageImpl()).second)
-      at_rest += static_cast<double>(tensor.storage().nbytes());
-  };
-  for (const auto& parameter : net->parameters()) {
-    count(parameter);
-    count(parameter.grad());
-  }
+  auto held = net->parameters();
+  for (const auto& gradient : gradients(net->parameters())) held.push_back(gradient);
   for (const auto& state : optimizer.state()) {
-    for (const auto& tensor : state.tensors) count(tensor);
-    count(state.master);
+    held.insert(held.end(), state.tensors.begin(), state.tensors.end());
+    held.push_back(state.master);
   }
-  found.at_rest = per_parameter(at_rest);
+  found.at_rest = per_parameter(storage_bytes(held));
   // And nothing else. At several ranks what they share is no allocator's, and other threads give back, too.
   if (accelerator.world_size() == 1) REQUIRE(per_parameter(bytes.taken()) == found.at_rest);
   return found;

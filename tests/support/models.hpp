@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -99,6 +100,16 @@ inline std::vector<torch::Tensor> copies(const std::vector<torch::Tensor>& tenso
   std::vector<torch::Tensor> result;
   for (const auto& tensor : tensors) result.push_back(tensor.detach().clone());
   return result;
+}
+
+/// Of all memory behind `tensors`, each once.
+inline double storage_bytes(const std::vector<torch::Tensor>& tensors) {
+  std::set<const c10::StorageImpl*> seen;
+  double bytes = 0;
+  for (const auto& tensor : tensors)
+    if (tensor.defined() && seen.insert(tensor.storage().unsafeGetStorageImpl()).second)
+      bytes += static_cast<double>(tensor.storage().nbytes());
+  return bytes;
 }
 
 /// The largest absolute difference between two lists of tensors.

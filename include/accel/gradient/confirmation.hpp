@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -67,12 +68,8 @@ class Confirmation {
   void start(std::span<const std::uint8_t> arrived, bool certain) {
     const bool lacks = std::find(arrived.begin(), arrived.end(), 0) != arrived.end();
     bytes(mine_)[parameters_] = lacks ? 1 : 0;
-    // The largest, and 255 minus the smallest: 255 in all where they are the same.
-    const auto trace = static_cast<std::uint8_t>(trace_ >> 56);
-    bytes(mine_)[parameters_ + 1] = steps_;
-    bytes(mine_)[parameters_ + 2] = static_cast<std::uint8_t>(255 - steps_);
-    bytes(mine_)[parameters_ + 3] = trace;
-    bytes(mine_)[parameters_ + 4] = static_cast<std::uint8_t>(255 - trace);
+    put_bounds(1, steps_);
+    put_bounds(3, static_cast<std::uint8_t>(trace_ >> 56));
     if (!message_.is_cpu()) message_.copy_(mine_, /*non_blocking=*/true);
     waits_ = message_.is_cpu() || !certain || lacks;
     work_.emplace(backend_->all_reduce(message_, ReduceOp::max));
@@ -121,18 +118,26 @@ class Confirmation {
     return tensor.template mutable_data_ptr<std::uint8_t>();
   }
 
+  /// Extra bytes for a number, of which both bounds over the ranks will be known: a maximum is all that is reduced.
+  void put_bounds(std::size_t extra, std::uint8_t number) {
+    bytes(mine_)[parameters_ + extra] = number;
+    bytes(mine_)[parameters_ + extra + 1] = static_cast<std::uint8_t>(255 - number);
+  }
+  /// The least and the most.
+  [[nodiscard]] std::pair<int, int> bounds(std::size_t extra) const {
+    return {255 - bytes(read_)[parameters_ + extra + 1], bytes(read_)[parameters_ + extra]};
+  }
+
   void read() {
     if (copied_) copied_->synchronize();
-    const int most = bytes(read_)[parameters_ + 1];
-    const int least = 255 - bytes(read_)[parameters_ + 2];
-    if (most != least) {
+    if (const auto [least, most] = bounds(1); most != least) {
       pending_ = false;
       throw InvalidArgument(message("backward: the ranks have not taken the same number of optimizer steps: this one ",
                                     static_cast<int>(steps_), ", others from ", least, " to ", most,
                                     " (modulo 256), so their weights differ; an optimizer.step() was left out on ",
                                     "some rank, or what it threw was caught; let every rank take the same steps"));
     }
-    if (bytes(read_)[parameters_ + 3] + bytes(read_)[parameters_ + 4] == 255) return;
+    if (const auto [least, most] = bounds(3); most == least) return;
     pending_ = false;
     throw InvalidArgument(
         "backward: the ranks have taken other optimizer steps, so their weights differ: of another optimizer, of other "

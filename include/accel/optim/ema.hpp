@@ -67,9 +67,8 @@ class EMA {
     for (const auto& parameter : parameters)
       ACCEL_CHECK(parameter.defined() && parameter.is_floating_point(), InvalidArgument,
                   "EMA: expected tensors of floating point, found ", tensor::spec(parameter));
-    // A model lists its tied parameters twice.
     std::unordered_set<const c10::TensorImpl*> listed;
-    std::erase_if(parameters, [&](const at::Tensor& one) { return !listed.insert(one.unsafeGetTensorImpl()).second; });
+    tensor::drop_repeated(parameters, listed);
     parameters_ = std::move(parameters);
   }
 

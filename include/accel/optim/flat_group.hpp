@@ -151,7 +151,7 @@ class FlatGroup {
 
   /// Stepped in f32, by itself.
   [[nodiscard]] bool is_in_float(const at::Tensor& parameter) const {
-    return layout_.low_precision != LowPrecision::as_it_is && is_low_precision(parameter);
+    return optim::is_in_float(parameter, layout_.low_precision);
   }
   [[nodiscard]] bool has_master(const at::Tensor& parameter) const {
     return layout_.low_precision == LowPrecision::master_weights && is_low_precision(parameter);

@@ -95,8 +95,7 @@ class FlatOptimizer {
     if (!group.has_options()) group = Group(std::move(group.params()), defaults_);
     Rule::check(group.options());
     std::unordered_set<const c10::TensorImpl*> listed;
-    std::erase_if(group.params(),
-                  [&](const at::Tensor& one) { return !listed.insert(one.unsafeGetTensorImpl()).second; });
+    tensor::drop_repeated(group.params(), listed);
     for (std::size_t g = 0; g < groups_.size(); ++g)
       for (const auto& parameter : groups_[g].params())
         ACCEL_CHECK(!listed.contains(parameter.unsafeGetTensorImpl()), InvalidArgument, Rule::name, ": a parameter ",
@@ -275,7 +274,7 @@ class FlatOptimizer {
     const Options& options = groups_[g].options();
     count(batch, scale.on_device);
     const auto apply = [&](Batch& part) { apply_scaled(part, options, scale); };
-    if (options.low_precision != LowPrecision::as_it_is && is_low_precision(batch.parameters.front()))
+    if (is_in_float(batch.parameters.front(), options.low_precision))
       step_in_float(batch, Rule::is_elementwise, options.low_precision, g, scale.scale.defined(), apply);
     else
       apply(batch);
@@ -333,8 +332,8 @@ class FlatOptimizer {
 
   /// In the dtype in which it is stepped.
   [[nodiscard]] at::Tensor stepped(const at::Tensor& parameter, std::size_t g) const {
-    const bool in_float = groups_[g].options().low_precision != LowPrecision::as_it_is && is_low_precision(parameter);
-    return in_float ? parameter.detach().to(at::kFloat) : parameter.detach();
+    const at::Tensor own = parameter.detach();
+    return is_in_float(own, groups_[g].options().low_precision) ? own.to(at::kFloat) : own;
   }
 
   [[nodiscard]] static std::string prefix_of(std::size_t g) { return message("param_groups.", g, "."); }

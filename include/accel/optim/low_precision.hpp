@@ -36,6 +36,11 @@ enum class LowPrecision {
   return tensor.scalar_type() == at::kBFloat16 || tensor.scalar_type() == at::kHalf;
 }
 
+/// It is stepped in f32.
+[[nodiscard]] inline bool is_in_float(const at::Tensor& parameter, LowPrecision mode) {
+  return mode != LowPrecision::as_it_is && is_low_precision(parameter);
+}
+
 namespace detail {
 
 /// A master is what rounds to its weight; where it does not, somebody has written to the weight, and it is the new one.

@@ -122,7 +122,7 @@ class Scheduler {
     check_rates(groups, rates);
     for (std::size_t g = 0; g < rates.size(); ++g)
       if (momenta[g]) set_momentum<Optimizer>(groups[g], *momenta[g]);
-    set_rates(groups, rates);
+    for (std::size_t g = 0; g < rates.size(); ++g) set_rate(groups[g].options(), rates[g]);
     rates_ = rates;
   }
 

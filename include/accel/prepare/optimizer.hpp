@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,7 @@
 #include <accel/core/hash.hpp>
 #include <accel/gradient/grad_scale.hpp>
 #include <accel/gradient/stepper.hpp>
+#include <accel/optim/rate.hpp>
 #include <accel/precision/autocast.hpp>
 #include <accel/prepare/scaling.hpp>
 #include <accel/prepare/session.hpp>
@@ -53,15 +55,9 @@ template <class T>
 /// Takes further listings of a tied parameter out of the groups: LibTorch would step it once for each.
 template <class O>
 std::size_t drop_repeated(O& optimizer) {
-  std::vector<at::Tensor> seen;
+  std::unordered_set<const c10::TensorImpl*> seen;
   std::size_t dropped = 0;
-  for (auto& group : optimizer.param_groups()) {
-    dropped += std::erase_if(group.params(), [&](const at::Tensor& parameter) {
-      const bool repeated = tensor::is_among(parameter, seen);
-      if (!repeated) seen.push_back(parameter);
-      return repeated;
-    });
-  }
+  for (auto& group : optimizer.param_groups()) dropped += tensor::drop_repeated(group.params(), seen);
   return dropped;
 }
 
@@ -93,7 +89,6 @@ class Optimizer {
       if (scaling_ != nullptr) {
         scaled_step();
         note_step();
-        precision::forget_casts();
         return;
       }
       check_before_step();
@@ -104,7 +99,6 @@ class Optimizer {
                     "step: no backward has run since the ",
                     "last step, and with step_in_backward() that is what steps");
       note_step();
-      precision::forget_casts();
     });
   }
 
@@ -158,7 +152,6 @@ class Optimizer {
         return session_->mean_loss(loss);
       });
       note_step();
-      precision::forget_casts();
       return mean_loss;
     });
   }
@@ -269,13 +262,14 @@ class Optimizer {
         ACCEL_CHECK(!stray, InvalidArgument, "step: the gradient of ", *stray, " of ", model->record.label,
                     " comes from a backward that accelerator.backward did not run, so it was not reduced; ", remedy);
       }
-    // Hooks see more; but one rank has none, and a gradient may have been put there by hand.
+    // Hooks see more; but one rank without a scaler has none, and a gradient may have been put there by hand.
     ACCEL_CHECK(session_->accumulation.backwards() > backwards_at_clear_ || !has_gradients(), InvalidArgument,
                 "step: there are gradients, but accelerator.backward was not called since they were last cleared; ",
                 remedy, ", or step the wrapped optimizer, optimizer->step(), with gradients of your own");
   }
 
-  /// What ranks that have taken the same step agree on, as far as the host knows it.
+  /// A step was taken, or skipped: the ranks compare what those that have taken the same agree on, as far as the host
+  /// knows it.
   void note_step() {
     std::uint64_t what = number_;
     const auto mix = [&](double number) { what = mixed(what, std::bit_cast<std::uint64_t>(number)); };
@@ -289,17 +283,19 @@ class Optimizer {
       if (scale.is_cpu()) mix(static_cast<double>(*scale.template const_data_ptr<float>()));
     }
     session_->note_step(what);
+    precision::forget_casts();
   }
 
-  /// 0 where only a GPU knows it.
+  /// 0 where only a GPU knows it, or nobody.
   template <class Group>
   [[nodiscard]] static double rate_of(Group& group) {
-    if constexpr (requires { group.options().lr.tensor(); })
-      return group.options().lr.is_tensor() && !group.options().lr.tensor().is_cpu() ? 0.0 : group.options().lr.value();
-    else if constexpr (requires { group.options().get_lr(); })
-      return group.options().get_lr();
+    const auto& options = group.options();
+    if constexpr (requires { options.lr.tensor(); })
+      if (options.lr.is_tensor() && !options.lr.tensor().is_cpu()) return 0;
+    if constexpr (requires { options.get_lr(); } || requires { options.lr; })
+      return optim::rate_of(options);
     else
-      return 0.0;
+      return 0;
   }
 
   [[nodiscard]] bool has_gradients() {

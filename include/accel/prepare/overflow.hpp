@@ -23,8 +23,8 @@ struct Overflow {
   std::string parameter;  // the first of that rank as backward came to them
 };
 
-/// What this rank knows, for the others: `arrived <parameter>`, `stands <parameter>`, or nothing. Of what stands, as
-/// at one rank, where nobody looks at what arrives, it is the last of a model: backward goes from there.
+/// What this rank knows, for the others: `arrived <parameter>`, `stands <parameter>`, or nothing. Of what stands,
+/// as where somebody has written to gradients, it is the last of a model: backward goes from there.
 [[nodiscard]] inline std::string overflow_of(std::span<const std::shared_ptr<PreparedModel>> of,
                                              std::span<const at::Tensor> parameters) {
   std::string standing;

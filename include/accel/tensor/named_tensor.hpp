@@ -6,9 +6,11 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/TensorImpl.h>
 
 namespace accel::inline v0_1::tensor {
 
@@ -28,6 +30,11 @@ struct NamedTensor {
 /// Whether one of `tensors` is `tensor` itself, not only equal to it.
 [[nodiscard]] inline bool is_among(const at::Tensor& tensor, std::span<const at::Tensor> tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [&](const at::Tensor& one) { return one.is_same(tensor); });
+}
+
+/// Takes out of `tensors` what is `seen` already, or again: a model lists its tied parameters twice. Gives how many.
+inline std::size_t drop_repeated(std::vector<at::Tensor>& tensors, std::unordered_set<const c10::TensorImpl*>& seen) {
+  return std::erase_if(tensors, [&](const at::Tensor& one) { return !seen.insert(one.unsafeGetTensorImpl()).second; });
 }
 
 /// What tensors are called, where somebody has said so; others by their number, as in PyTorch.
