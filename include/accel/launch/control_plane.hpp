@@ -98,6 +98,18 @@ class ControlPlane {
     return number;
   }
 
+  /// The number of the next message, of those that this rank sends or receives. Two ranks know of it, so that no other
+  /// is behind for it.
+  [[nodiscard]] std::int64_t begin_message(std::string_view operation) noexcept {
+    if (heartbeat_ && whole_) heartbeat_->began(operation.data(), shared_->collectives);
+    return ++shared_->messages;
+  }
+
+  /// A sentence about rank `peer` of this group if it has left the training; else empty.
+  [[nodiscard]] std::string departure_of(int peer) const {
+    return heartbeat_ ? heartbeat_->departure_of(peers_[static_cast<std::size_t>(peer)].rank) : std::string();
+  }
+
   /// Whether a wait is in vain: this group was given up, or a rank of the job has failed.
   [[nodiscard]] bool failed() const noexcept { return shared_->given_up || (heartbeat_ && heartbeat_->failed()); }
 
@@ -214,6 +226,7 @@ class ControlPlane {
   /// What copies share.
   struct Shared {
     std::atomic<std::int64_t> collectives{0};
+    std::atomic<std::int64_t> messages{0};
     std::int64_t rounds = 0;
     std::atomic<bool> given_up{false};
     std::mutex mutex;    // of the reason

@@ -151,6 +151,13 @@ class Heartbeat {
     return {};
   }
 
+  /// A sentence about this rank if it has left; else empty.
+  [[nodiscard]] std::string departure_of(int rank) const {
+    const std::lock_guard lock(mutex_);
+    const auto r = static_cast<std::size_t>(rank);
+    return left_[r] ? message(peers_[r], " has left the training ", *left_[r]) : std::string();
+  }
+
   /// A sentence about the rank that is furthest behind, if it had not begun that collective when it was
   /// last heard of, or has missed a beat since; or empty. For a wait that took too long.
   [[nodiscard]] std::string suspect(std::int64_t collective) {
