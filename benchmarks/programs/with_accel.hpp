@@ -41,7 +41,7 @@ template <class B, class P>
 typename accel::Accelerator<B, P>::Options accel_options(const Case& c) {
   typename accel::Accelerator<B, P>::Options options;
   options.accumulation_steps = c.value("accumulation", 1);
-  options.heartbeat_s = c.value("heartbeat_s", options.heartbeat_s);
+  if (c.contains("heartbeat_s")) options.heartbeat_s = c["heartbeat_s"].get<double>();
   options.gradient.overlap = c.value("overlap", true);
   if (c.contains("bucket_cap_mib"))
     options.gradient.caps.bucket_cap =

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -21,8 +22,8 @@
 // Floor 1: who am I, and where are the others
 #include <accel/launch/control_plane.hpp>
 #include <accel/launch/environment.hpp>
-#include <accel/launch/heartbeat.hpp>
 #include <accel/launch/rendezvous.hpp>
+#include <accel/launch/star.hpp>
 #include <accel/launch/threads.hpp>
 #include <accel/launch/topology.hpp>
 // Floor 2: tensors without autograd or modules
@@ -250,8 +251,25 @@ class Accelerator {
   using LossMean = prepare::LossMean<BackendType, PrecisionType>;
   [[nodiscard]] LossMean running_mean() { return LossMean(engine_); }
 
-  /// This rank cannot go on: every rank's next or current call throws CommError with `reason`. Not
-  /// needed for an exception that leaves main, or the scope of the accelerator: the others hear of it.
+  /// Runs `body`, and gives back what it gives. An exception that leaves it ends every rank of the job: the others'
+  /// next or current call throws CommError with its text, of whatever type it is.
+  ///
+  /// Example  accelerator.run([&] { train(accelerator); });
+  template <class Body>
+  decltype(auto) run(Body&& body) {
+    try {
+      return std::forward<Body>(body)();
+    } catch (const std::exception& error) {
+      engine_->backend.control().ended_by(first_line(error));
+      throw;
+    } catch (...) {
+      engine_->backend.control().ended_by("something that is no std::exception");
+      throw;
+    }
+  }
+
+  /// This rank cannot go on: every rank's next or current call throws CommError with `reason`. Not needed for an
+  /// exception that leaves main, run() or the scope of the accelerator: the others hear of it.
   void abort(std::string_view reason) noexcept { engine_->backend.abort(reason); }
 
   // Output

@@ -91,10 +91,18 @@ std::string said(const RankResult& result, const std::string& words) {
   return result.output.substr(begin, result.output.find('\n', begin) - begin);
 }
 
-/// Trains without end, with `during(step)` before each backward, until a CommError; says when and which.
+std::uint64_t hash_of(const std::vector<torch::Tensor>& tensors) {
+  std::string all;
+  for (const auto& one : bits(tensors)) all += one;
+  return accel::fnv1a(all);
+}
+
+/// Trains, with `during(step)` before each backward, until a CommError, or for `most` steps; says when and which, and
+/// the weights after each step: as a number, that survivors and an undisturbed training can be compared.
 /// Checks that the weights are those of the last step that was finished, bit for bit.
 template <class During>
-std::string train_until_error(const During& during, bool shared_memory = true) {
+std::string train_until_error(const During& during, bool shared_memory = true, int most = -1) {
+  torch::manual_seed(1);
   Accelerator accelerator(beating(shared_memory));
   auto net = std::make_shared<Mlp>();
   torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-2));
@@ -103,9 +111,11 @@ std::string train_until_error(const During& during, bool shared_memory = true) {
   auto weights = copies(net->parameters());
   accelerator.wait_for_everyone();
   std::string error;
+  std::vector<std::uint64_t> after;
   try {
-    for (int step = 0;;)
+    for (int step = 0; static_cast<int>(after.size()) != most;)
       for (auto& batch : loader) {
+        if (static_cast<int>(after.size()) == most) break;
         if constexpr (std::is_invocable_v<During, int, Accelerator&>)
           during(step++, accelerator);
         else
@@ -115,12 +125,21 @@ std::string train_until_error(const During& during, bool shared_memory = true) {
         accelerator.backward(loss);
         optimizer.step();
         weights = copies(net->parameters());
+        after.push_back(hash_of(weights));
       }
   } catch (const CommError& failed) {
     error = failed.what();
   }
   say(accel::message("heard at ", now_ns()));
   say("says: " + error);
+  if (most >= 0) {
+    CHECK(error.empty());
+    for (std::size_t step = 0; step < after.size(); ++step)
+      say(accel::message("after ", step + 1, " steps: ", after[step]));
+    return error;
+  }
+  say(accel::message("finished ", after.size(), " steps"));
+  say(accel::message("weights: ", after.empty() ? 0 : after.back()));
   CHECK(bits(net->parameters()) == bits(weights));
   CHECK_THAT(thrown_by<CommError>([&] { (void)accelerator.reduce(torch::ones({2})); }), ContainsSubstring("given up"));
   return error;
@@ -164,51 +183,99 @@ pid_t process_in(const std::string& error) {
 
 /// A fault: what the rank does to itself, what the others say of it, and within what time.
 struct Fault {
-  std::function<void()> commit;
+  std::function<void(Accelerator&)> commit;
   std::string words;
   double bound_s;
 };
 
 const std::map<std::string, Fault>& faults() {
   static const std::map<std::string, Fault> instance = {
-      {"kill -9", {[] { ::raise(SIGKILL); }, "has ended without a word", 1}},
-      {"exit", {[] { ::_exit(3); }, "has ended without a word", 1}},
+      {"kill -9", {[](Accelerator&) { ::raise(SIGKILL); }, "has ended without a word", 1}},
+      {"exit", {[](Accelerator&) { ::_exit(3); }, "has ended without a word", 1}},
       {"uncaught",
-       {[] { std::thread([] { throw std::runtime_error("no such sample"); }).join(); }, "no such sample", 1}},
-      {"SIGSTOP", {[] { ::raise(SIGSTOP); }, "is silent since", 3 * beat_s / patience + 1}},
+       {[](Accelerator&) { std::thread([] { throw std::runtime_error("no such sample"); }).join(); }, "no such sample",
+        1}},
+      {"abort", {[](Accelerator& accelerator) { accelerator.abort("the disk is full"); }, "the disk is full", 1}},
+      {"SIGSTOP", {[](Accelerator&) { ::raise(SIGSTOP); }, "is silent since", 3 * beat_s / patience + 1}},
   };
   return instance;
 }
 
 /// Beside the training, so that the fault strikes wherever that is at the time.
-void commit_after(std::chrono::milliseconds delay, const std::function<void()>& commit) {
-  std::thread([delay, commit] {
+void commit_after(std::chrono::milliseconds delay, Accelerator& accelerator, const Fault& fault) {
+  std::thread([delay, &accelerator, &fault] {
     std::this_thread::sleep_for(delay);
     note_fault();
-    commit();
+    fault.commit(accelerator);
   }).detach();
+}
+
+/// What was trained when: by world size, and by whether memory is shared.
+struct Course {
+  int world_size;
+  bool shared_memory;
+  auto operator<=>(const Course&) const = default;
+};
+
+/// What a survivor had at its end.
+struct Finished {
+  std::string who;
+  int steps;
+  std::string weights;
+};
+
+/// Checks that survivors have what an undisturbed training of as many steps has.
+void compare_with_undisturbed(const std::map<Course, std::vector<Finished>>& finished) {
+  for (const int world_size : {2, 3})
+    for (const bool shared_memory : {true, false}) {
+      const auto found = finished.find({world_size, shared_memory});
+      int most = 0;
+      if (found != finished.end())
+        for (const auto& one : found->second) most = std::max(most, one.steps);
+      const char* const asked = std::getenv("ACCEL_FAULT_STEPS");  // a rank hears it from its parent
+      if (most == 0 && asked == nullptr) continue;
+      const auto results =
+          run_ranks(world_size, [&](Rank) { (void)train_until_error([](int) {}, shared_memory, std::stoi(asked)); },
+                    {.variables = {{"ACCEL_FAULT_STEPS", std::to_string(most)}}});
+      if (in_another_launch(results)) continue;
+      for (const auto& result : results) {
+        INFO(result.output);
+        CHECK(result.succeeded());
+      }
+      int compared = 0;
+      for (const auto& one : found->second) {
+        if (one.steps == 0) continue;
+        INFO(one.who << " finished " << one.steps << " steps");
+        CHECK(said(results[0], accel::message("after ", one.steps, " steps: ")) == one.weights);
+        ++compared;
+      }
+      std::cout << compared << " survivors of " << world_size << (shared_memory ? "" : ", over TCP")
+                << ", have the weights of an undisturbed training\n";
+    }
 }
 
 }  // namespace
 
 TEST_CASE("whatever ends a rank at a random moment, every survivor names it", "[faults]") {
   const char* const wish = std::getenv("ACCEL_FAULTS");
-  const int count = wish == nullptr ? 8 : std::stoi(wish);
+  const int count = wish == nullptr ? 10 : std::stoi(wish);
   // The ranks draw the same faults.
   const char* const given = std::getenv("ACCEL_FAULT_SEED");
   const std::string seed = given == nullptr ? std::to_string(std::random_device{}()) : given;
   std::mt19937 random(static_cast<std::mt19937::result_type>(std::stoul(seed)));
   const auto below = [&](int end) { return static_cast<int>(random() % static_cast<unsigned>(end)); };
+  std::map<Course, std::vector<Finished>> finished;
   for (int i = 0; i < count; ++i) {
-    const auto& [kind, fault] = *std::next(faults().begin(), i % static_cast<int>(faults().size()));
+    const auto kinds = static_cast<int>(faults().size());
+    const auto& [kind, fault] = *std::next(faults().begin(), i % kinds);
     const int world_size = 2 + below(2);
     const int culprit = below(world_size);
     const std::chrono::milliseconds delay(below(300));
-    const bool shared_memory = i % 8 < 4;  // or over TCP
+    const bool shared_memory = i / kinds % 2 == 0;  // or over TCP
     const auto results = run_ranks(world_size,
                                    [&](Rank rank) {
-                                     const auto strike = [&](int step) {
-                                       if (rank.rank == culprit && step == 0) commit_after(delay, fault.commit);
+                                     const auto strike = [&](int step, Accelerator& accelerator) {
+                                       if (rank.rank == culprit && step == 0) commit_after(delay, accelerator, fault);
                                      };
                                      const auto error = train_until_error(strike, shared_memory);
                                      // Is there something to wake? It has to find out that it was given up.
@@ -223,9 +290,14 @@ TEST_CASE("whatever ends a rank at a random moment, every survivor names it", "[
     std::cout << what << "\n";
     judge(results, culprit, fault.words, fault.bound_s);
     const auto& gone = results[static_cast<std::size_t>(culprit)];
-    CHECK(gone.succeeded() == (kind == "SIGSTOP"));
+    CHECK(gone.succeeded() == (kind == "SIGSTOP" || kind == "abort"));
     if (kind == "SIGSTOP") std::cout << "woken again: " << said(gone, "says: ") << "\n";
+    for (std::size_t rank = 0; rank < results.size(); ++rank)
+      if (const auto steps = said(results[rank], "finished "); !steps.empty())
+        finished[{world_size, shared_memory}].push_back(
+            {accel::message(what, ": rank ", rank), std::stoi(steps), said(results[rank], "weights: ")});
   }
+  compare_with_undisturbed(finished);
 }
 
 TEST_CASE("what a rank cannot go on with is what the others read", "[faults]") {
@@ -306,14 +378,22 @@ TEST_CASE("with heartbeat_s = 0 a stopped process is waited for until the deadli
                                  [](Rank rank) {
                                    auto patient = beating();
                                    patient.heartbeat_s = 0;
+                                   patient.backend.timeout_s = 6 * beat_s;
                                    Accelerator accelerator(patient);
+                                   accelerator.wait_for_everyone();
                                    if (rank.rank == 1) ::raise(SIGSTOP);
-                                   (void)accelerator.reduce(torch::ones({1}));
+                                   const Stopwatch watch;
+                                   const auto error =
+                                       thrown_by<CommError>([&] { (void)accelerator.reduce(torch::ones({1})); });
+                                   CHECK(watch.seconds() >= 5.9 * beat_s);
+                                   say("says: " + error);
                                  },
-                                 {.deadline = Seconds(3)});
+                                 {.deadline = Seconds(20)});
   if (in_another_launch(results)) return;
-  CHECK(results[0].timed_out);
-  CHECK_THAT(results[0].output, !ContainsSubstring("silent"));
+  INFO(results[0].output);
+  CHECK(results[0].succeeded());
+  CHECK_THAT(results[0].output, ContainsSubstring("without an answer") && !ContainsSubstring("silent"));
+  CHECK(results[1].timed_out);
 }
 
 TEST_CASE("a rank that is started again while the others train is refused", "[faults]") {
@@ -322,39 +402,22 @@ TEST_CASE("a rank that is started again while the others train is refused", "[fa
     if (rank.rank == 0) {
       auto again = accel::launch::detect();
       again.topology.rank = 1;
-      const auto error = thrown_by<ConfigError>([&] { (void)accel::launch::meet(again, 0, Seconds(5)); });
+      const Stopwatch watch;
+      const auto error = thrown_by<ConfigError>([&] { (void)accel::launch::meet(again, 0); });
       CHECK_THAT(error, ContainsSubstring("two processes say they are rank 1"));
+      CHECK(watch.seconds() < 2 * patience);
       std::cout << error << "\n";
     }
     CHECK(accelerator.reduce(torch::ones({1})).item<int>() == 2);
   });
 }
 
-TEST_CASE("a stranger on the heartbeat's port is dropped, and nobody is disturbed", "[faults]") {
-  on_ranks({2}, [](Rank rank) {
-    auto launch = accel::launch::detect();
-    const auto meeting = accel::launch::meet(launch, accel::launch::next_creation(), Seconds(20), Seconds(beat_s));
-    auto control = meeting.control_plane();
-    if (rank.rank == 1) {
-      const auto place = meeting.store->get("heartbeat");
-      const int port = std::stoi(std::string(place.begin(), place.end()));
-      for (const std::string words : {"hello 0 1", "failed rank 0 is a liar", "GET / HTTP/1.1"}) {
-        auto socket = accel::launch::detail::connect_to(launch.master->host, port, accel::Deadline::in(Seconds(5)));
-        socket.write(words);
-        const Stopwatch watch;
-        while (socket.receive() && watch.seconds() < 5) stay_for(0.01);
-        CHECK(watch.seconds() < 5);
-      }
-    }
-    control.barrier("test", accel::Deadline::in(Seconds(20)));
-    CHECK_FALSE(control.failed());
-  });
-}
-
 TEST_CASE("hidden: a rank of three machines that may lose its network", "[.][faults]") {
   const int index = std::stoi(std::getenv("HOST_INDEX"));
+  std::mt19937 random(std::random_device{}());
+  const int step_of_fault = static_cast<int>(random() % 100);
   const auto error = train_until_error([&](int step) {
-    if (index != 1 || step != 20) return;
+    if (index != 1 || step != step_of_fault) return;
     note_fault();
     if (std::system("ip link set eth0 down") != 0) throw std::runtime_error("cannot take the network down");
   });

@@ -84,16 +84,34 @@ TEST_CASE("nobody leaves a barrier before the last has come", "[launch]") {
   });
 }
 
-TEST_CASE("what was read is removed from the store", "[launch]") {
+TEST_CASE("a broadcast waits for the root only, and a rank that comes late gets its value", "[launch]") {
   on_ranks({3}, [](Rank rank) {
-    const auto meeting = meet();
-    auto control = meeting.control_plane();
-    for (int round = 0; round < 3; ++round) control.barrier("test", soon());
-    const auto before = meeting.store->getNumKeys();
-    for (int round = 0; round < 50; ++round) control.barrier("test", soon());
-    // Ranks may be a round apart, in which each has one key.
-    CHECK(meeting.store->getNumKeys() <= before + 2 * rank.world_size);
-    control.barrier("counted", soon());
+    auto control = meet().control_plane();
+    control.barrier("start", soon());
+    const int late = 2;
+    if (rank.rank == late) stay_for(0.5);
+    const Stopwatch watch;
+    CHECK(control.broadcast("test", rank.rank == 1 ? "word" : "", 1, soon()) == "word");
+    CHECK(watch.seconds() < 0.4);
+    control.barrier("end", soon());
+    control.farewell();
+  });
+}
+
+TEST_CASE("ranks that are not in the same round are told so at once, and which they are in", "[launch]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    auto control = meet().control_plane();
+    const Stopwatch watch;
+    const auto error = thrown_by<CommError>([&] {
+      if (rank.rank == 1)
+        control.barrier("saving", soon());
+      else
+        (void)control.all_gather("gather", "x", soon());
+    });
+    CHECK(watch.seconds() < 5);
+    CHECK_THAT(error, ContainsSubstring("not in the same exchange"));
+    CHECK_THAT(error, ContainsSubstring("rank 1 in saving") || ContainsSubstring("rank 1 is in saving"));
+    CHECK_THAT(error, ContainsSubstring("in gather"));
     control.farewell();
   });
 }
@@ -126,7 +144,6 @@ TEST_CASE("a rank that stays away is named with its host and process", "[launch]
     // The one of the two that gives up later may pass on the words of the first; neither calls the other absent.
     CHECK_THAT(error, !ContainsSubstring("no word from rank " + std::to_string(1 - rank.rank)));
     std::cout << error << "\n";
-    if (rank.rank == 0) stay_for(0.3);  // its store is asked for names
   });
 }
 

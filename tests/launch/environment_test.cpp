@@ -94,7 +94,7 @@ TEST_CASE("plain variables without local ones leave those to the rendezvous", "[
   CHECK_FALSE(launch.known.local_world_size);
   CHECK_FALSE(launch.known.node_rank);
   CHECK(launch.master == Endpoint{"10.0.0.1", 29500});
-  CHECK(launch.run_id == "default");
+  CHECK(launch.run_id.empty());
   CHECK_FALSE(launch.agent_store);
 }
 
@@ -402,14 +402,14 @@ TEST_CASE("a description says what was detected, and from which variables", "[la
         "rank: 0 of 1\n"
         "local rank: 0 of 1, node: 0\n"
         "master: none, one process needs none\n"
-        "run id: default\n"
+        "run id: none given\n"
         "read: no variables\n");
   CHECK(describe(detect(plain)) ==
         "launched by: environment variables\n"
         "rank: 1 of 4\n"
         "local rank: ? of ?, node: ? (? is found out by host, at the rendezvous)\n"
         "master: 10.0.0.1:29500, store run by rank 0\n"
-        "run id: default\n"
+        "run id: none given\n"
         "read: RANK=1 WORLD_SIZE=4 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500\n");
   CHECK(describe(detect(torchrun)) ==
         "launched by: torchrun\n"

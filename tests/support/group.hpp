@@ -32,7 +32,7 @@ inline void stay_for(double seconds) {
 
 /// Meets the other ranks that the environment describes.
 [[nodiscard]] inline launch::Meeting meet(Seconds timeout = Seconds(30)) {
-  return launch::meet(launch::detect(), launch::next_creation(), timeout);
+  return launch::meet(launch::detect(), launch::next_creation(), {.timeout = timeout});
 }
 
 /// What `body` throws, as text; empty if it returns. Lets through what is no `Expected`.

@@ -159,8 +159,6 @@ std::vector<RankResult> launch(int world_size, const RankOptions& options, std::
                            {"MASTER_ADDR", "127.0.0.1"},
                            {"MASTER_PORT", std::to_string(port.number())},
                            {"OMP_NUM_THREADS", "1"},
-                           // LibTorch asks for the name of every peer, and waits 5 s if a query is lost.
-                           {"RES_OPTIONS", "timeout:1 attempts:1"},
                            {"ACCEL_TEST_NAME", name},
                            {"ACCEL_TEST_RANK_RANK", std::to_string(rank)},
                            {"ACCEL_TEST_RANK_WORLD_SIZE", std::to_string(world_size)},

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -74,6 +75,16 @@ namespace backend {
 /// The Work that an operation of B returns.
 template <class B>
 using WorkOf = decltype(std::declval<B&>().all_reduce(std::declval<at::Tensor&>(), ReduceOp::sum));
+
+/// The time that a collective may take: what the options say, or else the meeting.
+///
+/// Throws   ConfigError unless it is above 0.
+[[nodiscard]] inline Seconds timeout_of(std::string_view engine, std::optional<double> option,
+                                        const launch::Meeting& meeting) {
+  const Seconds timeout = option ? Seconds(*option) : meeting.collective_timeout;
+  ACCEL_CHECK(timeout.count() > 0, ConfigError, engine, ": timeout_s = ", timeout.count(), " must be above 0");
+  return timeout;
+}
 
 /// Its name, and what it says of its settings where it says something.
 template <class B>

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -52,7 +53,8 @@ class Gloo {
   static constexpr std::string_view name = "gloo";
 
   struct Options {
-    double timeout_s = 600;     // of a collective; PyTorch's default for NCCL, 10 minutes
+    // Of a collective; unset: ACCEL_TIMEOUT_S, or 600, PyTorch's default for NCCL.
+    std::optional<double> timeout_s{};
     std::string interface{};    // network interface, as in "eth0"
     std::string hostname{};     // or a name or address of this host
     bool shared_memory = true;  // where all ranks are on one host, and all say so
@@ -63,9 +65,9 @@ class Gloo {
   Gloo(const launch::Meeting& meeting, const Options& options)
       : meeting_(meeting),
         options_(options),
+        timeout_(timeout_of("Gloo", options.timeout_s, meeting)),
         group_(std::make_shared<detail::GlooGroup>(meeting.control_plane())),
         endpoint_(choose_endpoint(options)) {
-    ACCEL_CHECK(options.timeout_s > 0, ConfigError, "Gloo: timeout_s = ", options.timeout_s, " must be above 0");
     ACCEL_CHECK(options.interface.empty() || options.hostname.empty(), ConfigError, "Gloo: interface = \"",
                 options.interface, "\" and hostname = \"", options.hostname, "\" are both set; choose one");
     if (world_size() > 1) connect();
@@ -74,13 +76,13 @@ class Gloo {
   [[nodiscard]] int rank() const { return meeting_.topology.rank; }
   [[nodiscard]] int world_size() const { return meeting_.topology.world_size; }
   [[nodiscard]] c10::Device device() const { return c10::Device(c10::DeviceType::CPU); }
-  [[nodiscard]] Seconds timeout() const { return Seconds(options_.timeout_s); }
+  [[nodiscard]] Seconds timeout() const { return timeout_; }
   [[nodiscard]] std::string describe() const {
     return message("LibTorch's Gloo on the CPU, by ", world_size() == 1 ? "nothing: one rank" : endpoint_.text(),
                    world_size() == 1 ? ""
                    : group_->shared  ? ", reductions through shared memory"
                                      : ", through TCP: " + not_shared_,
-                   ", timeout_s = ", options_.timeout_s);
+                   ", timeout_s = ", timeout_.count());
   }
 
   [[nodiscard]] Work all_reduce(const at::Tensor& tensor, ReduceOp op) {
@@ -230,7 +232,7 @@ class Gloo {
             auto store = c10::make_intrusive<c10d::PrefixStore>("gloo/", meeting.store);
             auto engine = c10::make_intrusive<c10d::ProcessGroupGloo>(std::move(store), meeting.topology.rank,
                                                                       meeting.topology.world_size, options);
-            engine->setTimeout(std::chrono::ceil<std::chrono::milliseconds>(timeout));
+            engine->setTimeout(Deadline::in(timeout).remaining());
             return c10::intrusive_ptr<c10d::Backend>(std::move(engine));
           });
       // Nobody leaves it before all are connected: who left at once would break those that still are at it.
@@ -301,6 +303,7 @@ class Gloo {
 
   launch::Meeting meeting_;
   Options options_;
+  Seconds timeout_;
   std::string not_shared_{};  // why the ranks do not share memory
   std::shared_ptr<detail::GlooGroup> group_;
   Endpoint endpoint_;

@@ -4,6 +4,7 @@
 #include <exception>
 #include <initializer_list>
 #include <ios>
+#include <memory>
 #include <ostream>
 #include <sstream>
 #include <stdexcept>
@@ -17,19 +18,23 @@ namespace accel::inline v0_1 {
 /// prefix `[rank 2/8] ` when an error crosses it.
 class Error : public std::runtime_error {
  public:
-  explicit Error(std::string message) : std::runtime_error(message), message_(std::move(message)) {}
+  explicit Error(std::string message)
+      : std::runtime_error(message), message_(std::make_shared<const std::string>(std::move(message))) {}
 
-  [[nodiscard]] const char* what() const noexcept override { return message_.c_str(); }
+  [[nodiscard]] const char* what() const noexcept override { return message_->c_str(); }
+
+  /// What it says, for as long as the exception exists.
+  [[nodiscard]] std::weak_ptr<const std::string> text() const noexcept { return message_; }
 
   /// Puts `label` in front of the message, once.
   void add_label(std::string_view label) {
     if (labelled_ || label.empty()) return;
-    message_.insert(0, std::string(label) + " ");
+    message_ = std::make_shared<const std::string>(std::string(label) + " " + *message_);
     labelled_ = true;
   }
 
  private:
-  std::string message_;
+  std::shared_ptr<const std::string> message_;  // copies of an exception share it
   bool labelled_ = false;
 };
 

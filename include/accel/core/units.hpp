@@ -44,8 +44,10 @@ class Deadline {
  public:
   using Clock = std::chrono::steady_clock;
 
+  /// A span may be infinite: twenty days are longer than any wait here, and in milliseconds still an int.
   [[nodiscard]] static Deadline in(Seconds span) {
-    return Deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(span), span);
+    constexpr Seconds longest = std::chrono::hours(20 * 24);
+    return Deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(span, longest)), span);
   }
 
   /// Never negative, rounded up, and at least 1 ms: LibTorch reads 0 as "for ever".

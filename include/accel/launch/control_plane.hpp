@@ -7,20 +7,15 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include <c10/util/intrusive_ptr.h>
-#include <torch/csrc/distributed/c10d/Store.hpp>
-
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
-#include <accel/launch/heartbeat.hpp>
 #include <accel/launch/peer.hpp>
-#include <accel/launch/within.hpp>
+#include <accel/launch/star.hpp>
 
 namespace accel::inline v0_1::launch {
 
@@ -29,25 +24,19 @@ namespace accel::inline v0_1::launch {
 ///
 /// Copies are the same control plane. begin(), give_up() and failed() may be called by any thread.
 ///
-/// Cost     of a round a write and a few reads per rank, over TCP to rank 0's store.
-/// Order    rounds are collective; all ranks call them in the same order.
-/// Throws   CommError on the deadline, when the store is lost or a rank has failed; from then on every
-///          call does.
+/// Cost     of a round one message to rank 0 of the job and one back, over TCP; all_gather's holds what all have brought.
+/// Order    rounds are collective; all ranks call them in the same order, with the same `purpose`. Where they do not,
+///          every rank's error names both.
+/// Throws   CommError on the deadline, or when a rank has failed; from then on every call does.
 class ControlPlane {
  public:
   /// One rank: every call returns at once.
   ControlPlane() = default;
 
-  /// `server` names the process that serves the store, for errors. `heartbeat` watches the whole job;
-  /// `whole` says that this group is all of it.
-  ControlPlane(c10::intrusive_ptr<c10d::Store> store, int rank, std::vector<Peer> peers, std::string server,
-               std::shared_ptr<Heartbeat> heartbeat, bool whole)
-      : store_(std::move(store)),
-        rank_(rank),
-        peers_(std::move(peers)),
-        server_(std::move(server)),
-        heartbeat_(std::move(heartbeat)),
-        whole_(whole) {}
+  /// `peers`: the members, in order, this rank being number `rank` of them. `star` is of the whole job; `group` is empty
+  /// if that is this group, else a name of its own.
+  ControlPlane(std::shared_ptr<Star> star, std::string group, int rank, std::vector<Peer> peers)
+      : star_(std::move(star)), group_(std::move(group)), rank_(rank), peers_(std::move(peers)) {}
 
   // Rounds
 
@@ -55,38 +44,22 @@ class ControlPlane {
   [[nodiscard]] std::vector<std::string> all_gather(std::string_view purpose, const std::string& value,
                                                     Deadline deadline) {
     check_failure(purpose);
-    if (!store_) return {value};
-    const std::int64_t number = ++shared_->rounds;
-    if (whole_) heartbeat_->began_round(purpose, number);
-    try {
-      return within(
-          deadline,
-          [round = Round{store_, rank_, peers_.size(), number}, value, deadline] {
-            return round.exchange(value, deadline);
-          },
-          [&] { return failed() || missed_by(0, number); });
-    } catch (const Missing& missing) {
-      std::ostringstream names;
-      for (const std::size_t rank : missing.ranks) names << (names.tellp() > 0 ? ", " : "") << peers_[rank];
-      lose(message(purpose, " gave up after ", deadline.span_s(), " s: no word from ", names.str(),
-                   "; look at the output of these ranks, or raise timeout_s"));
-    } catch (const LeftBehind&) {
-      if (!deadline.passed()) fail(message(purpose, " gave up"), 0, number);
-      fail(message(purpose, " gave up after ", deadline.span_s(), " s: the store of ", server_,
-                   " does not answer; that process is stopped, or its host out of reach"),
-           0, 0, Seconds(0));
-    } catch (const std::exception& error) {
-      fail(message(purpose, ": the store of ", server_,
-                   " does not answer; that process has probably ended. LibTorch says: ", first_line(error)));
-    }
+    if (!star_) return {value};
+    return detail::parted(round(purpose, value, detail::Contribution::everybody, deadline));
   }
 
-  /// Rank `root`'s `value`, on every rank.
+  /// Rank `root`'s `value`, on every rank. It waits for nobody else.
   [[nodiscard]] std::string broadcast(std::string_view purpose, const std::string& value, int root, Deadline deadline) {
-    return all_gather(purpose, rank_ == root ? value : std::string(), deadline)[static_cast<std::size_t>(root)];
+    check_failure(purpose);
+    if (!star_) return value;
+    return round(purpose, rank_ == root ? value : std::string(), root, deadline);
   }
 
-  void barrier(std::string_view purpose, Deadline deadline) { (void)all_gather(purpose, "", deadline); }
+  /// Returns when all have come.
+  void barrier(std::string_view purpose, Deadline deadline) {
+    check_failure(purpose);
+    if (star_) (void)round(purpose, {}, detail::Contribution::nobody, deadline);
+  }
 
   // Collectives of a backend
 
@@ -94,28 +67,28 @@ class ControlPlane {
   /// ranks read if this one fails.
   [[nodiscard]] std::int64_t begin(std::string_view operation) noexcept {
     const std::int64_t number = ++shared_->collectives;
-    if (heartbeat_ && whole_) heartbeat_->began(operation.data(), number);
+    if (star_ && is_whole()) star_->began(operation.data(), number);
     return number;
   }
 
   /// The number of the next message, of those that this rank sends or receives. Two ranks know of it, so that no other
   /// is behind for it.
   [[nodiscard]] std::int64_t begin_message(std::string_view operation) noexcept {
-    if (heartbeat_ && whole_) heartbeat_->began(operation.data(), shared_->collectives);
+    if (star_ && is_whole()) star_->began(operation.data(), shared_->collectives);
     return ++shared_->messages;
+  }
+
+  /// Whether a wait is in vain: this group was given up, or a rank of the job has failed.
+  [[nodiscard]] bool failed() const noexcept { return shared_->given_up || (star_ && star_->failed()); }
+
+  /// Whether a rank has left without having begun that collective or round. 0 asks for neither.
+  [[nodiscard]] bool missed_by(std::int64_t collective, std::int64_t round) const {
+    return star_ && is_whole() && !star_->missed_by(collective, round).empty();
   }
 
   /// A sentence about rank `peer` of this group if it has left the training; else empty.
   [[nodiscard]] std::string departure_of(int peer) const {
-    return heartbeat_ ? heartbeat_->departure_of(peers_[static_cast<std::size_t>(peer)].rank) : std::string();
-  }
-
-  /// Whether a wait is in vain: this group was given up, or a rank of the job has failed.
-  [[nodiscard]] bool failed() const noexcept { return shared_->given_up || (heartbeat_ && heartbeat_->failed()); }
-
-  /// Whether a rank has left without having begun that collective or round. 0 asks for neither.
-  [[nodiscard]] bool missed_by(std::int64_t collective, std::int64_t round) const {
-    return heartbeat_ && whole_ && !heartbeat_->missed_by(collective, round).empty();
+    return star_ ? star_->departure_of(peers_[static_cast<std::size_t>(peer)].rank) : std::string();
   }
 
   // Failures
@@ -125,9 +98,9 @@ class ControlPlane {
   /// which `patience` is for; at a deadline there was time enough for them.
   [[noreturn]] void fail(const std::string& what, std::int64_t collective = 0, std::int64_t round = 0,
                          Seconds patience = Seconds(0.5)) {
-    std::string blame = heartbeat_ && !shared_->given_up ? heartbeat_->failure(patience) : std::string();
-    if (blame.empty() && heartbeat_ && whole_) blame = heartbeat_->missed_by(collective, round);
-    if (blame.empty() && heartbeat_ && whole_ && collective > 0) blame = heartbeat_->suspect(collective);
+    std::string blame = star_ && !shared_->given_up ? star_->failure(patience) : std::string();
+    if (blame.empty() && star_ && is_whole()) blame = star_->missed_by(collective, round);
+    if (blame.empty() && star_ && is_whole() && collective > 0) blame = star_->suspect(collective);
     lose(blame.empty() ? what : message(what, ": ", blame));
   }
 
@@ -138,7 +111,7 @@ class ControlPlane {
       if (shared_->given_up) return;
       shared_->reason = reason.empty() ? "no reason given" : reason;
       shared_->given_up = true;
-      if (heartbeat_) heartbeat_->publish(shared_->reason);
+      if (star_) star_->publish(shared_->reason);
     } catch (const std::exception&) {
       shared_->given_up = true;  // without memory for words
     }
@@ -154,24 +127,29 @@ class ControlPlane {
   /// Why the group was given up; empty while it works.
   [[nodiscard]] std::string failure() const {
     const std::lock_guard lock(shared_->mutex);
-    if (!shared_->reason.empty() || !heartbeat_) return shared_->reason;
-    return heartbeat_->failure();
+    if (!shared_->reason.empty() || !star_) return shared_->reason;
+    return star_->failure();
   }
 
   // What the others hear of this rank
 
   void stepped() noexcept {
-    if (heartbeat_) heartbeat_->stepped();
+    if (star_) star_->stepped();
   }
-  void note_error(std::string_view text) {
-    if (heartbeat_) heartbeat_->note_error(text);
+  /// An error that this rank has thrown; it is forgotten with the exception itself.
+  void note_error(const Error& error) {
+    if (star_) star_->note_error(error.text());
+  }
+  /// This rank ends by an exception.
+  void ended_by(std::string_view text) {
+    if (star_) star_->ended_by(text);
   }
 
-  /// The last word, from a destructor: after it this rank takes part in nothing more. Rank 0, whose
-  /// process may serve the store, waits for the others, for a short while.
+  /// The last word, from a destructor: after it this rank takes part in nothing more. Rank 0, over which the others
+  /// speak, waits for them, for a short while.
   void farewell() noexcept {
     try {
-      if (heartbeat_) heartbeat_->leave();
+      if (star_) star_->leave();
     } catch (const std::exception&) {
       // No memory for words. The others will see the connection end.
     }
@@ -180,43 +158,35 @@ class ControlPlane {
   [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
 
  private:
-  /// These ranks did not come.
-  struct Missing : std::exception {
-    std::vector<std::size_t> ranks;
-  };
+  [[nodiscard]] bool is_whole() const { return group_.empty(); }
 
-  /// One exchange, with all it needs: it may be left behind, see within().
-  struct Round {
-    c10::intrusive_ptr<c10d::Store> store;
-    int rank;
-    std::size_t ranks;
-    std::int64_t number;
-
-    [[nodiscard]] std::string key(std::int64_t of_round, std::size_t of_rank) const {
-      return std::to_string(of_round) + "/" + std::to_string(of_rank);
-    }
-
-    [[nodiscard]] std::vector<std::string> exchange(const std::string& value, Deadline deadline) const {
-      const auto own = static_cast<std::size_t>(rank);
-      store->set(key(number, own), std::vector<std::uint8_t>(value.begin(), value.end()));
-      std::vector<std::string> keys;
-      for (std::size_t other = 0; other < ranks; ++other) keys.push_back(key(number, other));
-      try {
-        store->wait(keys, deadline.remaining());
-      } catch (const std::exception&) {
-        if (!deadline.passed()) throw;  // not the time, but the store itself
-        Missing missing;
-        for (std::size_t other = 0; other < ranks; ++other)
-          if (!store->check({keys[other]})) missing.ranks.push_back(other);
-        throw missing;
-      }
-      std::vector<std::string> values;
-      for (const auto& bytes : store->multiGet(keys)) values.emplace_back(bytes.begin(), bytes.end());
-      // Everybody wrote round n, so everybody has read round n-1: its keys can go.
-      if (number > 1) store->deleteKey(key(number - 1, own));
-      return values;
-    }
-  };
+  [[nodiscard]] std::string round(std::string_view purpose, const std::string& value, std::int64_t root,
+                                  Deadline deadline) {
+    using enum Star::Answer::Ending;
+    const std::int64_t number = ++shared_->rounds;
+    if (is_whole()) star_->began_round(purpose, number);
+    const detail::ExchangeKey key{group_, number};
+    auto answer = star_->exchange({.key = key,
+                                   .purpose = std::string(purpose),
+                                   .root = root,
+                                   .index = rank_,
+                                   .size = static_cast<std::int64_t>(peers_.size()),
+                                   .value = value},
+                                  deadline);
+    if (answer.ending == answered) return std::move(answer.value);
+    if (answer.ending == interrupted) fail(message(purpose, " gave up"), 0, is_whole() ? number : 0);
+    std::vector<int> members;
+    for (const Peer& peer : peers_) members.push_back(peer.rank);
+    const std::string said = star_->ask_who_is_late(key, purpose, deadline.span_s(), members);
+    // What rank 0 says of this very round is this rank's own word, too.
+    if (said.starts_with(message(purpose, " gave up"))) lose(said);
+    fail(message(purpose, " gave up after ", deadline.span_s(), " s",
+                 said.empty() ? message(": ", star_->peers().front(),
+                                        ", over which the ranks speak, does not answer; that process is stopped, or "
+                                        "its host out of reach")
+                              : ""),
+         0, 0, Seconds(0));
+  }
 
   [[noreturn]] void lose(const std::string& text) {
     give_up(text);
@@ -227,18 +197,16 @@ class ControlPlane {
   struct Shared {
     std::atomic<std::int64_t> collectives{0};
     std::atomic<std::int64_t> messages{0};
-    std::int64_t rounds = 0;
+    std::atomic<std::int64_t> rounds{0};
     std::atomic<bool> given_up{false};
     std::mutex mutex;    // of the reason
     std::string reason;  // why it was given up
   };
 
-  c10::intrusive_ptr<c10d::Store> store_;
+  std::shared_ptr<Star> star_;  // null at one rank
+  std::string group_;
   int rank_ = 0;
   std::vector<Peer> peers_{Peer{}};
-  std::string server_;
-  std::shared_ptr<Heartbeat> heartbeat_;  // null at one rank
-  bool whole_ = true;
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
 };
 

@@ -56,7 +56,7 @@ namespace detail {
   launch.known.local_rank = local_rank || alone;
   launch.known.node_rank = node || one_host;
 
-  launch.run_id = reader.text("ACCEL_RUN_ID").value_or("default");
+  launch.run_id = reader.text("ACCEL_RUN_ID").value_or("");
   VariableNames read = names;
   if (!node_rank) read.node_rank = group;
   check_consistent(launch, reader, read);
@@ -71,7 +71,7 @@ namespace detail {
 /// LOCAL_RANK, LOCAL_WORLD_SIZE and NODE_RANK (or GROUP_RANK) are optional, each of them: what is
 /// missing, the rendezvous finds out by host. Kubeflow's training operator sets no LOCAL_RANK.
 /// ACCEL_RUN_ID, equal on all ranks, keeps two jobs apart that are given the same MASTER_ADDR and
-/// MASTER_PORT by mistake; without it: "default". WORLD_SIZE = 1 needs no other variable.
+/// MASTER_PORT by mistake; without it rank 0 draws one. WORLD_SIZE = 1 needs no other variable.
 ///
 /// Throws   ConfigError if a variable is missing, malformed or contradicts another.
 /// Source   PyTorch's env:// initialisation.

@@ -30,7 +30,6 @@ namespace accel::inline v0_1::launch {
   Launch launch;
   launch.family = "single process";
   launch.known = {.local_rank = true, .local_world_size = true, .node_rank = true};
-  launch.run_id = "default";
   return launch;
 }
 

@@ -44,7 +44,7 @@ struct Launch {
   Topology topology;   // rank and world_size always hold, the rest as far as `known` says
   KnownLocals known;
   std::optional<Endpoint> master;      // there whenever world_size > 1
-  std::string run_id;                  // equal on all ranks: begins every key in the store
+  std::string run_id;                  // equal on all ranks; empty: rank 0 draws one
   bool agent_store = false;            // the launcher runs the server at `master`, all are clients
   Reader::Read variables;              // what was read, in that order
   std::vector<std::string> left_over;  // families whose variables are there, too, but were not read
@@ -96,7 +96,7 @@ inline void check_consistent(const Launch& launch, const Reader& reader, const V
   } else {
     text += "none, one process needs none";
   }
-  text += "\nrun id: " + launch.run_id + "\nread:";
+  text += "\nrun id: " + (launch.run_id.empty() ? "none given" : launch.run_id) + "\nread:";
   if (launch.variables.empty()) text += " no variables";
   for (const auto& [name, value] : launch.variables) text += message(" ", name, "=", value);
   if (!launch.left_over.empty()) text += "\nnot asked, though variables of theirs are set:";

@@ -1,9 +1,12 @@
 // Peer: a process as the others know it, and how far it has come.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <ostream>
 #include <string>
+#include <vector>
 
 namespace accel::inline v0_1::launch {
 
@@ -18,6 +21,15 @@ struct Peer {
 
 inline std::ostream& operator<<(std::ostream& out, const Peer& peer) {
   return out << "rank " << peer.rank << " (host " << peer.host << ", process " << peer.pid << ")";
+}
+
+/// Names in a sentence: the first eight, and how many more there are.
+[[nodiscard]] inline std::string listed(const std::vector<std::string>& names) {
+  constexpr std::size_t most = 8;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(most, names.size()); ++i) text += (i > 0 ? ", " : "") + names[i];
+  if (names.size() > most) text += " and " + std::to_string(names.size() - most) + " more";
+  return text;
 }
 
 /// How far a process has come: what the others say of it should it fail.

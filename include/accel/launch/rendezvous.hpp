@@ -1,40 +1,44 @@
-// Rendezvous: all processes of a job find each other in LibTorch's TCPStore.
+// Rendezvous: all processes of a job find rank 0, and over it each other.
 #pragma once
 
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <ios>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <span>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
 #include <accel/core/version.hpp>
 #include <accel/launch/control_plane.hpp>
+#include <accel/launch/detail/address.hpp>
+#include <accel/launch/detail/agent_store.hpp>
+#include <accel/launch/detail/door.hpp>
+#include <accel/launch/detail/limits.hpp>
 #include <accel/launch/detail/network.hpp>
 #include <accel/launch/environment.hpp>
-#include <accel/launch/heartbeat.hpp>
-#include <accel/launch/no_sigpipe.hpp>
+#include <accel/launch/launch.hpp>
 #include <accel/launch/peer.hpp>
+#include <accel/launch/star.hpp>
+#include <accel/launch/star_store.hpp>
 #include <accel/launch/topology.hpp>
-#include <accel/launch/within.hpp>
 
 namespace accel::inline v0_1::launch {
 
@@ -44,22 +48,23 @@ struct Meeting {
   std::string family = "single process";    // who started the processes
   c10::intrusive_ptr<c10d::Store> store;    // under this accelerator's own prefix; null at one rank
   std::vector<Peer> peers{Peer{}};          // by rank
-  std::string server;                       // who serves the store, for messages
   std::string local_address = "127.0.0.1";  // where the other ranks reach this process; empty: unknown
-  Seconds timeout{60};                      // what connecting may take
-  std::shared_ptr<Heartbeat> heartbeat{};   // of the whole job; null at one rank
-  bool whole = true;                        // or a part of the job, as Backend::split makes it
+  Seconds timeout{300};                     // what connecting may take
+  Seconds collective_timeout{600};          // what a collective may take, where a backend's options do not say
+  std::string run_id{};                     // equal on all ranks
+  std::shared_ptr<Star> star{};             // of the whole job; null at one rank
+  std::string group{};                      // empty: the whole job; else a part of it, as Backend::split makes it
 
   [[nodiscard]] ControlPlane control_plane() const {
     if (!store) return {};
-    return {c10::make_intrusive<c10d::PrefixStore>("control/", store), topology.rank, peers, server, heartbeat, whole};
+    return {star, group, topology.rank, peers};
   }
 
   /// The meeting of `ranks` only, in that order, as Backend::split needs it; `name` must be new.
   /// Throws   InvalidArgument if a rank does not exist, or this one is no member.
   [[nodiscard]] Meeting part(std::span<const int> ranks, std::string_view name) const {
     Meeting part = *this;
-    part.whole = false;
+    part.group = message(group, "/", name);
     part.peers.clear();
     part.topology.world_size = static_cast<int>(ranks.size());
     part.topology.rank = -1;
@@ -81,125 +86,78 @@ struct Meeting {
 
 namespace detail {
 
-inline c10::intrusive_ptr<c10d::TCPStore> connect_store(const std::string& host, const c10d::TCPStoreOptions& options,
-                                                        Deadline deadline) {
-  return within(deadline, [host, options] {
-    const NoSigpipe guard;  // for the thread that serves, where this rank does
-    return c10::make_intrusive<c10d::TCPStore>(host, options);
-  });
+/// The run that this process takes part in: the launcher's, or else the one of the rank 0 that it has met first at this
+/// place. A process that is left over of an earlier run is so known to be.
+class RunIds {
+ public:
+  [[nodiscard]] static std::string of(const Launch& launch) {
+    const std::lock_guard lock(mutex());
+    return launch.run_id.empty() ? all()[launch.master->host + ":" + std::to_string(launch.master->port)]
+                                 : launch.run_id;
+  }
+  static void remember(const Launch& launch, const std::string& run_id) {
+    const std::lock_guard lock(mutex());
+    all()[launch.master->host + ":" + std::to_string(launch.master->port)] = run_id;
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex instance;
+    return instance;
+  }
+  static std::map<std::string, std::string>& all() {
+    static auto& instance = *new std::map<std::string, std::string>;  // outlives static destruction
+    return instance;
+  }
+};
+
+[[nodiscard]] inline std::string random_name() {
+  std::random_device random;
+  return message(std::hex, random(), random());
 }
 
-/// Connects to the store of the job; on rank 0 it also serves it, unless the launcher does.
-///
-/// One server per process and port, kept until the process ends: accelerators that come and go
-/// share it, so that no rank finds it closing while another is still inside.
-inline c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, Deadline deadline) {
-  static std::mutex mutex;
-  static auto& servers = *new std::map<int, c10::intrusive_ptr<c10d::TCPStore>>;  // outlives static destruction
+/// Rank 0's side of the meeting.
+[[nodiscard]] inline std::shared_ptr<Star> lead(const Launch& launch, const Peer& own, Star::Terms terms, int port,
+                                                Deadline deadline) {
   const Endpoint& master = *launch.master;
+  const auto addresses = addresses_of_master(master.host, deadline);
+  if (terms.run_id.empty()) terms.run_id = random_name();
+  std::shared_ptr<Door> door;
   try {
-    within(deadline, [master, deadline] { wait_for_name(master.host, deadline); });
-  } catch (const LeftBehind&) {
-    throw CommError(message("rendezvous: looking up MASTER_ADDR = ", master.host, " did not end within ",
-                            deadline.span_s(), " s; is this host's name server out of reach?"));
+    door = launch.agent_store ? std::make_shared<Door>(master.host, addresses, port)
+                              : Door::of_process(master.host, addresses, master.port);
+  } catch (const std::system_error& error) {
+    ACCEL_CHECK(!launch.agent_store, CommError, "rendezvous: ACCEL_HEARTBEAT_PORT: port ", port,
+                " cannot be had on this host: ", error.code().message());
+    throw CommError(message("rendezvous: port ", master.port,
+                            " is in use on this host, by another job or by a second process that was started as ",
+                            "rank 0; choose another MASTER_PORT, or give every process its own RANK"));
   }
-  c10d::TCPStoreOptions options;
-  options.port = static_cast<std::uint16_t>(master.port);
-  options.waitWorkers = false;  // we count the ranks ourselves, and can name who is missing
-  options.timeout = deadline.remaining();
-  const bool serves = launch.topology.rank == 0 && !launch.agent_store;
-  try {
-    if (const std::lock_guard lock(mutex); serves && !servers.contains(master.port)) {
-      options.isServer = true;
-      options.multiTenant = true;  // a second version of accel in this process finds the first one's server
-      servers[master.port] = connect_store(master.host, options, deadline);
-    }
-    options.isServer = false;
-    return connect_store(master.host, options, deadline);
-  } catch (const std::exception& error) {
-    const std::string native = first_line(error);
-    if (serves && native.find("EADDRINUSE") != std::string::npos)
-      throw CommError(message("rendezvous: port ", master.port,
-                              " is in use on this host, by another job or by a second ",
-                              "process that was started as rank 0; choose another MASTER_PORT, or give every process ",
-                              "its own RANK. LibTorch says: ", native));
-    throw CommError(message(
-        "rendezvous: rank ", launch.topology.rank, " of ", launch.topology.world_size, " found ",
-        serves ? "no way to open a store at " : "no store of rank 0 at ", master.host, ":", master.port, " within ",
-        deadline.span_s(), " s; ",
-        serves ? "MASTER_ADDR must name this host" : "is rank 0 running, and are MASTER_ADDR and MASTER_PORT right?",
-        " LibTorch says: ", native));
+  if (launch.agent_store) {
+    StarPlace place{door->place().port(), random_name() + random_name(), {door->place().text()}};
+    if (door->place().is_any()) place.addresses = own_addresses();
+    AgentStore(master, deadline).put(key_of(launch, terms.creation), place);
+    terms.token = place.token;
   }
+  return std::make_shared<Star>(own, std::move(terms), std::move(door), deadline);
 }
 
-/// `host|network|pid|world_size`, what a rank says of itself.
-inline std::string introduce(const Topology& topology) {
-  return message(host_name(), "|", network_name(), "|", ::getpid(), "|", topology.world_size);
-}
-
-inline Peer parse_peer(int rank, const std::string& text) {
-  std::array<std::string, 4> fields;
-  std::istringstream stream(text);
-  for (auto& field : fields) std::getline(stream, field, '|');
-  return {rank, fields[0], fields[1], std::stoll(fields[2]), std::stoi(fields[3])};
-}
-
-inline std::string text(const std::vector<std::uint8_t>& bytes) {
-  return {bytes.begin(), bytes.end()};
-}
-
-/// The store goes with rank 0's process: before it gives up it waits, for a short while, until those
-/// that came have seen who is missing, too.
-inline void part(c10d::Store& store, const std::vector<Peer>& came, int rank) {
-  const auto key = [](int of) { return "parted/" + std::to_string(of); };
-  store.set(key(rank), std::vector<std::uint8_t>());
-  if (rank != 0) return;
-  std::vector<std::string> keys;
-  for (const auto& peer : came) keys.push_back(key(peer.rank));
-  try {
-    store.wait(keys, std::chrono::milliseconds(500));
-  } catch (const std::exception&) {
-    // They began later, or are gone: they will hear of it from this rank's output.
+/// The others' side.
+[[nodiscard]] inline std::shared_ptr<Star> follow(const Launch& launch, const Peer& own, Star::Terms terms,
+                                                  Deadline deadline) {
+  const Endpoint& master = *launch.master;
+  // Asked once: from then on everything goes by numbers, so that no slow name server is asked again.
+  auto addresses = addresses_of_master(master.host, deadline);
+  int port = master.port;
+  if (launch.agent_store) {
+    const auto place = AgentStore(master, deadline).get(key_of(launch, terms.creation));
+    port = place.port;
+    terms.token = place.token;
+    // As this host knows the one of rank 0, and then as that knows itself.
+    for (const auto& text : place.addresses)
+      for (const Address& one : look_up(text)) addresses.push_back(one);
   }
-}
-
-/// Everybody says who it is and waits for all. The error names who came and who is missing.
-inline std::vector<Peer> introduce_all(c10d::Store& store, const Launch& launch, Deadline deadline) {
-  const Topology& own = launch.topology;
-  const auto key = [](int rank) { return "rank/" + std::to_string(rank); };
-  const std::string self = introduce(own);
-  const std::string entry = store.compareSet(key(own.rank), std::string(), self);
-  ACCEL_CHECK(entry == self, ConfigError, "rendezvous: two processes say they are rank ", own.rank,
-              ": this one (process ", ::getpid(), " on ", host_name(), ") and ", parse_peer(own.rank, entry),
-              "; give each its own RANK, or its own MASTER_PORT if they belong to different jobs");
-  std::vector<std::string> keys;
-  for (int rank = 0; rank < own.world_size; ++rank) keys.push_back(key(rank));
-  bool all_came = true;
-  try {
-    store.wait(keys, deadline.remaining());
-  } catch (const std::exception&) {
-    if (!deadline.passed()) throw;  // not the time, but the store itself
-    all_came = false;
-  }
-  std::vector<Peer> peers;
-  std::ostringstream came;
-  std::ostringstream missing;
-  for (int rank = 0; rank < own.world_size; ++rank) {
-    if (!all_came && !store.check({key(rank)})) {
-      missing << (missing.tellp() > 0 ? ", " : "") << rank;
-      continue;
-    }
-    peers.push_back(parse_peer(rank, text(store.get(key(rank)))));
-    came << (peers.size() > 1 ? ", " : "") << peers.back();
-    ACCEL_CHECK(peers.back().world_size == own.world_size, ConfigError, "rendezvous: WORLD_SIZE is ", own.world_size,
-                " on rank ", own.rank, " but ", peers.back().world_size, " on ", peers.back(),
-                "; give all processes of a job the same");
-  }
-  if (!all_came) part(store, peers, own.rank);
-  ACCEL_CHECK(all_came, CommError, "rendezvous: after ", deadline.span_s(), " s ", peers.size(), " of ", own.world_size,
-              " ranks have come to ", launch.master->host, ":", launch.master->port, ": ", came.str(),
-              "; missing: rank ", missing.str(), ". Start as many processes as WORLD_SIZE says");
-  return peers;
+  return std::make_shared<Star>(own, std::move(terms), addresses, port, deadline);
 }
 
 /// Fills in what the launcher did not say, from the hosts of the others.
@@ -225,47 +183,55 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
 
 }  // namespace detail
 
+/// How long the ranks wait for each other, and how they beat.
+struct MeetOptions {
+  Seconds timeout{300};             // until all are there
+  Seconds beat = default_beat;      // 0: nobody is given up for being silent
+  int port = 0;                     // where rank 0 listens for the others' beats; 0: any that is free
+  Seconds collective_timeout{600};  // for a backend whose own options say nothing
+};
+
 /// Waits until all ranks of `launch` are there. The `creation`-th call of a process meets the
 /// `creation`-th call of the others, so that several accelerators in one process do not mix. From then
-/// on they hear each other's heartbeat, every `beat`; 0: nobody is given up for being silent.
+/// on they hear each other's heartbeat.
 ///
-/// Cost     one connection to the store and a few small messages per rank.
-/// Throws   CommError after `timeout`, naming who came and who is missing; ConfigError if two
-///          processes have one rank or the ranks disagree about WORLD_SIZE.
-[[nodiscard]] inline Meeting meet(const Launch& launch, std::int64_t creation, Seconds timeout,
-                                  Seconds beat = default_beat) {
+/// Cost     a connection to rank 0 and a few small messages per rank.
+/// Throws   CommError after the timeout, naming who came and who is missing; ConfigError if two
+///          processes have one rank, the ranks disagree about WORLD_SIZE, or one is of another run.
+[[nodiscard]] inline Meeting meet(const Launch& launch, std::int64_t creation, const MeetOptions& options = {}) {
   Meeting meeting;
   meeting.topology = launch.topology;
   meeting.family = launch.family;
-  meeting.timeout = timeout;
-  meeting.peers = {detail::parse_peer(0, detail::introduce(launch.topology))};
+  meeting.timeout = options.timeout;
+  meeting.collective_timeout = options.collective_timeout;
+  const Peer own{launch.topology.rank, detail::host_name(), detail::network_name(), ::getpid(),
+                 launch.topology.world_size};
+  meeting.peers = {own};
   if (launch.topology.world_size == 1) return meeting;
-  const Deadline deadline = Deadline::in(timeout);
-  auto store = detail::open_store(launch, deadline);
-  // The version in the name: two versions in one program count their accelerators by themselves.
-  meeting.store = c10::make_intrusive<c10d::PrefixStore>(
-      message("accel/", ACCEL_VERSION, "/", launch.run_id, "/", creation), std::move(store));
-  try {
-    // A second more, to tell each other who is missing.
-    meeting.peers = within(Deadline::in(timeout + Seconds(1)), [store = meeting.store, launch, deadline] {
-      return detail::introduce_all(*store, launch, deadline);
-    });
-    meeting.heartbeat = std::make_shared<Heartbeat>(meeting.store, launch.master->host, launch.topology.rank,
-                                                    meeting.peers, beat, deadline);
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    throw CommError(message("rendezvous: the store at ", launch.master->host, ":", launch.master->port,
-                            " stopped answering; look at the output of rank 0. LibTorch says: ", first_line(error)));
-  }
-  meeting.server = launch.agent_store
-                       ? message("the launcher's agent at ", launch.master->host, ":", launch.master->port)
-                       : message(meeting.peers.front());
+  const Deadline deadline = Deadline::in(options.timeout);
+  detail::raise_limits(own.rank, own.world_size);
+  Star::Terms terms{.where = message(launch.master->host, ":", launch.master->port),
+                    .run_id = detail::RunIds::of(launch),
+                    .creation = creation,
+                    .interval = options.beat};
+  const int port = options.port == 0 ? 0 : options.port + static_cast<int>(creation);
+  meeting.star = own.rank == 0 ? detail::lead(launch, own, std::move(terms), port, deadline)
+                               : detail::follow(launch, own, std::move(terms), deadline);
+  meeting.run_id = meeting.star->run_id();
+  detail::RunIds::remember(launch, meeting.run_id);
+  meeting.store = c10::make_intrusive<StarStore>(meeting.star);
+  meeting.peers = meeting.star->peers();
   meeting.topology = detail::complete(launch, meeting.peers);
-  const auto& own = meeting.peers[static_cast<std::size_t>(launch.topology.rank)];
   const bool one_host = std::all_of(meeting.peers.begin(), meeting.peers.end(),
                                     [&](const Peer& peer) { return peer.network == own.network; });
-  if (!one_host) meeting.local_address = detail::address_towards(launch.master->host, launch.master->port);
+  if (one_host) return meeting;
+  if (own.rank == 0) {
+    const auto addresses = detail::addresses_of_master(launch.master->host, deadline);
+    meeting.local_address = detail::address_towards(addresses.front());
+  } else {
+    const auto address = meeting.star->own_address();
+    meeting.local_address = address.is_loopback() ? std::string() : address.text();
+  }
   return meeting;
 }
 

@@ -62,6 +62,18 @@ class Reader {
     return number;
   }
 
+  /// Throws   ConfigError if set, but not a number of at least `least`; "inf" is one.
+  [[nodiscard]] std::optional<double> real(std::string_view name, double least = 0) {
+    const auto value = text(name);
+    if (!value) return std::nullopt;
+    double number = 0;
+    const char* end = value->data() + value->size();
+    const auto [stop, error] = std::from_chars(value->data(), end, number);
+    if (stop != end || error != std::errc() || !(number >= least))
+      fail(name, " = \"", *value, "\" is not a number of at least ", least);
+    return number;
+  }
+
   /// The value itself, of a variable that `because` makes necessary.
   ///
   /// Throws   ConfigError if there is none.

@@ -163,7 +163,7 @@ class Engine final : public Session {
     backend.control().stepped();
     reducer_.note_step(what);
   }
-  void note_error(std::string_view text) override { backend.control().note_error(text); }
+  void note_error(const Error& error) override { backend.control().note_error(error); }
 
   [[nodiscard]] at::Tensor mean_loss(const at::Tensor& loss) override {
     if (topology.world_size == 1) return loss;

@@ -13,7 +13,6 @@
 #include <accel/core/version.hpp>
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/reducer.hpp>
-#include <accel/launch/heartbeat.hpp>
 #include <accel/prepare/session.hpp>
 
 namespace accel::inline v0_1 {
@@ -25,14 +24,15 @@ struct AcceleratorOptions {
   gradient::LossNormalization loss_normalization =
       gradient::LossNormalization::window_length;  // of a short last window
   SchedulerStepping scheduler_stepping =
-      SchedulerStepping::PerUpdate;                   // one step of a schedule for one of the optimizer
-  gradient::ReducerOptions gradient{};                // buckets of an eighth, 1 to 25 MiB, the last 1 MiB
-  typename B::Options backend{};                      // timeout of collectives, interface, device
-  typename P::Options precision{};                    // fp16: the loss scale; fp32: tf32
-  double rendezvous_timeout_s = 60;                   // until all ranks are there
-  double heartbeat_s = launch::default_beat.count();  // a rank is given up after three of silence; 0: never
-  std::optional<int> threads{};                       // intra-op; unset: cores / local_world_size, or the user's own
-  Log::Level log = Log::Level::info;                  // to standard error
+      SchedulerStepping::PerUpdate;     // one step of a schedule for one of the optimizer
+  gradient::ReducerOptions gradient{};  // buckets of an eighth, 1 to 25 MiB, the last 1 MiB
+  typename B::Options backend{};        // timeout of collectives, interface, device
+  typename P::Options precision{};      // fp16: the loss scale; fp32: tf32
+  // Unset: ACCEL_RENDEZVOUS_TIMEOUT_S or 300, ACCEL_HEARTBEAT_S or 1.5; see launch::Timeouts.
+  std::optional<double> rendezvous_timeout_s{};  // until all ranks are there
+  std::optional<double> heartbeat_s{};           // a rank is given up after three of silence; 0: never
+  std::optional<int> threads{};                  // intra-op; unset: cores / local_world_size, or the user's own
+  Log::Level log = Log::Level::info;             // to standard error
 };
 
 namespace prepare {

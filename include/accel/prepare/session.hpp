@@ -96,7 +96,7 @@ struct Session {
 
   /// What the other ranks, where there are any, hear should this one fail.
   virtual void note_step(std::uint64_t /*what*/) noexcept {}
-  virtual void note_error(std::string_view) {}
+  virtual void note_error(const Error&) {}
 
   /// Runs a call of the user's: what leaves it carries the rank, and is what the others read if it ends
   /// this one.
@@ -106,10 +106,7 @@ struct Session {
       return std::forward<Body>(body)();
     } catch (Error& error) {
       error.add_label(topology.label());
-      note_error(first_line(error));
-      throw;
-    } catch (const std::exception& error) {
-      note_error(first_line(error));
+      note_error(error);
       throw;
     }
   }

@@ -18,11 +18,29 @@
 #include <accel/launch/environment.hpp>
 #include <accel/launch/rendezvous.hpp>
 #include <accel/launch/threads.hpp>
+#include <accel/launch/timeouts.hpp>
 #include <accel/precision/precision.hpp>
 #include <accel/prepare/engine.hpp>
 #include <accel/prepare/options.hpp>
 
 namespace accel::inline v0_1::prepare {
+
+/// The options, then the variables, then the defaults.
+template <Backend B, Precision P>
+[[nodiscard]] launch::MeetOptions meet_options(const AcceleratorOptions<B, P>& options) {
+  const auto variables = launch::timeouts_from();
+  launch::MeetOptions result;
+  const auto choose = [](Seconds& value, std::optional<double> option, std::optional<double> variable) {
+    if (option || variable) value = Seconds(option ? *option : *variable);
+  };
+  choose(result.timeout, options.rendezvous_timeout_s, variables.rendezvous_s);
+  choose(result.beat, options.heartbeat_s, variables.heartbeat_s);
+  choose(result.collective_timeout, std::nullopt, variables.collective_s);
+  result.port = variables.heartbeat_port.value_or(0);
+  ACCEL_CHECK(result.timeout.count() > 0, ConfigError, "rendezvous_timeout_s = ", result.timeout.count(),
+              " must be above 0");
+  return result;
+}
 
 /// Meets the other ranks and connects to them.
 ///
@@ -34,8 +52,7 @@ template <Backend B, Precision P>
     gradient::Accumulation accumulation(options.accumulation_steps, options.loss_normalization);
     if constexpr (requires { B::check_launch(launch.family, launch.topology.world_size); })
       B::check_launch(launch.family, launch.topology.world_size);
-    const auto meeting = launch::meet(launch, launch::next_creation(), Seconds(options.rendezvous_timeout_s),
-                                      Seconds(options.heartbeat_s));
+    const auto meeting = launch::meet(launch, launch::next_creation(), meet_options(options));
     B backend(meeting, options.backend);
     Log log(meeting.topology.label(), meeting.topology.is_main(), options.log);
     return std::make_shared<Engine<B, P>>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
@@ -78,8 +95,9 @@ template <Backend B, Precision P>
                  options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward", "\nbuffers: ",
                  options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",
-                 "\nrendezvous timeout: ", options.rendezvous_timeout_s, " s\nheartbeat: ", options.heartbeat_s,
-                 " s\nintra-op threads: ", threads, "\nlog: ", Log::name(options.log), "\n");
+                 "\nrendezvous timeout: ", meet_options(options).timeout.count(),
+                 " s\nheartbeat: ", meet_options(options).beat.count(), " s\nintra-op threads: ", threads,
+                 "\nlog: ", Log::name(options.log), "\n");
 }
 
 }  // namespace accel::inline v0_1::prepare

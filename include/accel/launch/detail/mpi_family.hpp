@@ -55,7 +55,7 @@ inline void choose_master(Launch& launch, Reader& reader, std::string_view job) 
 
   const auto given = reader.text("ACCEL_RUN_ID");
   const auto own = given || job.empty() ? std::nullopt : reader.text(job);
-  launch.run_id = given.value_or(own.value_or("default"));
+  launch.run_id = given.value_or(own.value_or(""));
   check_consistent(launch, reader, names);
   choose_master(launch, reader, launch.run_id);
   launch.variables = reader.read();

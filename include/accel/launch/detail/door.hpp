@@ -1,0 +1,147 @@
+// Door: where rank 0 listens for the others, one for all accelerators of the process.
+#pragma once
+
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <accel/core/error.hpp>
+#include <accel/launch/detail/address.hpp>
+#include <accel/launch/detail/connection.hpp>
+#include <accel/launch/detail/descriptor.hpp>
+#include <accel/launch/detail/roster.hpp>
+#include <accel/launch/detail/wire.hpp>
+
+namespace accel::inline v0_1::launch::detail {
+
+/// Somebody who has connected, and may turn out to be a rank.
+struct Visitor {
+  Connection connection;
+  Time came{};
+  int rank = -1;                            // once it has said hello
+  std::optional<std::int64_t> elsewhere{};  // the accelerator that it wants to, if that is another
+  std::vector<Message> said{};              // since then, to who has handed it over
+};
+
+/// Accelerators come and go; the door of a port stays until the process ends, so that nobody finds it closed who comes
+/// for the next one. Whoever opens it to a visitor of another accelerator puts him into that one's room, where he waits,
+/// maybe until there is such an accelerator.
+class Door {
+ public:
+  /// A door of its own, at any free port or at that one.
+  Door(const std::string& host, const std::vector<Address>& addresses, int port)
+      : listener_(listen_at(doors(host, addresses), port)), place_(place_of(listener_)) {}
+
+  /// The one of this process at the port of MASTER_ADDR.
+  ///
+  /// Throws   std::system_error if another process has it.
+  [[nodiscard]] static std::shared_ptr<Door> of_process(const std::string& host, const std::vector<Address>& addresses,
+                                                        int port) {
+    static std::mutex mutex;
+    static auto& all = *new std::map<int, std::shared_ptr<Door>>;  // outlives static destruction
+    const std::lock_guard lock(mutex);
+    auto& door = all[port];
+    if (door == nullptr) door = shared_with_another_version(port);
+    if (door == nullptr) {
+      door = std::make_shared<Door>(host, addresses, port);
+      door->label(port);
+    }
+    return door;
+  }
+
+  Door(const Door&) = delete;
+  Door& operator=(const Door&) = delete;
+
+  [[nodiscard]] int number() const { return listener_.number(); }
+  [[nodiscard]] const Address& place() const { return place_; }
+
+  /// The next one who stands outside; not open if there is nobody, errno says why.
+  [[nodiscard]] Descriptor accept() const {
+    return Descriptor(::accept4(listener_.number(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  }
+
+  // Rooms, by the number of the accelerator. Any thread.
+
+  /// `wake`: an eventfd that is written to when somebody has come in.
+  void open_room(std::int64_t creation, int wake) {
+    const std::lock_guard lock(mutex_);
+    rooms_[creation].wake = wake;
+  }
+
+  /// Nobody comes in any more, who waits is dropped.
+  void close_room(std::int64_t creation) {
+    const std::lock_guard lock(mutex_);
+    rooms_.erase(creation);
+  }
+
+  [[nodiscard]] bool has_room(std::int64_t creation) {
+    const std::lock_guard lock(mutex_);
+    return rooms_.contains(creation);
+  }
+
+  /// Drops him if too many wait already.
+  void put_into_room(std::int64_t creation, Visitor visitor) {
+    constexpr std::size_t most = 65536;
+    const std::lock_guard lock(mutex_);
+    Room& room = rooms_[creation];
+    if (room.visitors.size() >= most) return;
+    room.visitors.push_back(std::move(visitor));
+    const std::uint64_t one = 1;
+    // It fails only if the counter is full, and then the thread is awake anyway.
+    if (room.wake >= 0 && ::write(room.wake, &one, sizeof one) < 0) return;
+  }
+
+  [[nodiscard]] std::vector<Visitor> take_from_room(std::int64_t creation) {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(rooms_[creation].visitors, {});
+  }
+
+ private:
+  struct Room {
+    int wake = -1;  // none yet: there is no such accelerator
+    std::vector<Visitor> visitors;
+  };
+
+  explicit Door(Descriptor listener) : listener_(std::move(listener)), place_(place_of(listener_)) {}
+
+  // Two versions of accel in one program have each its own list of doors, but one port. What tells the second one of the
+  // first one's is a name among the open files of the process.
+
+  [[nodiscard]] static std::string label_of(int port) { return message("accel-door:", ::getpid(), ":", port, ":"); }
+
+  void label(int port) {
+    label_ = Descriptor(::memfd_create(message(label_of(port), listener_.number()).c_str(), MFD_CLOEXEC));
+  }
+
+  [[nodiscard]] static std::shared_ptr<Door> shared_with_another_version(int port) {
+    const std::string words = "/memfd:" + label_of(port);
+    std::error_code unreadable;
+    for (const auto& file : std::filesystem::directory_iterator("/proc/self/fd", unreadable)) {
+      const std::string name = std::filesystem::read_symlink(file.path(), unreadable).string();
+      if (!name.starts_with(words)) continue;
+      Descriptor listener(::dup(std::stoi(name.substr(words.size()))));
+      if (listener.is_open()) return std::shared_ptr<Door>(new Door(std::move(listener)));
+    }
+    return nullptr;
+  }
+
+  Descriptor listener_;
+  Address place_;
+  Descriptor label_;
+  std::mutex mutex_;
+  std::map<std::int64_t, Room> rooms_;
+};
+
+}  // namespace accel::inline v0_1::launch::detail

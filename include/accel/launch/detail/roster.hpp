@@ -1,0 +1,249 @@
+// Roster: what a rank knows of the others once all have met, and what it tells them. No sockets, no clock, no thread.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <accel/core/error.hpp>
+#include <accel/core/units.hpp>
+#include <accel/launch/detail/wire.hpp>
+#include <accel/launch/peer.hpp>
+
+namespace accel::inline v0_1::launch::detail {
+
+using Clock = std::chrono::steady_clock;
+using Time = Clock::time_point;
+
+/// Who takes part, who has left, who has failed, who is how far. Rank 0 is connected to every other rank, these to
+/// rank 0 only, which passes the news on. The first failure that a rank hears of is the one it keeps: what follows
+/// from it is no news.
+///
+/// What happens is told to it with the time at which it did; what it has to say lies in letters().
+class Roster {
+ public:
+  /// A message for one rank, or for everybody that this one is connected to.
+  struct Letter {
+    static constexpr int everybody = -1;
+    int to = everybody;
+    Message message;
+  };
+
+  /// All are connected by now. `interval` 0: silence is never a failure.
+  Roster(int rank, std::vector<Peer> peers, Seconds interval, Time now)
+      : rank_(rank),
+        peers_(std::move(peers)),
+        interval_(std::chrono::duration_cast<Clock::duration>(interval)),
+        next_beat_(now),
+        last_turn_(now),
+        links_(peers_.size()),
+        left_(peers_.size()) {
+    for (std::size_t r = 0; r < links_.size(); ++r) {
+      links_[r].heard = now;
+      links_[r].expected = rank == 0 ? r != 0 : r == 0;
+    }
+  }
+
+  // What happens
+
+  void hear(int from, const Message& message, Time now) {
+    Link& link = link_to(from);
+    link.heard = now;
+    Unpacker body(message.body);
+    if (message.word == Word::beat) {
+      link.progress = unpack_progress(body);
+    } else if (message.word == Word::behind) {
+      const std::int64_t who = body.number();
+      const Seconds ago(body.real());
+      if (who >= 0 && who < static_cast<std::int64_t>(peers_.size()))
+        behind_ = {static_cast<int>(who), now - std::chrono::duration_cast<Clock::duration>(ago),
+                   unpack_progress(body)};
+    } else if (message.word == Word::left) {
+      const auto who = static_cast<std::size_t>(body.number());
+      if (who >= left_.size()) return;
+      left_[who] = unpack_progress(body);
+      if (static_cast<int>(who) == from) link.expected = false;
+      if (rank_ == 0) letters_.push_back({Letter::everybody, message});
+    } else if (message.word == Word::failed) {
+      fail(std::string(body.text()));
+    }
+  }
+
+  /// The connection to that rank has ended.
+  void lose(int rank, Time now) {
+    Link& link = link_to(rank);
+    if (std::exchange(link.expected, false))
+      fail(message(peer(rank), " has ended without a word: killed, or by exit; ", last_heard(link, now)));
+  }
+
+  /// Some time has passed: who is silent has failed, and when a beat is due it is sent. `own`: how far this rank is.
+  /// `host_answers(rank)`: whether that rank's host has taken what was sent to it.
+  void turn(const Progress& own, Time now, const std::function<bool(int)>& host_answers) {
+    if (interval_.count() == 0) return;
+    // After a pause of this very process: the others were silent only to it.
+    if (now - last_turn_ > 2 * interval_)
+      for (auto& link : links_) link.heard = now;
+    last_turn_ = now;
+    for (std::size_t r = 0; r < links_.size(); ++r) check_silence(static_cast<int>(r), now, host_answers);
+    if (now < next_beat_) return;
+    next_beat_ = now + interval_;
+    letters_.push_back({Letter::everybody, {Word::beat, packed(Packer(), own)}});
+    if (rank_ > 0) return;
+    const Standing last = hindmost(own, now);
+    letters_.push_back(
+        {Letter::everybody,
+         {Word::behind, packed(Packer().number(last.rank).real(Seconds(now - last.heard).count()), last.progress)}});
+  }
+
+  /// This rank has failed, or knows of one that has. The first sentence stays, and everybody hears it.
+  void fail(std::string_view sentence) {
+    if (!failure_.empty()) return;
+    failure_ = shortened(sentence);
+    letters_.push_back({Letter::everybody, {Word::failed, Packer().text(failure_).take()}});
+  }
+
+  /// This rank takes part in nothing more.
+  void leave(const Progress& own) {
+    letters_.push_back({Letter::everybody, {Word::left, packed(Packer().number(rank_), own)}});
+  }
+
+  // What is known
+
+  [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
+  [[nodiscard]] const Peer& peer(int rank) const { return peers_[static_cast<std::size_t>(rank)]; }
+
+  /// When turn() has something to do; none if never.
+  [[nodiscard]] std::optional<Time> next_turn() const {
+    return interval_.count() == 0 ? std::nullopt : std::optional(next_beat_);
+  }
+
+  /// The sentence about the first rank that has failed; empty while all are well.
+  [[nodiscard]] const std::string& failure() const { return failure_; }
+
+  /// Nobody is connected any more from whom something could come.
+  [[nodiscard]] bool is_alone() const {
+    return std::none_of(links_.begin(), links_.end(), [](const Link& link) { return link.expected; });
+  }
+
+  /// A sentence about a rank that has left, and will never come to this collective or this round; or empty. The
+  /// number 0 asks for neither.
+  [[nodiscard]] std::string missed_by(std::int64_t collective, std::int64_t round) const {
+    for (std::size_t r = 0; r < left_.size(); ++r)
+      if (left_[r] && (left_[r]->collectives < collective || left_[r]->rounds < round))
+        return departure_of(static_cast<int>(r));
+    return {};
+  }
+
+  /// A sentence about that rank if it has left, or empty.
+  [[nodiscard]] std::string departure_of(int rank) const {
+    const auto& progress = left_[static_cast<std::size_t>(rank)];
+    return progress ? message(peer(rank), " has left the training ", *progress) : std::string();
+  }
+
+  /// A sentence about the rank that is furthest behind, if it had not begun that collective when it was last heard of,
+  /// or has missed a beat since; or empty. For a wait that took too long.
+  [[nodiscard]] std::string suspect(std::int64_t collective, const Progress& own, Time now) const {
+    const auto patience = interval_ + interval_ / 2;
+    const Standing last = rank_ == 0 ? hindmost(own, now) : now - links_[0].heard > patience ? of(0) : behind_;
+    if (last.heard == Time{}) return {};  // nobody has been heard of yet
+    if (last.rank == rank_ || (last.progress.collectives >= collective && now - last.heard <= patience)) return {};
+    return message(peer(last.rank), " was furthest behind, ", tenths(now - last.heard), " s ago ", last.progress);
+  }
+
+  /// What is to be sent, in order.
+  [[nodiscard]] std::vector<Letter> take_letters() { return std::exchange(letters_, {}); }
+
+ private:
+  /// How far a rank was when it was last heard of.
+  struct Standing {
+    int rank = 0;
+    Time heard{};
+    Progress progress{};
+  };
+
+  struct Link {
+    Time heard{};
+    Progress progress{};   // of the other end
+    bool expected = true;  // something should come from there
+  };
+
+  [[nodiscard]] Link& link_to(int rank) { return links_[static_cast<std::size_t>(rank)]; }
+
+  /// What is read by every rank is no place for a file: an error may quote one.
+  [[nodiscard]] static std::string shortened(std::string_view words) {
+    constexpr std::size_t most = 4096;
+    if (words.size() <= most) return std::string(words);
+    return message(words.substr(0, most), " ... (", words.size() - most, " characters more)");
+  }
+
+  [[nodiscard]] static std::string packed(Packer& packer, const Progress& progress) {
+    return packer.number(progress.steps)
+        .number(progress.collectives)
+        .number(progress.rounds)
+        .text(progress.operation)
+        .take();
+  }
+  [[nodiscard]] static std::string packed(Packer&& packer, const Progress& progress) {
+    return packed(packer, progress);
+  }
+
+  [[nodiscard]] static Progress unpack_progress(Unpacker& body) {
+    Progress progress;
+    progress.steps = body.number();
+    progress.collectives = body.number();
+    progress.rounds = body.number();
+    progress.operation = body.text();
+    return progress;
+  }
+
+  void check_silence(int rank, Time now, const std::function<bool(int)>& host_answers) {
+    const Link& link = link_to(rank);
+    if (!link.expected || now - link.heard <= 3 * interval_) return;
+    fail(message(peer(rank), " is silent since ", tenths(now - link.heard), " s",
+                 host_answers(rank) ? " while its host answers: the process is stopped, or gets no time to run"
+                                    : " and its host does not answer: the network is cut, or the host is down",
+                 "; ", last_heard(link, now)));
+  }
+
+  [[nodiscard]] Standing of(int rank) const {
+    const Link& link = links_[static_cast<std::size_t>(rank)];
+    return {rank, link.heard, link.progress};
+  }
+
+  /// On rank 0, which hears of all.
+  [[nodiscard]] Standing hindmost(const Progress& own, Time now) const {
+    Standing last{0, now, own};
+    for (std::size_t r = 1; r < links_.size(); ++r)
+      if (links_[r].expected && links_[r].progress.collectives < last.progress.collectives)
+        last = of(static_cast<int>(r));
+    return last;
+  }
+
+  [[nodiscard]] static std::string last_heard(const Link& link, Time now) {
+    return message("last heard of ", tenths(now - link.heard), " s ago, ", link.progress);
+  }
+
+  [[nodiscard]] static double tenths(Seconds seconds) { return std::round(10 * seconds.count()) / 10; }
+
+  int rank_;
+  std::vector<Peer> peers_;
+  Clock::duration interval_;
+  Time next_beat_;
+  Time last_turn_;
+  std::vector<Link> links_;                    // by rank
+  std::vector<std::optional<Progress>> left_;  // by rank: what those had done that have left
+  Standing behind_;                            // as rank 0 tells the others
+  std::string failure_;
+  std::vector<Letter> letters_;
+};
+
+}  // namespace accel::inline v0_1::launch::detail

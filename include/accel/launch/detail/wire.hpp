@@ -1,0 +1,90 @@
+// Wire: what ranks say to each other over a connection, as bytes.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace accel::inline v0_1::launch::detail {
+
+/// What a message says; its body holds the rest.
+enum class Word : std::uint8_t {
+  hello,      // token, rank: who does not know the token is no rank of this job
+  introduce,  // run id, and who this process is
+  welcome,    // everybody, by rank: the ranks have met
+  refuse,     // why not
+  elsewhere,  // another version of accel has this door
+  beat,       // how far this rank is
+  behind,     // which rank is furthest behind, as rank 0 knows it
+  left,       // which rank has left, and how far it had come
+  failed,     // a sentence: some rank has failed
+  bring,      // a value for an exchange
+  give,       // what came of the exchange
+  late,       // the exchange takes too long: who is missing?
+  ask,        // something of the shelf
+  tell,       // the answer
+};
+
+struct Message {
+  Word word{};
+  std::string body;
+};
+
+/// Numbers and texts as bytes, little end first.
+class Packer {
+ public:
+  Packer& number(std::int64_t value) {
+    for (int shift = 0; shift < 64; shift += 8)
+      bytes_.push_back(static_cast<char>(static_cast<std::uint64_t>(value) >> shift & 0xff));
+    return *this;
+  }
+  Packer& real(double value) { return number(std::bit_cast<std::int64_t>(value)); }
+  Packer& text(std::string_view value) {
+    number(static_cast<std::int64_t>(value.size()));
+    bytes_.append(value);
+    return *this;
+  }
+
+  [[nodiscard]] std::string take() { return std::move(bytes_); }
+
+ private:
+  std::string bytes_;
+};
+
+/// The same backwards.
+/// Throws   std::runtime_error if there is not what is asked for.
+class Unpacker {
+ public:
+  explicit Unpacker(std::string_view bytes) : bytes_(bytes) {}
+
+  [[nodiscard]] std::int64_t number() {
+    const std::string_view digits = take(8);
+    std::uint64_t value = 0;
+    for (std::size_t i = 0; i < 8; ++i)
+      value |= static_cast<std::uint64_t>(static_cast<unsigned char>(digits[i])) << (8 * i);
+    return static_cast<std::int64_t>(value);
+  }
+  [[nodiscard]] double real() { return std::bit_cast<double>(number()); }
+  [[nodiscard]] std::string_view text() {
+    const std::int64_t size = number();
+    if (size < 0) throw std::runtime_error("a text of negative size");
+    return take(static_cast<std::size_t>(size));
+  }
+  [[nodiscard]] bool is_over() const { return bytes_.empty(); }
+
+ private:
+  std::string_view take(std::size_t size) {
+    if (bytes_.size() < size) throw std::runtime_error("a message ends too early");
+    const std::string_view part = bytes_.substr(0, size);
+    bytes_.remove_prefix(size);
+    return part;
+  }
+
+  std::string_view bytes_;
+};
+
+}  // namespace accel::inline v0_1::launch::detail
