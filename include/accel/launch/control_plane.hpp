@@ -24,7 +24,7 @@ namespace accel::inline v0_1::launch {
 ///
 /// Copies are the same control plane. begin(), give_up() and failed() may be called by any thread.
 ///
-/// Cost     of a round one message to rank 0 of the job and one back, over TCP; all_gather's holds what all have brought.
+/// Cost     of a round one message to rank 0 of the job and one back, over TCP, which holds what all have brought.
 /// Order    rounds are collective; all ranks call them in the same order, with the same `purpose`. Where they do not,
 ///          every rank's error names both.
 /// Throws   CommError on the deadline, or when a rank has failed; from then on every call does.
@@ -33,8 +33,8 @@ class ControlPlane {
   /// One rank: every call returns at once.
   ControlPlane() = default;
 
-  /// `peers`: the members, in order, this rank being number `rank` of them. `star` is of the whole job; `group` is empty
-  /// if that is this group, else a name of its own.
+  /// `peers`: the members, in order, this rank being number `rank` of them. `star` is of the whole job. `group` is
+  /// empty if that is this group, too, else a name of its own.
   ControlPlane(std::shared_ptr<Star> star, std::string group, int rank, std::vector<Peer> peers)
       : star_(std::move(star)), group_(std::move(group)), rank_(rank), peers_(std::move(peers)) {}
 
@@ -177,7 +177,7 @@ class ControlPlane {
     if (answer.ending == interrupted) fail(message(purpose, " gave up"), 0, is_whole() ? number : 0);
     std::vector<int> members;
     for (const Peer& peer : peers_) members.push_back(peer.rank);
-    const std::string said = star_->ask_who_is_late(key, purpose, deadline.span_s(), members);
+    const std::string said = star_->ask_who_is_late({key, std::string(purpose), deadline.span_s(), members});
     // What rank 0 says of this very round is this rank's own word, too.
     if (said.starts_with(message(purpose, " gave up"))) lose(said);
     fail(message(purpose, " gave up after ", deadline.span_s(), " s",

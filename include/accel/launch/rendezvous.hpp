@@ -117,7 +117,7 @@ class RunIds {
 }
 
 /// Rank 0's side of the meeting.
-[[nodiscard]] inline std::shared_ptr<Star> lead(const Launch& launch, const Peer& own, Star::Terms terms, int port,
+[[nodiscard]] inline std::shared_ptr<Star> lead(const Launch& launch, const Peer& own, StarTerms terms, int port,
                                                 Deadline deadline) {
   const Endpoint& master = *launch.master;
   const auto addresses = addresses_of_master(master.host, deadline);
@@ -143,7 +143,7 @@ class RunIds {
 }
 
 /// The others' side.
-[[nodiscard]] inline std::shared_ptr<Star> follow(const Launch& launch, const Peer& own, Star::Terms terms,
+[[nodiscard]] inline std::shared_ptr<Star> follow(const Launch& launch, const Peer& own, StarTerms terms,
                                                   Deadline deadline) {
   const Endpoint& master = *launch.master;
   // Asked once: from then on everything goes by numbers, so that no slow name server is asked again.
@@ -210,10 +210,10 @@ struct MeetOptions {
   if (launch.topology.world_size == 1) return meeting;
   const Deadline deadline = Deadline::in(options.timeout);
   detail::raise_limits(own.rank, own.world_size);
-  Star::Terms terms{.where = message(launch.master->host, ":", launch.master->port),
-                    .run_id = detail::RunIds::of(launch),
-                    .creation = creation,
-                    .interval = options.beat};
+  StarTerms terms{.where = message(launch.master->host, ":", launch.master->port),
+                  .run_id = detail::RunIds::of(launch),
+                  .creation = creation,
+                  .interval = options.beat};
   const int port = options.port == 0 ? 0 : options.port + static_cast<int>(creation);
   meeting.star = own.rank == 0 ? detail::lead(launch, own, std::move(terms), port, deadline)
                                : detail::follow(launch, own, std::move(terms), deadline);

@@ -25,6 +25,9 @@ namespace accel::inline v0_1::launch::detail {
 /// memory. One thread may read while another writes.
 class Connection {
  public:
+  static constexpr std::size_t read_budget = 1 << 16;  // bytes of a turn: every connection has its own
+  static constexpr std::size_t longest_message = 1UL << 31;
+
   Connection() = default;
   explicit Connection(Descriptor connected) : socket_(std::move(connected)) {
     const int on = 1;

@@ -19,9 +19,9 @@
 
 #include <accel/core/error.hpp>
 #include <accel/launch/detail/address.hpp>
+#include <accel/launch/detail/clock.hpp>
 #include <accel/launch/detail/connection.hpp>
 #include <accel/launch/detail/descriptor.hpp>
-#include <accel/launch/detail/roster.hpp>
 #include <accel/launch/detail/wire.hpp>
 
 namespace accel::inline v0_1::launch::detail {
@@ -36,8 +36,8 @@ struct Visitor {
 };
 
 /// Accelerators come and go; the door of a port stays until the process ends, so that nobody finds it closed who comes
-/// for the next one. Whoever opens it to a visitor of another accelerator puts him into that one's room, where he waits,
-/// maybe until there is such an accelerator.
+/// for the next one. Whoever opens it to a visitor of another accelerator puts him into that one's room, where he
+/// waits, maybe until there is such an accelerator.
 class Door {
  public:
   /// A door of its own, at any free port or at that one.
@@ -116,8 +116,8 @@ class Door {
 
   explicit Door(Descriptor listener) : listener_(std::move(listener)), place_(place_of(listener_)) {}
 
-  // Two versions of accel in one program have each its own list of doors, but one port. What tells the second one of the
-  // first one's is a name among the open files of the process.
+  // Two versions of accel in one program have each its own list of doors, but one port. What tells the second one of
+  // the first one's is a name among the open files of the process.
 
   [[nodiscard]] static std::string label_of(int port) { return message("accel-door:", ::getpid(), ":", port, ":"); }
 

@@ -61,6 +61,32 @@ struct Contribution {
   }
 };
 
+/// An exchange takes too long for one of its members: who is missing?
+struct Inquest {
+  ExchangeKey key;
+  std::string purpose;
+  double seconds = 0;
+  std::vector<int> members;  // ranks of the job
+
+  [[nodiscard]] std::string packed() const {
+    Packer body;
+    body.text(key.group).number(key.number).text(purpose).real(seconds);
+    for (const int member : members) body.number(member);
+    return body.take();
+  }
+
+  [[nodiscard]] static Inquest unpacked(std::string_view bytes) {
+    Unpacker body(bytes);
+    Inquest own;
+    own.key.group = body.text();
+    own.key.number = body.number();
+    own.purpose = body.text();
+    own.seconds = body.real();
+    while (!body.is_over()) own.members.push_back(static_cast<int>(body.number()));
+    return own;
+  }
+};
+
 /// Values in the order of the members, as one text; and back.
 [[nodiscard]] inline std::string joined(const std::vector<std::string>& values) {
   Packer packer;
@@ -80,6 +106,8 @@ class Exchanges {
     ExchangeKey key;
     std::vector<int> to;
     std::string value;
+
+    [[nodiscard]] std::string packed() const { return Packer().text(key.group).number(key.number).text(value).take(); }
   };
 
   /// Rank `from` of the job brings something: what comes of it, for whom. One root's value is passed on as soon as it

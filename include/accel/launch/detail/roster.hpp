@@ -16,13 +16,11 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
+#include <accel/launch/detail/clock.hpp>
 #include <accel/launch/detail/wire.hpp>
 #include <accel/launch/peer.hpp>
 
 namespace accel::inline v0_1::launch::detail {
-
-using Clock = std::chrono::steady_clock;
-using Time = Clock::time_point;
 
 /// Who takes part, who has left, who has failed, who is how far. Rank 0 is connected to every other rank, these to
 /// rank 0 only, which passes the news on. The first failure that a rank hears of is the one it keeps: what follows
@@ -31,13 +29,6 @@ using Time = Clock::time_point;
 /// What happens is told to it with the time at which it did; what it has to say lies in letters().
 class Roster {
  public:
-  /// A message for one rank, or for everybody that this one is connected to.
-  struct Letter {
-    static constexpr int everybody = -1;
-    int to = everybody;
-    Message message;
-  };
-
   /// All are connected by now. `interval` 0: silence is never a failure.
   Roster(int rank, std::vector<Peer> peers, Seconds interval, Time now)
       : rank_(rank),

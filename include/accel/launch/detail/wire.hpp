@@ -34,6 +34,13 @@ struct Message {
   std::string body;
 };
 
+/// A message for one rank, or for everybody that this one is connected to.
+struct Letter {
+  static constexpr int everybody = -1;
+  int to = everybody;
+  Message message;
+};
+
 /// Numbers and texts as bytes, little end first.
 class Packer {
  public:

@@ -1,0 +1,67 @@
+// Hub: what rank 0 does for the others: exchanges of values, and a shelf of them. No sockets, no clock.
+#pragma once
+
+#include <cstddef>
+#include <exception>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <accel/core/error.hpp>
+#include <accel/launch/detail/exchanges.hpp>
+#include <accel/launch/detail/shelf.hpp>
+#include <accel/launch/detail/wire.hpp>
+#include <accel/launch/peer.hpp>
+
+namespace accel::inline v0_1::launch::detail {
+
+class Hub {
+ public:
+  /// What follows from what a rank has said.
+  struct Outcome {
+    std::vector<Letter> letters{};
+    std::string failure{};  // of the job; empty: none
+  };
+
+  /// Throws   std::runtime_error if it is not said as a rank does.
+  [[nodiscard]] Outcome hear(int from, const Message& message, const std::vector<Peer>& peers) {
+    if (message.word == Word::bring) return bring(from, Contribution::unpacked(message.body));
+    if (message.word == Word::late) return name_missing(Inquest::unpacked(message.body), peers);
+    if (message.word == Word::ask) return ask(from, message);
+    return {};
+  }
+
+ private:
+  [[nodiscard]] Outcome bring(int from, Contribution own) {
+    Outcome outcome;
+    try {
+      const auto result = exchanges_.bring(from, std::move(own));
+      for (const int to : result.to) outcome.letters.push_back({to, {Word::give, result.packed()}});
+    } catch (const std::exception& error) {
+      outcome.failure = error.what();
+    }
+    return outcome;
+  }
+
+  [[nodiscard]] Outcome ask(int from, const Message& message) {
+    const auto [id, inquiry] = Inquiry::unpacked(message.body);
+    Outcome outcome;
+    for (auto& reply : shelf_.ask(from, id, inquiry))
+      outcome.letters.push_back({reply.to, {Word::tell, Packer().number(reply.id).text(reply.value).take()}});
+    return outcome;
+  }
+
+  [[nodiscard]] Outcome name_missing(const Inquest& late, const std::vector<Peer>& peers) const {
+    std::vector<std::string> names;
+    for (const int rank : exchanges_.missing(late.key, late.members))
+      names.push_back(accel::message(peers.at(static_cast<std::size_t>(rank))));
+    if (names.empty()) return {};  // meanwhile all have come
+    return {.failure = accel::message(late.purpose, " gave up after ", late.seconds, " s: no word from ", listed(names),
+                                      "; look at the output of these ranks, or raise timeout_s")};
+  }
+
+  Exchanges exchanges_;
+  Shelf shelf_;
+};
+
+}  // namespace accel::inline v0_1::launch::detail
