@@ -4,8 +4,10 @@
 #include <string>
 #include <vector>
 
+#include <accel/launch/detail/clock.hpp>
 #include <accel/launch/detail/exchanges.hpp>
 #include <accel/launch/detail/gathering.hpp>
+#include <accel/launch/detail/greeting.hpp>
 #include <accel/launch/detail/roster.hpp>
 #include <accel/launch/detail/shelf.hpp>
 #include <accel/launch/detail/wire.hpp>
@@ -28,6 +30,7 @@ using accel::launch::detail::Roster;
 using accel::launch::detail::Shelf;
 using accel::launch::detail::Time;
 using accel::launch::detail::Unpacker;
+using accel::launch::detail::Welcome;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::StartsWith;
 
@@ -102,6 +105,14 @@ TEST_CASE("numbers and texts come back from bytes, and half of them are an error
   (void)short_of.number();
   (void)short_of.real();
   CHECK_THROWS(short_of.text());
+  const std::string counts = Packer().count(0).count(127).count(128).count(~0ULL).take();
+  CHECK(counts.size() == 1 + 1 + 2 + 10);
+  Unpacker counted(counts);
+  CHECK(counted.count() == 0);
+  CHECK(counted.count() == 127);
+  CHECK(counted.count() == 128);
+  CHECK(counted.count() == ~0ULL);
+  CHECK_THROWS(Unpacker(std::string_view("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 11)).count());
   const std::string lies = Packer().number(-1).take();
   CHECK_THROWS(Unpacker(lies).text());
 }
@@ -306,6 +317,23 @@ TEST_CASE("who comes is admitted once, of this run and of this job's size", "[la
   REQUIRE(gathering.verdict());
   CHECK_THAT(gathering.verdict()->sentence,
              ContainsSubstring("WORLD_SIZE is 3 on rank 0") && ContainsSubstring("but 4 on rank 1"));
+}
+
+TEST_CASE("everybody's names come back from the welcome, in few bytes", "[launch]") {
+  Welcome welcome{"run", {}};
+  for (int rank = 0; rank < 1000; ++rank)
+    welcome.peers.push_back({rank, "node" + std::to_string(rank / 8), "network", 100'000 + rank, 1000});
+  const Message message = welcome.packed();
+  CHECK(message.body.size() < 10'000);
+  const Welcome heard = Welcome::heard(message);
+  CHECK(heard.run_id == "run");
+  REQUIRE(heard.peers.size() == 1000);
+  for (std::size_t i = 0; i < 1000; ++i) {
+    const Peer &one = heard.peers[i], &other = welcome.peers[i];
+    const bool is_equal = one.rank == other.rank && one.host == other.host && one.network == other.network &&
+                          one.pid == other.pid && one.world_size == other.world_size;
+    REQUIRE(is_equal);
+  }
 }
 
 TEST_CASE("of many names eight are printed", "[launch]") {

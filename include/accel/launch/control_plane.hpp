@@ -175,8 +175,9 @@ class ControlPlane {
                                   deadline);
     if (answer.ending == answered) return std::move(answer.value);
     if (answer.ending == interrupted) fail(message(purpose, " gave up"), 0, is_whole() ? number : 0);
-    std::vector<int> members;
-    for (const Peer& peer : peers_) members.push_back(peer.rank);
+    std::vector<int> members;  // of the whole job rank 0 knows them
+    if (!is_whole())
+      for (const Peer& peer : peers_) members.push_back(peer.rank);
     const std::string said = star_->ask_who_is_late({key, std::string(purpose), deadline.span_s(), members});
     // What rank 0 says of this very round is this rank's own word, too.
     if (said.starts_with(message(purpose, " gave up"))) lose(said);

@@ -66,7 +66,7 @@ struct Inquest {
   ExchangeKey key;
   std::string purpose;
   double seconds = 0;
-  std::vector<int> members;  // ranks of the job
+  std::vector<int> members;  // ranks of the job; none: all
 
   [[nodiscard]] std::string packed() const {
     Packer body;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -85,25 +87,39 @@ struct Welcome {
   std::string run_id;
   std::vector<Peer> peers;
 
+  /// Everybody gets everybody's, so that each has few bytes: names stand in a list of their own.
   [[nodiscard]] Message packed() const {
+    std::map<std::string, std::uint64_t> numbers;
+    std::vector<std::string> names;
+    const auto number_of = [&](const std::string& name) {
+      const auto [found, is_new] = numbers.try_emplace(name, names.size());
+      if (is_new) names.push_back(name);
+      return found->second;
+    };
     Packer everybody;
-    everybody.text(run_id);
     for (const Peer& peer : peers)
-      everybody.number(peer.rank).text(peer.host).text(peer.network).number(peer.pid).number(peer.world_size);
-    return {Word::welcome, everybody.take()};
+      everybody.count(number_of(peer.host)).count(number_of(peer.network)).count(static_cast<std::uint64_t>(peer.pid));
+    Packer all;
+    all.text(run_id).count(peers.size()).count(names.size());
+    for (const auto& name : names) all.text(name);
+    return {Word::welcome, all.text(everybody.take()).take()};
   }
 
   [[nodiscard]] static Welcome heard(const Message& message) {
-    Unpacker body(message.body);
+    Unpacker all(message.body);
     Welcome welcome;
-    welcome.run_id = body.text();
-    while (!body.is_over()) {
+    welcome.run_id = all.text();
+    const std::uint64_t ranks = all.count();
+    std::vector<std::string> names;
+    for (std::uint64_t left = all.count(); left > 0; --left) names.emplace_back(all.text());
+    Unpacker everybody(all.text());
+    for (std::uint64_t rank = 0; rank < ranks; ++rank) {
       Peer peer;
-      peer.rank = static_cast<int>(body.number());
-      peer.host = body.text();
-      peer.network = body.text();
-      peer.pid = body.number();
-      peer.world_size = static_cast<int>(body.number());
+      peer.rank = static_cast<int>(rank);
+      peer.host = names.at(everybody.count());
+      peer.network = names.at(everybody.count());
+      peer.pid = static_cast<std::int64_t>(everybody.count());
+      peer.world_size = static_cast<int>(ranks);
       welcome.peers.push_back(std::move(peer));
     }
     return welcome;

@@ -52,8 +52,11 @@ class Hub {
   }
 
   [[nodiscard]] Outcome name_missing(const Inquest& late, const std::vector<Peer>& peers) const {
+    std::vector<int> members = late.members;
+    if (late.key.group.empty())
+      for (const Peer& peer : peers) members.push_back(peer.rank);
     std::vector<std::string> names;
-    for (const int rank : exchanges_.missing(late.key, late.members))
+    for (const int rank : exchanges_.missing(late.key, members))
       names.push_back(accel::message(peers.at(static_cast<std::size_t>(rank))));
     if (names.empty()) return {};  // meanwhile all have come
     return {.failure = accel::message(late.purpose, " gave up after ", late.seconds, " s: no word from ", listed(names),

@@ -6,8 +6,12 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <ios>
 #include <string>
 #include <system_error>
+
+#include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 
 namespace accel::inline v0_1::launch::detail {
 
@@ -24,7 +28,8 @@ inline std::string network_name() {
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
   std::error_code unknown;
   const std::string space = std::filesystem::read_symlink("/proc/self/ns/net", unknown).string();
-  return boot.empty() || space.empty() ? host_name() : boot + "/" + space;
+  if (boot.empty() || space.empty()) return host_name();
+  return message(std::hex, fnv1a(boot + "/" + space) >> 4U);  // every rank keeps everybody's: short, and as good
 }
 
 }  // namespace accel::inline v0_1::launch::detail

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -36,12 +37,9 @@ class Roster {
         interval_(std::chrono::duration_cast<Clock::duration>(interval)),
         next_beat_(now),
         last_turn_(now),
-        links_(peers_.size()),
-        left_(peers_.size()) {
-    for (std::size_t r = 0; r < links_.size(); ++r) {
-      links_[r].heard = now;
-      links_[r].expected = rank == 0 ? r != 0 : r == 0;
-    }
+        links_(rank == 0 ? peers_.size() : 1) {
+    for (auto& link : links_) link.heard = now;
+    if (rank == 0) links_[0].expected = false;  // itself
   }
 
   // What happens
@@ -59,10 +57,10 @@ class Roster {
         behind_ = {static_cast<int>(who), now - std::chrono::duration_cast<Clock::duration>(ago),
                    unpack_progress(body)};
     } else if (message.word == Word::left) {
-      const auto who = static_cast<std::size_t>(body.number());
-      if (who >= left_.size()) return;
-      left_[who] = unpack_progress(body);
-      if (static_cast<int>(who) == from) link.expected = false;
+      const std::int64_t who = body.number();
+      if (who < 0 || who >= static_cast<std::int64_t>(peers_.size())) return;
+      left_[static_cast<int>(who)] = unpack_progress(body);
+      if (who == from) link.expected = false;
       if (rank_ == 0) letters_.push_back({Letter::everybody, message});
     } else if (message.word == Word::failed) {
       fail(std::string(body.text()));
@@ -84,7 +82,10 @@ class Roster {
     if (now - last_turn_ > 2 * interval_)
       for (auto& link : links_) link.heard = now;
     last_turn_ = now;
-    for (std::size_t r = 0; r < links_.size(); ++r) check_silence(static_cast<int>(r), now, host_answers);
+    if (now >= next_look_) {
+      next_look_ = now + interval_ / 8;  // not at every turn: of a large job rank 0 has many
+      for (std::size_t r = 0; r < links_.size(); ++r) check_silence(static_cast<int>(r), now, host_answers);
+    }
     if (now < next_beat_) return;
     next_beat_ = now + interval_;
     letters_.push_back({Letter::everybody, {Word::beat, packed(Packer(), own)}});
@@ -114,7 +115,7 @@ class Roster {
 
   /// When turn() has something to do; none if never.
   [[nodiscard]] std::optional<Time> next_turn() const {
-    return interval_.count() == 0 ? std::nullopt : std::optional(next_beat_);
+    return interval_.count() == 0 ? std::nullopt : std::optional(std::min(next_beat_, next_look_));
   }
 
   /// The sentence about the first rank that has failed; empty while all are well.
@@ -128,16 +129,15 @@ class Roster {
   /// A sentence about a rank that has left, and will never come to this collective or this round; or empty. The
   /// number 0 asks for neither.
   [[nodiscard]] std::string missed_by(std::int64_t collective, std::int64_t round) const {
-    for (std::size_t r = 0; r < left_.size(); ++r)
-      if (left_[r] && (left_[r]->collectives < collective || left_[r]->rounds < round))
-        return departure_of(static_cast<int>(r));
+    for (const auto& [rank, progress] : left_)
+      if (progress.collectives < collective || progress.rounds < round) return departure_of(rank);
     return {};
   }
 
   /// A sentence about that rank if it has left, or empty.
   [[nodiscard]] std::string departure_of(int rank) const {
-    const auto& progress = left_[static_cast<std::size_t>(rank)];
-    return progress ? message(peer(rank), " has left the training ", *progress) : std::string();
+    const auto found = left_.find(rank);
+    return found == left_.end() ? std::string() : message(peer(rank), " has left the training ", found->second);
   }
 
   /// A sentence about the rank that is furthest behind, if it had not begun that collective when it was last heard of,
@@ -229,10 +229,11 @@ class Roster {
   std::vector<Peer> peers_;
   Clock::duration interval_;
   Time next_beat_;
+  Time next_look_{};  // for who is silent
   Time last_turn_;
-  std::vector<Link> links_;                    // by rank
-  std::vector<std::optional<Progress>> left_;  // by rank: what those had done that have left
-  Standing behind_;                            // as rank 0 tells the others
+  std::vector<Link> links_;       // by rank; on others than rank 0 only to that
+  std::map<int, Progress> left_;  // by rank: what those had done that have left
+  Standing behind_;               // as rank 0 tells the others
   std::string failure_;
   std::vector<Letter> letters_;
 };

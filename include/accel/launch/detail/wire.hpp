@@ -49,6 +49,12 @@ class Packer {
       bytes_.push_back(static_cast<char>(static_cast<std::uint64_t>(value) >> shift & 0xff));
     return *this;
   }
+  /// In one byte if it is below 128.
+  Packer& count(std::uint64_t value) {
+    for (; value >= 0x80; value >>= 7) bytes_.push_back(static_cast<char>(value | 0x80));
+    bytes_.push_back(static_cast<char>(value));
+    return *this;
+  }
   Packer& real(double value) { return number(std::bit_cast<std::int64_t>(value)); }
   Packer& text(std::string_view value) {
     number(static_cast<std::int64_t>(value.size()));
@@ -74,6 +80,15 @@ class Unpacker {
     for (std::size_t i = 0; i < 8; ++i)
       value |= static_cast<std::uint64_t>(static_cast<unsigned char>(digits[i])) << (8 * i);
     return static_cast<std::int64_t>(value);
+  }
+  [[nodiscard]] std::uint64_t count() {
+    std::uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      const auto byte = static_cast<unsigned char>(take(1).front());
+      value |= static_cast<std::uint64_t>(byte & 0x7f) << shift;
+      if (byte < 0x80) return value;
+    }
+    throw std::runtime_error("a number of too many bytes");
   }
   [[nodiscard]] double real() { return std::bit_cast<double>(number()); }
   [[nodiscard]] std::string_view text() {
