@@ -18,7 +18,9 @@
 #include <ATen/ops/empty.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/backend/detail/called.hpp>
 #include <accel/backend/detail/nccl_group.hpp>
+#include <accel/backend/detail/nccl_work.hpp>
 
 namespace accel::inline v0_1::backend {
 

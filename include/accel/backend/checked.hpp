@@ -197,7 +197,7 @@ class Checked {
       least = least.to(inner.device());
       try {
         auto work = checks->all_reduce(least, ReduceOp::min);
-        work.wait();
+        wait_on_host(*checks, work);
       } catch (const CommError& error) {
         throw CommError(message(call.called, ", compared before: ", error.what()));
       }

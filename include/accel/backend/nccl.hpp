@@ -103,10 +103,11 @@ class NcclDriver {
   static std::string uuid(int index) {
     cudaDeviceProp properties{};
     check_cuda(::cudaGetDeviceProperties(&properties, index));
-    std::ostringstream text;
+    std::ostringstream text;  // as nvidia-smi -L writes it
     text << "GPU-" << std::hex << std::setfill('0');
-    for (const char byte : properties.uuid.bytes)
-      text << std::setw(2) << static_cast<unsigned>(static_cast<unsigned char>(byte));
+    for (std::size_t i = 0; i < sizeof(properties.uuid.bytes); ++i)
+      text << (i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "") << std::setw(2)
+           << static_cast<unsigned>(static_cast<unsigned char>(properties.uuid.bytes[i]));
     return text.str();
   }
 
@@ -164,10 +165,14 @@ class NcclDriver {
       if (::ncclCommGetAsyncError(comm, &result) != ncclSuccess) break;
     }
     if (result != ncclSuccess) return abort(comm);
-    bounded("ncclCommDestroy", device(), [doomed = comm] { (void)::ncclCommDestroy(doomed); });
+    bounded("ncclCommDestroy", device(), [doomed = comm, device = device()] {
+      enter_thread(device);
+      (void)::ncclCommDestroy(doomed);
+    });
     comm = nullptr;
   }
 
+  /// Nothing of CUDA's comes before it, which might hang: NCCL tells its kernels to end first of all.
   void abort(Comm& comm) noexcept {
     bounded("ncclCommAbort", device(), [doomed = comm] { (void)::ncclCommAbort(doomed); });
     comm = nullptr;
@@ -223,7 +228,8 @@ class NcclDriver {
     }
     const auto release = [device = device()](void* own) {
       // LibTorch's allocator would know when the streams are done with it; NCCL's does not.
-      bounded("ncclMemFree", device, [own] {
+      bounded("ncclMemFree", device, [own, device] {
+        enter_thread(device);
         (void)::cudaDeviceSynchronize();
         (void)::ncclMemFree(own);
       });
@@ -274,10 +280,7 @@ class NcclDriver {
   template <class Body>
   static void bounded(const char* call, c10::Device device, Body body) noexcept {
     try {
-      launch::within(Deadline::in(Seconds(5)), [device, body = std::move(body)] {
-        enter_thread(device);
-        body();
-      });
+      launch::within(Deadline::in(Seconds(5)), std::move(body));
     } catch (const std::exception& error) {
       std::fprintf(stderr, "accel: warning: %s on cuda:%d is left behind: %s\n", call, device.index(), error.what());
     }
@@ -289,7 +292,7 @@ class NcclDriver {
   }
 
   static void check_cuda(cudaError_t result) {
-    ACCEL_CHECK(result == cudaSuccess, CommError, "NCCL: CUDA says: ", ::cudaGetErrorString(result));
+    ACCEL_CHECK(result == cudaSuccess, CommError, "CUDA says: ", ::cudaGetErrorString(result));
   }
 
   // NCCL's macro is a C initializer of this very struct.

@@ -60,6 +60,14 @@ struct Failing {
 /// What is told of a collective that is too late, beside who may be to blame.
 inline constexpr std::string_view no_answer = "a peer has ended, hangs, or does not call the same operation";
 
+/// What `reason` says of this very call; empty if it is about something else. Of a late collective all ranks say the
+/// same, whoever of them has noticed first.
+[[nodiscard]] inline std::string sentence_about(const Called& call, const std::string& reason) {
+  if (reason.starts_with(message(call, " "))) return reason;
+  const std::size_t late = call.is_message() ? std::string::npos : reason.find(message(call, " failed after"));
+  return late == std::string::npos ? std::string() : reason.substr(late);
+}
+
 /// The one end of a group by a call: gives it up, and throws the sentence that every later call repeats. It names who
 /// failed; else who has left; else, of a collective that is late, who is behind. Where somebody was first, another
 /// thread or another rank, that reason is told.
@@ -72,12 +80,8 @@ inline constexpr std::string_view no_answer = "a peer has ended, hangs, or does 
   while (!hope.is_lost(control, call) && !how.late && !news.passed())
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   if (const std::string reason = control.failure(); !reason.empty()) {
-    // Of one late collective all ranks say the same, whoever was the first to notice.
-    const std::size_t same = call.is_message() ? std::string::npos : reason.find(message(call, " failed after"));
-    const bool is_own = reason.starts_with(message(call, " "));
-    const std::string text = is_own                      ? reason
-                             : same != std::string::npos ? reason.substr(same)
-                                                         : message(what, ": ", reason);
+    std::string text = sentence_about(call, reason);
+    if (text.empty()) text = message(what, ": ", reason);
     control.give_up(text);
     throw CommError(text);
   }

@@ -73,9 +73,8 @@ class Flights {
 
   void add(std::vector<Called> calls, std::vector<at::Tensor> tensors, std::shared_ptr<Flight<Event>> flight,
            Deadline deadline) {
-    // One look more than it takes, so that nothing is late that was only seen late.
     const Deadline unseen = Deadline::in(Seconds(deadline.remaining()) + Seconds(1));
-    const std::vector<Hope> hopes(calls.size());
+    std::vector<Hope> hopes(calls.size());
     const std::lock_guard lock(state_->mutex);
     state_->entries.push_back(
         {std::move(calls), std::move(hopes), std::move(tensors), std::move(flight), deadline, unseen, false});

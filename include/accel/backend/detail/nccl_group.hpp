@@ -73,8 +73,12 @@ class NcclGroup {
       drop();
       return;
     }
-    for (auto& window : windows_) driver.close_window(comm_, window.handle);
-    driver.destroy(comm_, Deadline::in(Seconds(5)));  // a peer that has ended does not take part
+    const Deadline goodbye = Deadline::in(Seconds(5));  // a peer that has ended does not take part
+    for (auto& window : windows_) {
+      driver.close_window(comm_, window.handle);
+      for (const Pause pause; state().is_in_progress() && !goodbye.passed();) pause();
+    }
+    driver.destroy(comm_, goodbye);
     comm_ = nullptr;
   }
 
@@ -99,7 +103,7 @@ class NcclGroup {
     const std::lock_guard lock(calls_);
     control.check_failure(called.operation);
     start_collected();
-    return start({called}, {after_current()}, std::move(tensors), deadline, call);
+    return start({called}, {after_current(called)}, std::move(tensors), deadline, call);
   }
 
   /// A message, which starts together with all others that are called before one of them is waited for: one after the
@@ -107,7 +111,7 @@ class NcclGroup {
   std::shared_ptr<Ticket> collect(const Called& called, const at::Tensor& tensor, Seconds timeout) {
     const std::lock_guard lock(calls_);
     control.check_failure(called.operation);
-    collected_.push_back({called, tensor, timeout, after_current(), std::make_shared<Ticket>()});
+    collected_.push_back({called, tensor, timeout, after_current(called), std::make_shared<Ticket>()});
     return collected_.back().ticket;
   }
 
@@ -186,7 +190,7 @@ class NcclGroup {
     while (!wake_.wait_for(lock, watch_interval, [this] { return ending_; })) {
       lock.unlock();
       if (is_stopped_) return;
-      if (control.failed()) return stop();  // whoever waits or calls next finds the reason
+      if (control.failed()) return follow();
       try {
         if (const auto trouble = find_trouble()) fail(trouble->call, trouble->how);
       } catch (const CommError&) {
@@ -194,6 +198,12 @@ class NcclGroup {
       }
       lock.lock();
     }
+  }
+
+  /// Somebody else has failed. Whoever waits or calls next finds the reason.
+  void follow() {
+    if (const std::string own = sentence_about(flights_.first(), control.failure()); !own.empty()) control.give_up(own);
+    stop();
   }
 
   /// First what is known without CUDA, which may hang as long as nobody aborts.
@@ -233,11 +243,17 @@ class NcclGroup {
   template <class Call>
   std::shared_ptr<Flight> start(std::vector<Called> calls, const std::vector<std::shared_ptr<Flight>>& ready,
                                 std::vector<at::Tensor> tensors, Deadline deadline, Call&& call) {
-    for (const auto& one : ready) driver.engine_waits(one->event);
-    control.check_failure(calls.front().operation);  // CUDA may have kept this thread
-    settle(calls.front(), call(comm_), deadline);
-    auto flight = take_flight();
-    driver.record_engine(flight->event);
+    const Called first = calls.front();
+    ask_cuda(first, [&] {
+      for (const auto& one : ready) driver.engine_waits(one->event);
+    });
+    control.check_failure(first.operation);  // CUDA may have kept this thread
+    settle(first, call(comm_), deadline);
+    std::shared_ptr<Flight> flight;
+    ask_cuda(first, [&] {
+      flight = take_flight();
+      driver.record_engine(flight->event);
+    });
     if (flight->is_recorded) return flight;
     flights_.add(std::move(calls), std::move(tensors), flight, deadline);
     if (is_stopped_) flight->lost = true;  // somebody did not wait for this call
@@ -272,12 +288,29 @@ class NcclGroup {
     for (const Pause pause; answer.is_in_progress() && !deadline.passed() && !control.failed(); answer = state())
       pause();
     if (answer.state == NcclAnswer::State::done) return;
-    flights_.lose();
     Failing how{.verb = "could not start"};
     if (answer.failed())
       how.native = "NCCL says: " + answer.text;
     else if (deadline.passed())
       how.late = deadline;
+    fail_within(called, how);
+  }
+
+  /// `body` asks CUDA for streams and events.
+  template <class Body>
+  void ask_cuda(const Called& called, Body&& body) {
+    std::string said;
+    try {
+      return std::forward<Body>(body)();
+    } catch (const std::exception& error) {
+      said = first_line(error);
+    }
+    fail_within(called, {.verb = "could not start", .native = said});
+  }
+
+  /// fail() of who calls.
+  [[noreturn]] void fail_within(const Called& called, const Failing& how) {
+    flights_.lose();
     try {
       tell(called, how);
     } catch (...) {
@@ -287,9 +320,12 @@ class NcclGroup {
   }
 
   /// What the current stream holds now.
-  [[nodiscard]] std::shared_ptr<Flight> after_current() {
-    auto ready = take_flight();
-    driver.record_current(ready->event);
+  [[nodiscard]] std::shared_ptr<Flight> after_current(const Called& called) {
+    std::shared_ptr<Flight> ready;
+    ask_cuda(called, [&] {
+      ready = take_flight();
+      driver.record_current(ready->event);
+    });
     return ready;
   }
 
@@ -327,83 +363,6 @@ class NcclGroup {
   std::condition_variable wake_;
   bool ending_ = false;
   std::thread watchdog_;
-};
-
-/// A collective or a message under way. Waiting twice is allowed.
-template <class Driver>
-class NcclWork {
- public:
-  using Group = NcclGroup<Driver>;
-  using Flight = typename Group::Flight;
-  using Ticket = typename Group::Ticket;
-
-  /// No flight: nothing was sent.
-  NcclWork(std::shared_ptr<Group> group, const Called& called, std::shared_ptr<Flight> flight)
-      : group_(std::move(group)), called_(called), flight_(std::move(flight)) {}
-  NcclWork(std::shared_ptr<Group> group, const Called& called, std::shared_ptr<Ticket> ticket)
-      : group_(std::move(group)), called_(called), ticket_(std::move(ticket)) {}
-
-  NcclWork(NcclWork&&) noexcept = default;
-  NcclWork& operator=(NcclWork&& other) noexcept {
-    std::swap(group_, other.group_);
-    std::swap(called_, other.called_);
-    std::swap(flight_, other.flight_);
-    std::swap(ticket_, other.ticket_);
-    return *this;
-  }
-  // A message whose work is let go starts all the same.
-  ~NcclWork() {
-    try {
-      start();
-    } catch (const std::exception&) {
-      // The group is given up: the next call says why.
-    }
-  }
-
-  /// The current stream waits, the host does not: what goes wrong later is said by the next call.
-  void wait() {
-    start();
-    if (!flight_) return;
-    if (flight_->lost || (group_->control.failed() && !is_over())) group_->fail(called_, {});
-    group_->driver.current_waits(flight_->event);
-  }
-
-  /// The host waits, and knows afterwards that the result is there.
-  void wait_until(Deadline deadline) {
-    start();
-    if (!flight_) return;
-    for (const Pause pause; !is_over(); pause()) {
-      if (flight_->lost || group_->control.failed()) group_->fail(called_, {});
-      if (deadline.passed()) group_->fail(called_, {.late = deadline, .native = std::string(no_answer)});
-    }
-    if (const NcclAnswer end = state(); end.failed()) group_->fail(called_, {.native = end.text});
-    wait();
-  }
-
-  [[nodiscard]] bool done() const {
-    try {
-      start();
-    } catch (const CommError&) {
-      return true;  // wait() throws it
-    }
-    return !flight_ || is_over();
-  }
-
- private:
-  void start() const {
-    if (!ticket_) return;
-    flight_ = group_->start(called_, *ticket_);
-    ticket_.reset();
-  }
-
-  /// Of what a graph has recorded there is nothing to ask: the device says no more than that it is no event of its own.
-  [[nodiscard]] NcclAnswer state() const { return flight_->is_recorded ? NcclAnswer{} : flight_->event.state(); }
-  [[nodiscard]] bool is_over() const { return !state().is_in_progress(); }
-
-  std::shared_ptr<Group> group_;
-  Called called_;
-  mutable std::shared_ptr<Flight> flight_;
-  mutable std::shared_ptr<Ticket> ticket_;  // of a message that has not started
 };
 
 }  // namespace accel::inline v0_1::backend::detail
