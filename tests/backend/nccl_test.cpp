@@ -1,6 +1,8 @@
 // BasicNccl over a driver without a GPU: the laws of a backend, the order of the calls, the watchdog.
 #include <algorithm>
+#include <atomic>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -149,8 +151,9 @@ TEST_CASE("an error that NCCL reports ends in an abort that says it", "[backend]
     auto work = group->all_reduce(tensor, ReduceOp::sum);
     faults().error = true;
     const Stopwatch watch;
-    work.wait();  // of a stream: it ends, and says nothing
-    CHECK(watch.seconds() < 2 * patience);
+    const auto told = thrown_by<CommError>([&] { work.wait_until(Deadline::in(Seconds(15))); });
+    CHECK_THAT(told, ContainsSubstring("all_reduce number 1 of 12 B failed; NCCL says: unhandled fault of a test"));
+    CHECK(watch.seconds() < 3 * patience);
     CHECK(called("abort"));
     CHECK(group->control().failed());
     const auto error = thrown_by<CommError>([&] { (void)group->all_reduce(tensor, ReduceOp::sum); });
@@ -246,8 +249,12 @@ TEST_CASE("all ranks hear of one that has no device", "[backend][nccl]") {
     std::cout << missing << "\n";
     faults().devices = 1;
     const auto crowded = error_of({});
-    CHECK_THAT(crowded, ContainsSubstring("2 ranks but 1 device"));
+    CHECK_THAT(crowded, ContainsSubstring("NCCL: rank 0 (host ") && ContainsSubstring(" and rank 1 (host ") &&
+                            ContainsSubstring("have one device, GPU-0"));
     std::cout << crowded << "\n";
+    faults().first_device = rank.rank;  // as with srun --gpus-per-task=1
+    CHECK(error_of({}).empty());
+    faults().first_device = 0;
     faults().devices_can_be_shared = true;
     CHECK(error_of({}).empty());
     CHECK_THAT(error_of({.timeout_s = 0}), ContainsSubstring("timeout_s"));
@@ -260,10 +267,232 @@ TEST_CASE("memory becomes a window only where every rank asks for it", "[backend
       (void)RecordingDriver::take_calls();
       Group<RecordedNccl> group({.timeout_s = 20, .symmetric_windows = all || rank.rank == 0});
       at::Tensor memory = group->allocate(accel::Bytes{64}).fill_(1);
-      CHECK(called("open_window") == all);
+      const Calls calls = RecordingDriver::take_calls();
+      CHECK(std::count(calls.begin(), calls.end(), "allocate") == (all ? 1 : 0));  // else LibTorch's own
+      CHECK(std::count(calls.begin(), calls.end(), "open_window") == (all ? 1 : 0));
       auto work = group->all_reduce(memory, ReduceOp::sum);
       work.wait();
       CHECK(memory.equal(at::full({64}, 2, at::kByte)));
     }
+  });
+}
+
+TEST_CASE("a rank that left without the collective is named at once, not at the timeout", "[backend][nccl]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    const auto others = meet();  // of its own: rank 0's store must outlive the group
+    const int leaver = rank.world_size - 1;
+    const Stopwatch watch;
+    std::string error;
+    {
+      Group<RecordedNccl> group;
+      group->control().barrier("all are there", Deadline::in(Seconds(20)));
+      if (rank.rank != leaver) {
+        at::Tensor tensor = at::ones({3});
+        auto work = group->all_reduce(tensor, ReduceOp::sum);
+        error = thrown_by<CommError>([&] { work.wait_until(Deadline::in(Seconds(15))); });
+        CHECK_THAT(error, ContainsSubstring("all_reduce number 1 of 12 B failed") &&
+                              ContainsSubstring(accel::message("rank ", leaver, " (host ")) &&
+                              ContainsSubstring("has left the training after 0 steps"));
+        CHECK(watch.seconds() < 5 * patience);
+        std::cout << error << "\n";
+      }
+    }
+    auto control = others.control_plane();
+    control.barrier("all have heard", Deadline::in(Seconds(20)));
+    control.farewell();
+  });
+}
+
+TEST_CASE("a late collective names the rank that is behind, whoever notices first", "[backend][nccl]") {
+  on_ranks({3}, [](Rank rank) {
+    const int late = 1;
+    const double beat_s = 0.3 * patience;
+    const auto meeting = accel::launch::meet(accel::launch::detect(), accel::launch::next_creation(),
+                                             {.timeout = Seconds(30), .beat = Seconds(beat_s)});
+    RecordedNccl backend(meeting, {.timeout_s = 3 * beat_s});
+    at::Tensor tensor = at::ones({3});
+    for (int i = 0; i < 2; ++i) backend.all_reduce(tensor, ReduceOp::sum).wait();
+    stay_for(2 * beat_s / patience);
+    if (rank.rank == late) {
+      stay_for(8 * beat_s / patience);  // it lives and beats, but does not come
+    } else {
+      (void)backend.all_reduce(tensor, ReduceOp::sum);
+      stay_for(6 * beat_s / patience);
+      const auto error = thrown_by<CommError>([&] { (void)backend.all_reduce(tensor, ReduceOp::sum); });
+      CHECK_THAT(error, ContainsSubstring("all_reduce number 3 of 12 B failed after") &&
+                            ContainsSubstring("rank 1 (host ") && ContainsSubstring("was furthest behind"));
+      std::cout << error << "\n";
+    }
+    backend.control().farewell();
+  });
+}
+
+TEST_CASE("a call of a group that fails ends in an abort that says it, behind the end of the group",
+          "[backend][nccl]") {
+  on_ranks({1}, [](Rank) {
+    for (const int succeed : {1, 2}) {  // the second of two tensors, or the group as a whole
+      Group<RecordedNccl> group;
+      std::vector<at::Tensor> tensors = {at::ones({3}), at::ones({5})};
+      (void)RecordingDriver::take_calls();
+      faults().calls_until_error = succeed;
+      const auto error = thrown_by<CommError>([&] { (void)group->all_reduce(std::span(tensors), ReduceOp::sum); });
+      faults().calls_until_error = -1;
+      CHECK_THAT(error, ContainsSubstring(
+                            "all_reduce number 1 of 32 B could not start; NCCL says: a call that a test lets fail"));
+      const Calls calls = RecordingDriver::take_calls();
+      CHECK(std::find(calls.begin(), calls.end(), "abort") > std::find(calls.begin(), calls.end(), "group_end"));
+      CHECK(std::find(calls.begin(), calls.end(), "abort") != calls.end());
+      CHECK_THAT(thrown_by<CommError>([&] { (void)group->broadcast(tensors[0], 0); }), ContainsSubstring(error));
+    }
+  });
+}
+
+TEST_CASE("what a graph records is not waited for, and nobody looks at its events", "[backend][nccl]") {
+  on_ranks({2}, [](Rank) {
+    Group<RecordedNccl> group({.timeout_s = 0.5});
+    at::Tensor tensor = at::ones({3});
+    faults().captures = true;
+    {
+      auto work = group->all_reduce(tensor, ReduceOp::sum);
+      CHECK(work.done());
+      work.wait_until(Deadline::in(Seconds(10)));
+    }
+    faults().captures = false;
+    stay_for(1.5);
+    CHECK_FALSE(group->control().failed());
+    CHECK_FALSE(called("abort"));
+    for (int i = 0; i < 3; ++i) group->all_reduce(tensor, ReduceOp::sum).wait();
+    CHECK(tensor.equal(at::full({3}, 16.0)));
+  });
+}
+
+TEST_CASE("a collective is aborted in time though CUDA answers nobody any more", "[backend][nccl]") {
+  on_ranks({2}, [](Rank) {
+    for (auto* const hangs : {&faults().hangs_if_asked, &faults().hangs_to_record}) {
+      Group<RecordedNccl> group({.timeout_s = 0.5});
+      faults().never_finishes = true;
+      at::Tensor tensor = at::ones({3});
+      auto work = group->all_reduce(tensor, ReduceOp::sum);
+      *hangs = true;
+      const Stopwatch watch;
+      // The first hangs where it looks for what is over, the second where it looks at the current stream.
+      const auto error = thrown_by<CommError>([&] { (void)group->all_reduce(tensor, ReduceOp::sum); });
+      CHECK_THAT(error, ContainsSubstring("all_reduce number 1 of 12 B failed after 0.5 s without an answer"));
+      CHECK(watch.seconds() < 8 * patience);
+      CHECK(called("abort"));
+      *hangs = false;
+      faults().never_finishes = false;
+    }
+  });
+}
+
+TEST_CASE("an error of CUDA's is told in its words, and not waited for", "[backend][nccl]") {
+  on_ranks({1, 2}, [](Rank) {
+    Group<RecordedNccl> group;
+    faults().never_finishes = true;
+    at::Tensor tensor = at::ones({3});
+    auto work = group->all_reduce(tensor, ReduceOp::sum);
+    faults().cuda_error = true;
+    const Stopwatch watch;
+    const auto error = thrown_by<CommError>([&] { work.wait_until(Deadline::in(Seconds(15))); });
+    CHECK_THAT(error, ContainsSubstring("all_reduce number 1 of 12 B failed; CUDA says: an illegal address of a test"));
+    CHECK(watch.seconds() < 3 * patience);
+    stay_for(0.3);
+    faults().cuda_error = false;
+    CHECK(called("abort"));
+  });
+  on_ranks({1}, [](Rank) {
+    Group<RecordedNccl> group;
+    at::Tensor tensor = at::ones({3});
+    faults().cuda_error = true;  // of an earlier kernel: whatever is called next says it
+    const auto error = thrown_by<CommError>([&] { (void)group->all_reduce(tensor, ReduceOp::sum); });
+    CHECK(error == "all_reduce number 1 of 12 B could not start; CUDA says: an illegal address of a test");
+    CHECK(group->control().failed());
+    CHECK(called("abort"));
+  });
+}
+
+TEST_CASE("messages that are called before one is waited for are one group of NCCL", "[backend][nccl]") {
+  on_ranks({2}, [](Rank rank) {
+    Group<RecordedNccl> group;
+    at::Tensor mine = at::full({3}, 1.0 + rank.rank);
+    at::Tensor theirs = at::zeros({3});
+    (void)RecordingDriver::take_calls();
+    auto sending = group->send(mine, 1 - rank.rank);
+    auto receiving = group->recv(theirs, 1 - rank.rank);
+    CHECK(RecordingDriver::take_calls() == Calls{"record_current", "record_current"});
+    receiving.wait();
+    CHECK(RecordingDriver::take_calls() == Calls{"engine_waits", "engine_waits", "group_start", "send", "recv",
+                                                 "group_end", "record_engine", "current_waits"});
+    sending.wait();
+    CHECK(theirs.equal(at::full({3}, 2.0 - rank.rank)));
+    (void)RecordingDriver::take_calls();
+    if (rank.rank == 0) {
+      (void)group->send(mine, 1);  // let go: it starts
+      CHECK(called("send"));
+    } else {
+      group->recv(theirs, 0).wait();
+    }
+    CHECK(theirs.equal(at::full({3}, rank.rank == 0 ? 2.0 : 1.0)));
+  });
+}
+
+TEST_CASE("a message for a rank that has left is named with it, and others are none of its business",
+          "[backend][nccl]") {
+  on_ranks({3}, [](Rank rank) {
+    const auto others = meet();
+    {
+      Group<RecordedNccl> group;
+      group->control().barrier("all are there", Deadline::in(Seconds(20)));
+      at::Tensor tensor = at::ones({3});
+      const Stopwatch watch;
+      if (rank.rank == 0) {
+        auto work = group->recv(tensor, 1);
+        const auto error = thrown_by<CommError>([&] { work.wait_until(Deadline::in(Seconds(15))); });
+        CHECK_THAT(error, ContainsSubstring("recv number 1 of 12 B from rank 1 failed: rank 1 (host ") &&
+                              ContainsSubstring("has left the training"));
+        CHECK(watch.seconds() < 6 * patience);
+        std::cout << error << "\n";
+      }
+    }
+    auto control = others.control_plane();
+    control.barrier("all have heard", Deadline::in(Seconds(20)));
+    control.farewell();
+  });
+}
+
+TEST_CASE("a tensor whose memory takes its time to be freed keeps nobody from calling", "[backend][nccl]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Group<RecordedNccl> group;
+    struct Slow {
+      std::vector<float> memory = std::vector<float>(3, 1.0F);
+      std::atomic<bool> is_freed{false}, others_go_on{false};
+    };
+    const auto slow = std::make_shared<Slow>();  // the thread may be in it when this has ended
+    {
+      at::Tensor tensor = at::from_blob(slow->memory.data(), {3}, [slow](void*) {
+        slow->is_freed = true;  // as a deleter waits that must see the device idle
+        for (const Stopwatch watch; !slow->others_go_on && watch.seconds() < 10;) stay_for(0.01);
+      });
+      auto work = group->all_reduce(tensor, ReduceOp::sum);
+      tensor.reset();
+      work.wait_until(Deadline::in(Seconds(10)));
+    }
+    // Nothing is called meanwhile: it is the thread that looks what is over that frees it.
+    for (const Stopwatch watch; !slow->is_freed && watch.seconds() < 10;) stay_for(0.01);
+    CHECK(slow->is_freed);
+    at::Tensor other = at::ones({3});
+    group->all_reduce(other, ReduceOp::sum).wait();
+    CHECK(other.equal(at::full({3}, static_cast<float>(rank.world_size))));
+    CHECK_FALSE(slow->others_go_on);
+    slow->others_go_on = true;
+  });
+}
+
+TEST_CASE("every thread that calls CUDA says so first: else it would open the first device", "[backend][nccl]") {
+  on_ranks({1}, [](Rank) {
+    const Group<RecordedNccl> group;
+    for (const Stopwatch watch; RecordingDriver::threads_entered < 2 && watch.seconds() < 10;) stay_for(0.01);
+    CHECK(RecordingDriver::threads_entered == 2);  // the one that looks what is over, and the watchdog
   });
 }

@@ -213,6 +213,57 @@ void passes_round_a_ring(Rank rank) {
   CHECK(same(second_of_theirs, at::full_like(first, 10 * previous + 1)));
 }
 
+/// Everybody speaks before anybody listens; small, and more than engines keep for a peer that does not receive yet.
+template <Backend B>
+void passes_large_messages_round_a_ring(Rank rank) {
+  if (rank.world_size == 1) return;  // a rank is no peer of itself, see refuses()
+  Group<B> group;
+  const auto device = group->device();
+  const int next = (rank.rank + 1) % rank.world_size;
+  const int previous = (rank.rank + rank.world_size - 1) % rank.world_size;
+  for (const std::int64_t count : {5, 1 << 21}) {  // 8 MiB of floats
+    for (const bool sender_first : {true, false}) {
+      const at::Tensor mine = brought({count}, Float, device, rank.rank);
+      at::Tensor theirs = at::full_like(mine, 99);
+      auto sending = group->send(mine, next);
+      auto receiving = group->recv(theirs, previous);
+      sender_first ? sending.wait() : receiving.wait();
+      sender_first ? receiving.wait() : sending.wait();
+      CHECK(same(theirs, brought({count}, Float, device, previous)));
+    }
+    // What nobody waits for is under way all the same, once the next collective is called.
+    const at::Tensor mine = brought({count}, Float, device, rank.rank);
+    at::Tensor theirs = at::full_like(mine, 99);
+    auto sending = group->send(mine, next);
+    auto receiving = group->recv(theirs, previous);
+    at::Tensor sum = brought({7}, Float, device, rank.rank);
+    group->all_reduce(sum, ReduceOp::sum).wait();
+    CHECK(same(sum, reduced({7}, Float, device, rank.world_size, ReduceOp::sum)));
+    receiving.wait();
+    sending.wait();
+    CHECK(same(theirs, brought({count}, Float, device, previous)));
+  }
+}
+
+/// Everybody's part for everybody else.
+template <Backend B>
+void exchanges_all_to_all(Rank rank) {
+  Group<B> group;
+  const auto device = group->device();
+  const auto from_to = [&](int from, int to) { return brought({100'003}, Int, device, 10 * from + to); };
+  std::vector<at::Tensor> received;
+  std::vector<decltype(group->recv(received.front(), 0))> works;
+  for (int other = 0; other < rank.world_size; ++other) received.push_back(at::full_like(from_to(0, 0), 99));
+  for (int other = 0; other < rank.world_size; ++other) {
+    if (other == rank.rank) continue;
+    works.push_back(group->send(from_to(rank.rank, other), other));
+    works.push_back(group->recv(received[static_cast<std::size_t>(other)], other));
+  }
+  for (auto& work : works) work.wait();
+  for (int other = 0; other < rank.world_size; ++other)
+    if (other != rank.rank) CHECK(same(received[static_cast<std::size_t>(other)], from_to(other, rank.rank)));
+}
+
 template <Backend B>
 void says_when_it_is_done(Rank rank) {
   Group<B> group;
@@ -509,8 +560,10 @@ inline std::function<void(Rank)> one_after_the_other(std::vector<void (*)(Rank)>
   }                                                                                                                  \
   TEST_CASE(#B " broadcasts, gathers, scatters, sends and receives", "[backend][conformance]") {                     \
     using namespace accel::testing::backend_suite;                                                                   \
-    accel::testing::on_ranks(__VA_ARGS__, one_after_the_other({broadcasts_from_every_rank<B>, gathers<B>,            \
-                                                               scatters_sums<B>, passes_round_a_ring<B>}));          \
+    accel::testing::on_ranks(                                                                                        \
+        __VA_ARGS__,                                                                                                 \
+        one_after_the_other({broadcasts_from_every_rank<B>, gathers<B>, scatters_sums<B>, passes_round_a_ring<B>,    \
+                             passes_large_messages_round_a_ring<B>, exchanges_all_to_all<B>}));                      \
   }                                                                                                                  \
   TEST_CASE(#B " splits into groups, allocates, moves, and carries texts", "[backend][conformance]") {               \
     using namespace accel::testing::backend_suite;                                                                   \

@@ -1,18 +1,23 @@
 // RecordingDriver: NCCL's part in BasicNccl without NCCL or a GPU. It moves real bytes between
-// processes, by files; notes what is called; and fails where a test tells it to.
+// processes, by files; notes what is called; is as unkind as NCCL may be; and fails where a test tells it to.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iostream>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -28,15 +33,26 @@ namespace accel::testing {
 /// What a test tells all drivers of this process.
 struct RecordingFaults {
   std::atomic<int> devices{8};
+  std::atomic<int> first_device{0};  // of the host's, that this process sees
   std::atomic<bool> devices_can_be_shared{false};
-  std::atomic<int> polls_of_init{0};        // how often it is still in progress; < 0: for ever
-  std::atomic<bool> error{false};           // NCCL reports one
-  std::atomic<bool> never_finishes{false};  // collectives begun from now on
-  std::atomic<bool> captures{false};        // a graph records the current stream
+  std::atomic<int> polls_of_init{0};         // how often it is still in progress; < 0: for ever
+  std::atomic<int> polls_of_calls{1};        // the same of every other call, which has answered success
+  std::atomic<int> calls_until_error{-1};    // so many more succeed; < 0: all
+  std::atomic<bool> error{false};            // NCCL reports one
+  std::atomic<bool> cuda_error{false};       // CUDA does, of every event
+  std::atomic<bool> never_finishes{false};   // collectives begun from now on
+  std::atomic<bool> hangs_if_asked{false};   // an event that has not passed, until an abort
+  std::atomic<bool> hangs_to_record{false};  // the current stream has no place for an event, until an abort
+  std::atomic<bool> captures{false};         // a graph records the current stream
+  std::atomic<bool> runs_ahead{false};       // the current stream waits for no sum
 };
 
 /// The engine is a thread that works through a queue, as a stream does; the current stream is the
 /// caller itself. One folder per communicator; a file appears whole, under its name, or not at all.
+///
+/// What NCCL and CUDA leave undefined ends the program: a call without a communicator, one beside another that is
+/// still in progress, a look at what a graph has recorded. An abort leaves what an earlier call has brought where a
+/// result should have been, as NCCL's buffers are used again.
 class RecordingDriver {
  public:
   using Answer = backend::NcclAnswer;
@@ -49,30 +65,46 @@ class RecordingDriver {
     const std::lock_guard lock(calls_mutex);
     return std::exchange(calls, {});
   }
+  static inline std::atomic<int> threads_entered{0};
 
   struct CommState {
     std::filesystem::path folder;
     int world_size = 1;
     int rank = 0;
-    int polls = 0;
+    std::atomic<int> polls{0};
+    std::atomic<bool> registers{false};  // a window, on a thread of its own
     std::atomic<bool> aborted{false};
+    std::thread registration{};
     // Of the engine's thread only.
     std::int64_t rounds = 0;
     std::vector<std::int64_t> sent, received;
+    std::map<std::size_t, std::string> results;  // the last, by their sizes
   };
   using Comm = std::shared_ptr<CommState>;
   using Window = int;
   /// Recording it again leaves those alone that wait for the first time.
   struct Event {
     std::shared_ptr<std::atomic<bool>> passed = std::make_shared<std::atomic<bool>>(true);
+    std::shared_ptr<std::atomic<bool>> aborted;  // the engine's
+    bool is_captured = false;
+    bool is_of_sum = false;  // of a collective
+
+    [[nodiscard]] Answer state() const {
+      if (is_captured) misuse("a look at an event that a graph has recorded");
+      if (faults.cuda_error) return {State::failed, "CUDA says: an illegal address of a test"};
+      while (faults.hangs_if_asked && !*passed && !*aborted) pause();
+      return {*passed ? State::done : State::in_progress};
+    }
   };
 
   explicit RecordingDriver(int) {}
 
   static int device_count() { return faults.devices; }
+  static std::string uuid(int index) { return message("GPU-", faults.first_device + index); }
   static bool ranks_share_devices() { return faults.devices_can_be_shared; }
   static bool has_windows() { return true; }
   static std::string version() { return "of a test"; }
+  static void enter_thread(c10::Device) noexcept { ++threads_entered; }
   [[nodiscard]] c10::Device device() const { return {c10::DeviceType::CPU}; }
   [[nodiscard]] bool is_capturing() const { return faults.captures; }
 
@@ -87,28 +119,33 @@ class RecordingDriver {
     comm->folder = id;
     comm->world_size = world_size;
     comm->rank = rank;
-    comm->polls = faults.polls_of_init;
+    comm->polls = faults.polls_of_init.load();
     comm->sent.resize(static_cast<std::size_t>(world_size));
     comm->received.resize(static_cast<std::size_t>(world_size));
-    return state(comm);
+    return {comm->polls == 0 ? State::done : State::in_progress};
   }
 
   Answer state(Comm& comm) {
+    if (comm == nullptr) misuse("the state of no communicator");
     if (faults.error) return {State::failed, "unhandled fault of a test"};
+    if (comm->registers) return {State::in_progress};
     if (comm->polls == 0) return {};
     if (comm->polls > 0) --comm->polls;
     return {State::in_progress};
   }
 
   void destroy(Comm& comm, Deadline) noexcept {
+    check(comm);
     note("destroy");
-    leave(*comm);
+    end(comm);
   }
 
   void abort(Comm& comm) noexcept {
+    if (comm == nullptr) misuse("an abort of no communicator");
     note("abort");
     comm->aborted = true;
-    leave(*comm);
+    *engine_->aborted = true;
+    end(comm);
   }
 
   Answer group_start() {
@@ -120,50 +157,71 @@ class RecordingDriver {
   Answer group_end() {
     note("group_end");
     engine_->grouping = false;
-    for (auto& job : std::exchange(engine_->group, {})) engine_->push(std::move(job));
-    return {};
+    const auto group = std::exchange(engine_->group, {});
+    // All messages are on their way before one of them is waited for.
+    engine_->push([group] {
+      for (const auto& job : group) job.post();
+      for (const auto& job : group) job.run();
+      for (const auto& job : group) job.finish();
+    });
+    return next_answer();
   }
 
   Answer all_reduce(Comm& comm, const at::Tensor& tensor, ReduceOp op) {
-    return start("all_reduce", comm, [tensor = tensor.detach(), op](CommState& self) {
+    engine_->last_is_sum = op == ReduceOp::sum;
+    return start("all_reduce", comm, tensor, [tensor = tensor.detach(), op](CommState& self) {
       auto parts = exchange(self, tensor);
       if (!parts.empty()) tensor.copy_(reduce(parts, op));
+      return !parts.empty();
     });
   }
 
   Answer broadcast(Comm& comm, const at::Tensor& tensor, int root) {
-    return start("broadcast", comm, [tensor = tensor.detach(), root](CommState& self) {
+    return start("broadcast", comm, tensor, [tensor = tensor.detach(), root](CommState& self) {
       auto parts = exchange(self, tensor);
       if (!parts.empty()) tensor.copy_(parts[static_cast<std::size_t>(root)]);
+      return !parts.empty();
     });
   }
 
   Answer all_gather(Comm& comm, const at::Tensor& output, const at::Tensor& input) {
-    return start("all_gather", comm, [output = output.detach(), input = input.detach()](CommState& self) {
+    return start("all_gather", comm, output, [output = output.detach(), input = input.detach()](CommState& self) {
       auto parts = exchange(self, input.view({-1}));
       if (!parts.empty()) output.view({-1}).copy_(at::cat(parts));
+      return !parts.empty();
     });
   }
 
   Answer reduce_scatter(Comm& comm, const at::Tensor& output, const at::Tensor& input, ReduceOp op) {
-    return start("reduce_scatter", comm, [output = output.detach(), input = input.detach(), op](CommState& self) {
+    const auto body = [output = output.detach(), input = input.detach(), op](CommState& self) {
       auto parts = exchange(self, input.view({-1}));
-      if (parts.empty()) return;
+      if (parts.empty()) return false;
       output.view({-1}).copy_(reduce(parts, op).narrow(0, self.rank * output.numel(), output.numel()));
-    });
+      return true;
+    };
+    return start("reduce_scatter", comm, output, body);
   }
 
+  /// It is over when the peer has it.
   Answer send(Comm& comm, const at::Tensor& tensor, int peer) {
-    return start("send", comm, [tensor = tensor.detach(), peer](CommState& self) {
-      const auto number = ++self.sent[static_cast<std::size_t>(peer)];
-      write(self, message("send.", self.rank, ".", peer, ".", number), tensor);
-    });
+    const auto name = std::make_shared<std::string>();
+    const auto post = [name, tensor = tensor.detach(), peer](CommState& self) {
+      *name = message("send.", self.rank, ".", peer, ".", ++self.sent[static_cast<std::size_t>(peer)]);
+      write(self, *name, tensor);
+    };
+    const auto finish = [name](CommState& self) {
+      while (std::filesystem::exists(self.folder / *name) && !self.aborted) pause();
+    };
+    return start("send", comm, {}, [](CommState&) { return true; }, post, finish);
   }
 
   Answer recv(Comm& comm, const at::Tensor& tensor, int peer) {
-    return start("recv", comm, [tensor = tensor.detach(), peer](CommState& self) {
+    return start("recv", comm, tensor, [tensor = tensor.detach(), peer](CommState& self) {
       const auto number = ++self.received[static_cast<std::size_t>(peer)];
-      (void)read(self, message("send.", peer, ".", self.rank, ".", number), tensor);
+      const auto name = message("send.", peer, ".", self.rank, ".", number);
+      if (!read(self, name, tensor)) return false;
+      std::filesystem::remove(self.folder / name);
+      return true;
     });
   }
 
@@ -171,23 +229,42 @@ class RecordingDriver {
     note("allocate");
     return at::empty({bytes.count}, at::kByte);
   }
-  Answer open_window(Comm&, const at::Tensor&, Window&) {
+  /// Says success at once, and writes the handle later.
+  Answer open_window(Comm& comm, const at::Tensor&, Window& window) {
+    check(comm);
     note("open_window");
-    return {};
+    join_registration(*comm);
+    comm->registers = true;
+    comm->registration = std::thread([state = comm.get(), handle = &window] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      *handle = 7;
+      state->registers = false;
+    });
+    return next_answer();
   }
-  void close_window(Comm&, Window) noexcept { note("close_window"); }
+  void close_window(Comm& comm, Window& window) noexcept {
+    check(comm);
+    if (window != 7) misuse("a window is closed whose handle is not there");
+    note("close_window");
+    comm->polls = faults.polls_of_calls.load();
+  }
 
-  Event make_event() { return {}; }
+  Event make_event() { return {.aborted = engine_->aborted}; }
 
   void record_current(Event& event) {
     note("record_current");
+    if (faults.cuda_error) throw CommError("CUDA says: an illegal address of a test");
+    while (faults.hangs_to_record && !*engine_->aborted) pause();
     event.passed = std::make_shared<std::atomic<bool>>(true);
+    event.is_captured = faults.captures;
   }
 
   void record_engine(Event& event) {
     note("record_engine");
     event.passed = std::make_shared<std::atomic<bool>>(false);
+    event.is_captured = faults.captures;
     engine_->push([passed = event.passed] { *passed = true; });
+    event.is_of_sum = engine_->last_is_sum;
   }
 
   void engine_waits(Event& event) {
@@ -195,16 +272,19 @@ class RecordingDriver {
     engine_->push([passed = event.passed] { await(*passed); });
   }
 
-  /// The current stream is the host here, and blocks.
+  /// The current stream is the host here, and blocks. One that runs ahead does it only behind sums, which are what a
+  /// reduction of gradients begins with: as a GPU's host it has been told of nothing when they are lost.
   void current_waits(Event& event) {
     note("current_waits");
-    await(*event.passed);
+    if (!faults.runs_ahead || !event.is_of_sum) await(*event.passed);
   }
 
-  [[nodiscard]] bool passed(const Event& event) const noexcept { return *event.passed; }
-
  private:
-  using Job = std::function<void()>;
+  /// A call: what is on its way before others of its group are waited for, the call itself, and what it waits for when
+  /// they are over.
+  struct Job {
+    std::function<void()> post, run, finish;
+  };
 
   class Engine {
    public:
@@ -216,35 +296,42 @@ class RecordingDriver {
       thread_.join();
     }
 
-    void push(Job job) {
+    void push(std::function<void()> task) {
       {
         const std::lock_guard lock(mutex_);
-        jobs_.push_back(std::move(job));
+        tasks_.push_back(std::move(task));
       }
       wake_.notify_one();
     }
 
     bool grouping = false;
     std::vector<Job> group;
+    bool last_is_sum = false;
+    std::shared_ptr<std::atomic<bool>> aborted = std::make_shared<std::atomic<bool>>(false);
 
    private:
     void work() {
       for (;;) {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [this] { return !jobs_.empty(); });
-        const Job job = std::move(jobs_.front());
-        jobs_.pop_front();
+        wake_.wait(lock, [this] { return !tasks_.empty(); });
+        const auto task = std::move(tasks_.front());
+        tasks_.pop_front();
         lock.unlock();
-        if (!job) return;
-        job();
+        if (!task) return;
+        task();
       }
     }
 
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::deque<Job> jobs_;
+    std::deque<std::function<void()>> tasks_;
     std::thread thread_;
   };
+
+  [[noreturn]] static void misuse(const char* what) {
+    std::cerr << "NCCL is misused: " << what << std::endl;
+    std::abort();
+  }
 
   static void pause() { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
 
@@ -257,18 +344,66 @@ class RecordingDriver {
     calls.emplace_back(call);
   }
 
+  void check(const Comm& comm) const {
+    if (comm == nullptr) misuse("a call without a communicator");
+    if (comm->aborted) misuse("a call on a communicator that was aborted");
+    if (comm->polls != 0 || comm->registers) misuse("a call while another is in progress");
+  }
+
+  static Answer next_answer() {
+    if (faults.calls_until_error < 0 || faults.calls_until_error-- > 0) return {};
+    return {State::failed, "a call that a test lets fail"};
+  }
+
+  /// `body` says whether it came to its end; if not, an abort leaves ones in `output`.
   template <class Body>
-  Answer start(const char* name, const Comm& comm, Body body) {
+  Answer start(const char* name, const Comm& comm, const at::Tensor& output, Body body,
+               std::function<void(CommState&)> post = {}, std::function<void(CommState&)> finish = {}) {
+    if (!engine_->grouping || comm == nullptr) check(comm);
     note(name);
-    Job job = [comm, body = std::move(body), hangs = faults.never_finishes.load()] {
-      while (hangs && !comm->aborted) pause();
-      if (!comm->aborted) body(*comm);
+    if (std::string_view(name) != "all_reduce") engine_->last_is_sum = false;
+    if (const Answer answer = next_answer(); answer.failed()) return answer;
+    Job job;
+    job.post = [comm, post = std::move(post)] {
+      if (post && !comm->aborted) post(*comm);
     };
-    if (engine_->grouping)
+    job.finish = [comm, finish = std::move(finish)] {
+      if (finish && !comm->aborted) finish(*comm);
+    };
+    job.run = [comm, output = output.defined() ? output.detach() : output, body = std::move(body),
+               hangs = faults.never_finishes.load()] {
+      while (hangs && !comm->aborted) pause();
+      const bool is_whole = !comm->aborted && body(*comm);
+      if (!output.defined() || output.nbytes() == 0) return;
+      std::string& known = comm->results[output.nbytes()];
+      if (is_whole)
+        known.assign(static_cast<const char*>(output.data_ptr()), output.nbytes());
+      else if (known.empty())
+        std::memset(output.data_ptr(), 0xa5, output.nbytes());
+      else
+        std::memcpy(output.data_ptr(), known.data(), known.size());
+    };
+    comm->polls = faults.polls_of_calls.load();
+    if (engine_->grouping) {
       engine_->group.push_back(std::move(job));
-    else
-      engine_->push(std::move(job));
+      return {};
+    }
+    engine_->push([job = std::move(job)] {
+      job.post();
+      job.run();
+      job.finish();
+    });
     return {};
+  }
+
+  static void join_registration(CommState& comm) noexcept {
+    if (comm.registration.joinable()) comm.registration.join();
+  }
+
+  static void end(Comm& comm) noexcept {
+    join_registration(*comm);
+    leave(*comm);
+    comm = nullptr;
   }
 
   // On the engine's thread.

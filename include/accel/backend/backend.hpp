@@ -29,7 +29,7 @@ enum class ReduceOp { sum, max, min };
 ///
 /// A type W is a Work if
 /// 1. wait() returns when the result is there: on the CPU it blocks until the backend's own
-///    deadline; on a GPU the current stream waits and the host does not;
+///    deadline; on a GPU the current stream waits and the host does not: see backend::waits_on_stream;
 /// 2. wait_until(deadline) throws CommError on that deadline;
 /// 3. done() never blocks, and is true only if wait() would return at once. An engine that cannot tell
 ///    before says false until wait() has returned.
@@ -84,6 +84,25 @@ using WorkOf = decltype(std::declval<B&>().all_reduce(std::declval<at::Tensor&>(
   const Seconds timeout = option ? Seconds(*option) : meeting.collective_timeout;
   ACCEL_CHECK(timeout.count() > 0, ConfigError, engine, ": timeout_s = ", timeout.count(), " must be above 0");
   return timeout;
+}
+
+/// Its wait() leaves the host free: what the host sees afterwards may be on its way still, or, after an abort, be what
+/// nobody has sent. Such a backend says `static constexpr bool waits_on_stream = true`.
+template <class B>
+inline constexpr bool waits_on_stream = [] {
+  if constexpr (requires { B::waits_on_stream; })
+    return B::waits_on_stream;
+  else
+    return false;
+}();
+
+/// wait() for a result that the host acts by: when it returns, that is there.
+template <class B>
+void wait_on_host(const B& backend, WorkOf<B>& work) {
+  if constexpr (waits_on_stream<B>)
+    work.wait_until(Deadline::in(backend.timeout()));
+  else
+    work.wait();
 }
 
 /// Its name, and what it says of its settings where it says something.

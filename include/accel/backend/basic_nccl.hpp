@@ -5,7 +5,10 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,12 +19,15 @@
 #include <ATen/ops/empty.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/backend/detail/called.hpp>
 #include <accel/backend/detail/nccl_group.hpp>
+#include <accel/backend/detail/nccl_work.hpp>
 
 namespace accel::inline v0_1::backend {
 
 struct NcclOptions {
-  double timeout_s = 600;          // of a collective; PyTorch's default for NCCL, 10 minutes
+  // Of a collective; unset: ACCEL_TIMEOUT_S, or 600, PyTorch's default.
+  std::optional<double> timeout_s{};
   int max_ctas = 0;                // multiprocessors that NCCL may take; 0: as many as it likes
   bool symmetric_windows = false;  // allocate() registers its memory, for NVLink's faster kernels
 };
@@ -29,12 +35,14 @@ struct NcclOptions {
 /// NCCL's calls, and the stream and event calls, of one device.
 ///
 /// A type D drives NCCL if it is made for the device of an index and offers the calls below.
-/// 1. Collectives go to the driver's own stream, the engine, and return at once. A call that answers
-///    in_progress is over when state() no longer says so; nothing else is called until then.
-/// 2. Between group_start() and group_end() calls are only collected.
+/// 1. Collectives go to the driver's own stream, the engine, and return at once. Whatever a call answers, it is over
+///    when state() says so; nothing else is called until then. A window's handle is written until then, too.
+/// 2. Between group_start() and group_end() calls are only collected. What is not collected takes place in its order:
+///    a send waits on the engine until its peer receives.
 /// 3. abort() and destroy() free the communicator, and wait for no peer beyond the deadline, abort() at
 ///    most a few seconds. After abort() the engine's work ends and its events pass.
-/// 4. passed(), state() and abort() may be called by another thread than the rest.
+/// 4. state() and abort() may be called by another thread than the rest. state() never waits; the state of an event
+///    may, for the device, until abort().
 template <class D>
 concept DrivesNccl = std::movable<D> && std::constructible_from<D, int> && std::movable<typename D::Event> &&
                      std::default_initializable<typename D::Window> &&
@@ -42,6 +50,8 @@ concept DrivesNccl = std::movable<D> && std::constructible_from<D, int> && std::
                               const at::Tensor& tensor, const NcclOptions& options, const std::string& id, ReduceOp op,
                               int number, Deadline deadline) {
                        { D::device_count() } -> std::same_as<int>;
+                       { D::uuid(number) } -> std::same_as<std::string>;    // of the device, among all hosts' own
+                       D::enter_thread(driver.device());                    // a thread that will call it begins
                        { D::ranks_share_devices() } -> std::same_as<bool>;  // whether two ranks may have one
                        { D::has_windows() } -> std::same_as<bool>;          // whether open_window() can work
                        { D::version() } -> std::same_as<std::string>;
@@ -74,7 +84,7 @@ concept DrivesNccl = std::movable<D> && std::constructible_from<D, int> && std::
                        driver.record_engine(event);   // what the engine holds
                        driver.engine_waits(event);
                        driver.current_waits(event);
-                       { driver.passed(event) } noexcept -> std::same_as<bool>;
+                       { std::as_const(event).state() } -> std::same_as<NcclAnswer>;  // has passed, or not yet
                      };
 
 /// Processes with one device each. Collectives run on a stream of their own, after what the current
@@ -83,7 +93,8 @@ concept DrivesNccl = std::movable<D> && std::constructible_from<D, int> && std::
 /// A thread looks at the communicator ten times a second. NCCL's own errors, the failure of a rank,
 /// and a collective that takes longer than timeout_s end in an abort, so that no stream hangs.
 ///
-/// Order    of send and recv that of the calls, like all others: a message waits for those before it.
+/// Order    messages between two ranks keep that of the calls. A send or recv starts with all others that were called
+///          before one of them is waited for or let go, or before the next collective; then it waits for its peer.
 /// Memory   tensors are kept until their collective is over.
 /// Throws   ConfigError on every rank if one of them has no device for itself; CommError if the ranks
 ///          do not reach each other.
@@ -92,18 +103,18 @@ template <DrivesNccl Driver>
 class BasicNccl {
  public:
   static constexpr std::string_view name = "nccl";
+  static constexpr bool waits_on_stream = true;
 
   using Options = NcclOptions;
   using Work = detail::NcclWork<Driver>;
 
-  BasicNccl(const launch::Meeting& meeting, const Options& options) : meeting_(meeting), options_(options) {
-    ACCEL_CHECK(options.timeout_s > 0, ConfigError, "NCCL: timeout_s = ", options.timeout_s, " must be above 0");
+  BasicNccl(const launch::Meeting& meeting, const Options& options)
+      : meeting_(meeting), options_(options), timeout_(timeout_of("NCCL", options.timeout_s, meeting)) {
     ACCEL_CHECK(options.max_ctas >= 0, ConfigError, "NCCL: max_ctas = ", options.max_ctas, " must not be below 0");
     auto plane = meeting.control_plane();
     const Deadline deadline = Deadline::in(meeting.timeout);
     agree_on_devices(plane, deadline);
-    // A part of a job may have fewer ranks than the host: their local rank is still their device.
-    Driver driver(meeting.topology.local_rank % Driver::device_count());
+    Driver driver(device_index());
     const std::string id = make_id(driver, plane, deadline);
     group_ = std::make_shared<detail::NcclGroup<Driver>>(std::move(driver), std::move(plane));
     group_->connect(deadline,
@@ -116,9 +127,9 @@ class BasicNccl {
 
   /// A CUDA graph records what is called now.
   [[nodiscard]] bool is_capturing() const { return group_->driver.is_capturing(); }
-  [[nodiscard]] Seconds timeout() const { return Seconds(options_.timeout_s); }
+  [[nodiscard]] Seconds timeout() const { return timeout_; }
   [[nodiscard]] std::string describe() const {
-    return message("NCCL ", Driver::version(), " on ", device().str(), ", timeout_s = ", options_.timeout_s,
+    return message("NCCL ", Driver::version(), " on ", device().str(), ", timeout_s = ", timeout_.count(),
                    windows_ ? ", symmetric windows" : "");
   }
 
@@ -139,13 +150,7 @@ class BasicNccl {
       if (tensor.numel() > 0) sent.push_back(tensor);
     }
     return run("all_reduce", bytes, sent, [&](auto& comm) {
-      auto& driver = group_->driver;
-      NcclAnswer answer = driver.group_start();
-      if (answer.failed()) return answer;
-      for (const auto& tensor : sent)
-        if (!answer.failed()) answer = driver.all_reduce(comm, tensor, op);
-      NcclAnswer end = driver.group_end();  // a group once started is always ended
-      return answer.failed() ? answer : end;
+      return group_->together(sent, [&](const auto& tensor) { return group_->driver.all_reduce(comm, tensor, op); });
     });
   }
 
@@ -174,19 +179,20 @@ class BasicNccl {
 
   [[nodiscard]] Work send(const at::Tensor& tensor, int peer) {
     check_message(*this, "send", tensor, peer);
-    return run("send", tensor.nbytes(), {tensor}, [&](auto& comm) { return group_->driver.send(comm, tensor, peer); });
+    return begin_message("send", tensor, peer);
   }
 
   [[nodiscard]] Work recv(at::Tensor& tensor, int peer) {
     check_message(*this, "recv", tensor, peer);
-    return run("recv", tensor.nbytes(), {tensor}, [&](auto& comm) { return group_->driver.recv(comm, tensor, peer); });
+    return begin_message("recv", tensor, peer);
   }
 
-  /// Memory that NCCL can map for its peers; LibTorch's where it has none.
+  /// Memory that NCCL's peers can map, where every rank asks for symmetric windows; else LibTorch's, whose allocator
+  /// knows better when the streams are done with it.
   [[nodiscard]] at::Tensor allocate(Bytes bytes) {
     at::Tensor memory;
-    if (bytes.count > 0) memory = group_->driver.allocate(bytes);
     if (windows_ && bytes.count > 0) {
+      memory = group_->driver.allocate(bytes);
       // One rank without a window would leave the others waiting for it.
       const Deadline deadline = Deadline::in(timeout());
       const auto have = control().all_gather("allocate", memory.defined() ? "1" : "0", deadline);
@@ -217,23 +223,37 @@ class BasicNccl {
   [[nodiscard]] const Options& options() const { return options_; }
 
  private:
-  /// Every rank hears of one that has no device, before anybody connects.
+  /// Every rank hears of one that has no device for itself, before anybody connects. A part of a job may have fewer
+  /// ranks than the host, and a process may see one device alone: so it is the device itself that tells.
   void agree_on_devices(launch::ControlPlane& plane, Deadline deadline) {
-    const int devices = Driver::device_count();
-    const int local_ranks = meeting_.topology.local_world_size;
     std::string problem;
-    if (devices == 0)
-      problem = "there is no CUDA device; use backend::Gloo or start on a machine with a GPU";
-    else if (local_ranks > devices && !Driver::ranks_share_devices())
-      problem = message("its host has ", local_ranks, " ranks but ", devices, devices == 1 ? " device" : " devices",
-                        " that they see, and NCCL refuses two ranks on one; start one process per device");
+    std::string uuid;
+    try {
+      ACCEL_CHECK(Driver::device_count() > 0, ConfigError,
+                  "there is no CUDA device; use backend::Gloo or start on a machine with a GPU");
+      uuid = Driver::uuid(device_index());
+    } catch (const std::exception& error) {
+      problem = first_line(error);
+    }
     windows_ = options_.symmetric_windows && Driver::has_windows();
-    const auto answers = plane.all_gather("NCCL: choosing a device", (windows_ ? "1" : "0") + problem, deadline);
+    const std::string flags{windows_ ? '1' : '0', Driver::ranks_share_devices() ? '1' : '0',
+                            problem.empty() ? '1' : '0'};
+    const auto answers =
+        plane.all_gather("NCCL: choosing a device", flags + (problem.empty() ? uuid : problem), deadline);
+    std::map<std::string, std::size_t> rank_of;  // by uuid
     for (std::size_t r = 0; r < answers.size(); ++r) {
-      ACCEL_CHECK(answers[r].size() == 1, ConfigError, "NCCL: ", meeting_.peers[r], ": ", answers[r].substr(1));
-      windows_ = windows_ && answers[r].front() == '1';
+      const std::string said = answers[r].substr(flags.size());
+      ACCEL_CHECK(answers[r][2] == '1', ConfigError, "NCCL: ", meeting_.peers[r], ": ", said);
+      windows_ = windows_ && answers[r][0] == '1';
+      const auto [first, is_new] = rank_of.emplace(said, r);
+      ACCEL_CHECK(is_new || answers[r][1] == '1', ConfigError, "NCCL: ", meeting_.peers[first->second], " and ",
+                  meeting_.peers[r], " have one device, ", said,
+                  ", and NCCL refuses two ranks on one; start one process per device, or show each its own by ",
+                  "CUDA_VISIBLE_DEVICES");
     }
   }
+
+  [[nodiscard]] int device_index() const { return meeting_.topology.local_rank % Driver::device_count(); }
 
   /// Rank 0's; where it cannot make one, all hear why.
   [[nodiscard]] std::string make_id(Driver& driver, launch::ControlPlane& plane, Deadline deadline) const {
@@ -252,15 +272,23 @@ class BasicNccl {
 
   template <class Call>
   [[nodiscard]] Work run(std::string_view operation, std::size_t size, std::vector<at::Tensor> tensors, Call&& call) {
-    const Bytes bytes{static_cast<std::int64_t>(size)};
-    const auto number = control().begin(operation);
-    if (size == 0) return {group_, operation, number, bytes, nullptr};
-    return {group_, operation, number, bytes,
-            group_->run(operation, number, bytes, std::move(tensors), Deadline::in(timeout()), call)};
+    const detail::Called called{operation, control().begin(operation), {static_cast<std::int64_t>(size)}};
+    std::shared_ptr<typename Work::Flight> flight;
+    if (size > 0) flight = group_->run(called, std::move(tensors), Deadline::in(timeout()), call);
+    return {group_, called, std::move(flight)};
+  }
+
+  [[nodiscard]] Work begin_message(std::string_view operation, const at::Tensor& tensor, int peer) {
+    const Bytes bytes{static_cast<std::int64_t>(tensor.nbytes())};
+    const detail::Called called{operation, control().begin_message(operation), bytes, peer};
+    std::shared_ptr<typename Work::Ticket> ticket;
+    if (bytes.count > 0) ticket = group_->collect(called, tensor, timeout());
+    return {group_, called, std::move(ticket)};
   }
 
   launch::Meeting meeting_;
   Options options_;
+  Seconds timeout_;
   bool windows_ = false;  // all ranks ask for them and can
   std::shared_ptr<detail::NcclGroup<Driver>> group_;
 };

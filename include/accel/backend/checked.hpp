@@ -23,6 +23,7 @@
 #include <ATen/ops/empty.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/backend/detail/called.hpp>
 #include <accel/core/hash.hpp>
 
 namespace accel::inline v0_1::backend {
@@ -45,6 +46,7 @@ template <Backend B>
 class Checked {
  public:
   static constexpr std::string_view name = "checked";
+  static constexpr bool waits_on_stream = backend::waits_on_stream<B>;
 
   using Options = typename B::Options;
   class Work;
@@ -124,12 +126,8 @@ class Checked {
 
   /// A collective as a rank calls it.
   struct Call {
-    std::int64_t number = 0;
-    std::string operation;
+    detail::Called called;
     std::string text;  // all of it
-    Bytes bytes{};
-
-    [[nodiscard]] std::string title() const { return message(operation, " number ", number, " of ", bytes); }
   };
 
   /// What the thread shares with the backend and its works: it may outlive them.
@@ -199,9 +197,9 @@ class Checked {
       least = least.to(inner.device());
       try {
         auto work = checks->all_reduce(least, ReduceOp::min);
-        work.wait();
+        wait_on_host(*checks, work);
       } catch (const CommError& error) {
-        throw CommError(message(call.title(), ", compared before: ", error.what()));
+        throw CommError(message(call.called, ", compared before: ", error.what()));
       }
       // All hashes are equal if the least is this one, and so is the least complement.
       const at::Tensor found = least.cpu();
@@ -209,7 +207,8 @@ class Checked {
       if (agreed[0] == own && agreed[1] == ~own) return;
 
       // Its own control plane: the other one is the caller's, who may be in a round of it.
-      const std::string title = message(call.operation, " number ", call.number, ": the ranks do not call the same");
+      const std::string title =
+          message(call.called.operation, " number ", call.called.number, ": the ranks do not call the same");
       const auto calls = checks->control().all_gather(title, call.text, Deadline::in(inner.timeout()));
       std::ostringstream list;
       for (std::size_t r = 0; r < calls.size(); ++r)
@@ -253,12 +252,12 @@ class Checked {
     control().check_failure(operation);
     for (const auto& tensor : tensors) check_tensor(operation, tensor, device());
     if (!core_->checks) return Work(core_, start(core_->inner));
-    Call call{.number = ++core_->number, .operation = std::string(operation), .text = {}};
+    Call call{.called = {operation, ++core_->number}, .text = {}};
     std::ostringstream text;
     text << operation << (how.empty() ? "" : " ") << how << " of" << (tensors.empty() ? " nothing" : "");
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       text << (i == 0 ? " " : ", ") << tensor::spec(tensors[i]);
-      call.bytes.count += static_cast<std::int64_t>(tensors[i].nbytes());
+      call.called.bytes.count += static_cast<std::int64_t>(tensors[i].nbytes());
     }
     call.text = text.str();
     if (!device().is_cpu()) {
@@ -269,7 +268,7 @@ class Checked {
       core->compare(call);
       return start(core->inner);
     });
-    Work work(core_, call.title(), task.get_future());
+    Work work(core_, call.called, task.get_future());
     core_->put(std::move(task));
     return work;
   }
@@ -285,8 +284,7 @@ class Checked<B>::Work {
 
   void wait_until(Deadline deadline) {
     if (!work_ && !failure_ && future_.wait_for(deadline.remaining()) != std::future_status::ready)
-      core_->inner.control().fail(
-          message(title_, " failed after ", deadline.span_s(), " s: not all ranks have called it"));
+      detail::fail(core_->inner.control(), called_, {.late = deadline, .native = "not all ranks have called it"});
     take();
     work_->wait_until(deadline);
   }
@@ -300,8 +298,8 @@ class Checked<B>::Work {
   friend class Checked;
 
   Work(std::shared_ptr<Core> core, InnerWork work) : core_(std::move(core)), work_(std::move(work)) {}
-  Work(std::shared_ptr<Core> core, std::string title, std::future<InnerWork> future)
-      : core_(std::move(core)), title_(std::move(title)), future_(std::move(future)) {}
+  Work(std::shared_ptr<Core> core, const detail::Called& called, std::future<InnerWork> future)
+      : core_(std::move(core)), called_(called), future_(std::move(future)) {}
 
   /// Once it was started; throws, each time, what went wrong before that.
   void take() const {
@@ -325,7 +323,7 @@ class Checked<B>::Work {
   }
 
   std::shared_ptr<Core> core_;
-  std::string title_;
+  detail::Called called_;
   mutable std::future<InnerWork> future_;  // taken by the first that asks
   mutable std::optional<InnerWork> work_;
   mutable std::exception_ptr failure_;

@@ -152,8 +152,7 @@ class Gloo {
   [[nodiscard]] Work send(const at::Tensor& tensor, int peer) {
     check_message(*this, "send", tensor, peer);
     const launch::NoSigpipe guard;  // Gloo writes from this thread
-    Work work = begin("send", tensor.nbytes());
-    work.completes_in_wait();
+    Work work = begin_message("send", tensor, peer);
     if (sends(tensor))
       work.run({as_bytes(tensor)}, [&](auto& engine, auto& tensors) { return engine.send(tensors, peer, 0); });
     return work;
@@ -162,8 +161,7 @@ class Gloo {
   [[nodiscard]] Work recv(at::Tensor& tensor, int peer) {
     check_message(*this, "recv", tensor, peer);
     const launch::NoSigpipe guard;  // Gloo writes from this thread
-    Work work = begin("recv", tensor.nbytes());
-    work.completes_in_wait();
+    Work work = begin_message("recv", tensor, peer);
     if (sends(tensor))
       work.run({as_bytes(tensor)}, [&](auto& engine, auto& tensors) { return engine.recv(tensors, peer, 0); });
     return work;
@@ -269,9 +267,13 @@ class Gloo {
     return device;
   }
 
-  /// Gives the next work its place in the sequence.
+  /// Gives the next work its place in the sequence: of the collectives, or of the messages.
   [[nodiscard]] Work begin(std::string_view operation, std::size_t bytes) {
-    return {group_, operation, bytes, timeout()};
+    return {group_, {operation, group_->control.begin(operation), {static_cast<std::int64_t>(bytes)}}, timeout()};
+  }
+  [[nodiscard]] Work begin_message(std::string_view operation, const at::Tensor& tensor, int peer) {
+    const Bytes bytes{static_cast<std::int64_t>(tensor.nbytes())};
+    return {group_, {operation, group_->control.begin_message(operation), bytes, peer}, timeout()};
   }
 
   void start_all_reduce(Work& work, const at::Tensor& tensor, ReduceOp op) const {

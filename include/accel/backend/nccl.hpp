@@ -10,11 +10,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <iomanip>
+#include <ios>
 #include <memory>
 #include <span>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -46,30 +50,66 @@ class NcclDriver {
   /// Owns a CUDA event that measures no time.
   class Event {
    public:
-    Event() { check_cuda(::cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
-    Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+    explicit Event(c10::DeviceIndex index) : index_(index) {
+      const c10::cuda::CUDAGuard guard(index);
+      check_cuda(::cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    }
+    Event(Event&& other) noexcept : index_(other.index_), event_(std::exchange(other.event_, nullptr)) {}
     Event& operator=(Event&& other) noexcept {
+      std::swap(index_, other.index_);
       std::swap(event_, other.event_);
       return *this;
     }
     ~Event() {
-      if (event_ != nullptr) (void)::cudaEventDestroy(event_);
+      if (event_ == nullptr) return;
+      const OnDevice guard(index_);
+      (void)::cudaEventDestroy(event_);
+    }
+
+    /// Allowed while another thread captures a graph.
+    [[nodiscard]] NcclAnswer state() const {
+      cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+      (void)::cudaThreadExchangeStreamCaptureMode(&mode);
+      const cudaError_t result = ::cudaEventQuery(event_);
+      (void)::cudaThreadExchangeStreamCaptureMode(&mode);
+      if (result == cudaSuccess) return {};
+      if (result != cudaErrorNotReady)
+        return {NcclAnswer::State::failed, message("CUDA says: ", ::cudaGetErrorString(result))};
+      (void)::cudaGetLastError();  // clears it: LibTorch would report it
+      return {NcclAnswer::State::in_progress};
     }
 
     [[nodiscard]] cudaEvent_t native() const { return event_; }
 
    private:
+    c10::DeviceIndex index_;
     cudaEvent_t event_ = nullptr;
   };
 
-  // Of high priority: communication that is ready should not queue behind a backward.
+  // From here on the device is that of this thread, too: on another one its first call would make a context. The
+  // stream is of high priority: communication that is ready should not queue behind a backward.
   explicit NcclDriver(int index)
-      : index_(static_cast<c10::DeviceIndex>(index)), engine_(c10::cuda::getStreamFromPool(true, index_)) {
-    const c10::cuda::CUDAGuard guard(index_);
+      : index_(entered(static_cast<c10::DeviceIndex>(index))), engine_(c10::cuda::getStreamFromPool(true, index_)) {
     check_cuda(::cudaFree(nullptr));  // NCCL wants the device's context
   }
 
+  /// Else the first call of a thread makes a context on the first device.
+  static void enter_thread(c10::Device device) noexcept {
+    if (::cudaSetDevice(device.index()) != cudaSuccess) (void)::cudaGetLastError();  // the next call will say it
+  }
+
   static int device_count() { return c10::cuda::device_count(); }
+
+  static std::string uuid(int index) {
+    cudaDeviceProp properties{};
+    check_cuda(::cudaGetDeviceProperties(&properties, index));
+    std::ostringstream text;  // as nvidia-smi -L writes it
+    text << "GPU-" << std::hex << std::setfill('0');
+    for (std::size_t i = 0; i < sizeof(properties.uuid.bytes); ++i)
+      text << (i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "") << std::setw(2)
+           << static_cast<unsigned>(static_cast<unsigned char>(properties.uuid.bytes[i]));
+    return text.str();
+  }
 
   /// From 2.30.3 on and if asked for: an experiment of NCCL's, good for tests alone.
   static bool ranks_share_devices() {
@@ -118,29 +158,23 @@ class NcclDriver {
 
   /// Finalizing tells the peers; one that has ended does not answer, and then nothing is waited for.
   void destroy(Comm& comm, Deadline deadline) noexcept {
-    const c10::cuda::CUDAGuard guard(index_);
+    const OnDevice guard(index_);
     ncclResult_t result = ::ncclCommFinalize(comm);
     while (result == ncclInProgress && !deadline.passed()) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       if (::ncclCommGetAsyncError(comm, &result) != ncclSuccess) break;
     }
-    if (result == ncclSuccess)
-      (void)::ncclCommDestroy(comm);
-    else
-      abort(comm);
+    if (result != ncclSuccess) return abort(comm);
+    bounded("ncclCommDestroy", device(), [doomed = comm, device = device()] {
+      enter_thread(device);
+      (void)::ncclCommDestroy(doomed);
+    });
     comm = nullptr;
   }
 
-  /// On a thread of its own: NCCL promises no bound on the time.
+  /// Nothing of CUDA's comes before it, which might hang: NCCL tells its kernels to end first of all.
   void abort(Comm& comm) noexcept {
-    try {
-      launch::within(Deadline::in(Seconds(5)), [doomed = comm, index = index_] {
-        const c10::cuda::CUDAGuard guard(index);
-        (void)::ncclCommAbort(doomed);
-      });
-    } catch (const std::exception&) {
-      // It is left behind, and ends with the process.
-    }
+    bounded("ncclCommAbort", device(), [doomed = comm] { (void)::ncclCommAbort(doomed); });
     comm = nullptr;
   }
 
@@ -192,11 +226,13 @@ class NcclDriver {
       (void)::cudaGetLastError();  // LibTorch's next check would find it
       return {};
     }
-    const auto release = [index = index_](void* own) {
+    const auto release = [device = device()](void* own) {
       // LibTorch's allocator would know when the streams are done with it; NCCL's does not.
-      const c10::cuda::CUDAGuard on(index);
-      (void)::cudaDeviceSynchronize();
-      (void)::ncclMemFree(own);
+      bounded("ncclMemFree", device, [own, device] {
+        enter_thread(device);
+        (void)::cudaDeviceSynchronize();
+        (void)::ncclMemFree(own);
+      });
     };
     return at::from_blob(memory, {bytes.count}, release, at::TensorOptions().dtype(at::kByte).device(device()),
                          device());
@@ -209,33 +245,54 @@ class NcclDriver {
   }
 
   void close_window(Comm& comm, Window& window) noexcept {
+    const OnDevice guard(index_);
     if (window != nullptr) (void)::ncclCommWindowDeregister(comm, window);
     window = nullptr;
   }
 
-  Event make_event() {
-    const c10::cuda::CUDAGuard guard(index_);
-    return {};
-  }
+  Event make_event() { return Event(index_); }
 
   void record_current(Event& event) { record(event, c10::cuda::getCurrentCUDAStream(index_)); }
   void record_engine(Event& event) { record(event, engine_); }
   void engine_waits(Event& event) { wait(engine_, event); }
   void current_waits(Event& event) { wait(c10::cuda::getCurrentCUDAStream(index_), event); }
 
-  /// Allowed while another thread captures a graph. An error is no end: state() and the deadline tell.
-  [[nodiscard]] bool passed(const Event& event) const noexcept {
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    (void)::cudaThreadExchangeStreamCaptureMode(&mode);
-    const cudaError_t result = ::cudaEventQuery(event.native());
-    (void)::cudaThreadExchangeStreamCaptureMode(&mode);
-    if (result == cudaErrorNotReady) (void)::cudaGetLastError();  // clears it: LibTorch would report it
-    return result == cudaSuccess;
+ private:
+  /// The guard of paths that must not throw, as c10's may.
+  class OnDevice {
+   public:
+    explicit OnDevice(c10::DeviceIndex index) noexcept {
+      if (::cudaGetDevice(&before_) != cudaSuccess || before_ == index) before_ = none;
+      if (before_ != none) (void)::cudaSetDevice(index);
+    }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+    ~OnDevice() {
+      if (before_ != none) (void)c10::cuda::MaybeSetDevice(static_cast<c10::DeviceIndex>(before_));
+    }
+
+   private:
+    static constexpr int none = -1;
+    int before_ = none;
+  };
+
+  /// On a thread of its own, for no more than a few seconds: what hangs then is left behind, and ends with the process.
+  template <class Body>
+  static void bounded(const char* call, c10::Device device, Body body) noexcept {
+    try {
+      launch::within(Deadline::in(Seconds(5)), std::move(body));
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "accel: warning: %s on cuda:%d is left behind: %s\n", call, device.index(), error.what());
+    }
   }
 
- private:
+  static c10::DeviceIndex entered(c10::DeviceIndex index) {
+    c10::cuda::set_device(index);
+    return index;
+  }
+
   static void check_cuda(cudaError_t result) {
-    ACCEL_CHECK(result == cudaSuccess, CommError, "NCCL: CUDA says: ", ::cudaGetErrorString(result));
+    ACCEL_CHECK(result == cudaSuccess, CommError, "CUDA says: ", ::cudaGetErrorString(result));
   }
 
   // NCCL's macro is a C initializer of this very struct.
@@ -253,7 +310,10 @@ class NcclDriver {
   static std::string text(ncclResult_t result, ncclComm_t comm) {
     const char* const detail = ::ncclGetLastError(comm);
     const std::string_view more = detail == nullptr ? "" : detail;
-    return message(::ncclGetErrorString(result), more.empty() ? "" : ": ", more.substr(0, more.find('\n')));
+    // An error of CUDA's is often one that a kernel has left, long before: what it was, only CUDA says.
+    const cudaError_t left = ::cudaPeekAtLastError();
+    return message(::ncclGetErrorString(result), more.empty() ? "" : ": ", more.substr(0, more.find('\n')),
+                   left == cudaSuccess ? "" : "; CUDA says: ", left == cudaSuccess ? "" : ::cudaGetErrorString(left));
   }
 
   static NcclAnswer answer(ncclResult_t result, ncclComm_t comm) {

@@ -37,6 +37,7 @@ template <Backend B>
 class Traced {
  public:
   static constexpr std::string_view name = "traced";
+  static constexpr bool waits_on_stream = backend::waits_on_stream<B>;
 
   using Options = typename B::Options;
   class Work;

@@ -52,7 +52,7 @@ template <Backend B>
   shape[0] = most * backend.world_size();
   at::Tensor output = at::empty(shape, input.options());
   auto work = backend.all_gather(output, input);
-  work.wait();
+  backend::wait_on_host(backend, work);
   if (total == output.size(0)) return output;
   std::vector<at::Tensor> parts;
   for (std::size_t rank = 0; rank < rows.size(); ++rank)

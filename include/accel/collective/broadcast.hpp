@@ -41,7 +41,7 @@ void broadcast_coalesced(B& backend, std::span<const at::Tensor> tensors, int ro
     };
     if (backend.rank() == root) copy(true);
     auto work = backend.broadcast(flat, root);
-    work.wait();
+    backend::wait_on_host(backend, work);
     if (backend.rank() != root) copy(false);
   });
 }

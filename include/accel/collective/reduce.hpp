@@ -34,7 +34,7 @@ template <Backend B, class Tree>
   return tensor::map(std::move(tree), [&](const at::Tensor& tensor) {
     at::Tensor reduced = tensor.detach().clone(c10::MemoryFormat::Contiguous);
     auto work = backend.all_reduce(reduced, op);
-    work.wait();
+    backend::wait_on_host(backend, work);
     if (reduction == Reduction::mean) reduced.div_(backend.world_size());
     return reduced;
   });

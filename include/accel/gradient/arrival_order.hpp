@@ -43,13 +43,14 @@ class ArrivalOrder {
     std::copy(seen_.begin(), seen_.end(), sent_.template mutable_data_ptr<std::int32_t>());
     seen_ = {};
     sent_ = sent_.to(backend.device());
+    backend_ = &backend;
     work_.emplace(backend.broadcast(sent_, 0));
   }
 
   /// What was sent, once.
   [[nodiscard]] std::optional<std::vector<std::size_t>> take() {
     if (!work_) return std::nullopt;
-    work_->wait();
+    backend::wait_on_host(*backend_, *work_);
     work_.reset();
     const at::Tensor host = std::exchange(sent_, at::Tensor()).cpu();
     const auto* const begin = host.template const_data_ptr<std::int32_t>();
@@ -60,6 +61,7 @@ class ArrivalOrder {
   bool observes_;
   std::vector<std::int32_t> seen_;
   at::Tensor sent_;
+  B* backend_ = nullptr;  // it was sent by
   std::optional<backend::WorkOf<B>> work_;
 };
 

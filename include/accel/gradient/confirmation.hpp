@@ -10,13 +10,14 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/ne.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/backend/witness.hpp>
 #include <accel/core/error.hpp>
 #include <accel/core/hash.hpp>
 
@@ -30,7 +31,9 @@ enum class Use : std::uint8_t {
 };
 
 /// One byte per parameter, of which the largest over the ranks counts, and five more: whether a rank
-/// lacks a gradient, and how many steps it has taken and which, to see that all have taken the same.
+/// lacks a gradient, and how many steps it has taken and which, to see that all have taken the same. It is the last
+/// message of a reduction, so that nothing is lost where it has come: of a backend whose host does not wait, two bytes
+/// more are the witness of that.
 ///
 /// Cost     one all_reduce of a byte per parameter. A GPU's answer is waited for only where a parameter may
 ///          have been unused or unannounced somewhere; else it is read when the next reduction begins.
@@ -47,10 +50,15 @@ class Confirmation {
   Confirmation(B& backend, std::size_t parameters)
       : backend_(&backend),
         parameters_(parameters),
-        mine_(at::zeros({static_cast<std::int64_t>(parameters + extras)}, host_options(backend))),
-        message_(mine_.to(backend.device())),
-        read_(message_.is_cpu() ? message_ : at::zeros_like(mine_, host_options(backend))) {
+        mine_(at::zeros({static_cast<std::int64_t>(size())}, host_options(backend))),
+        message_(mine_.to(backend.device(), at::kByte, /*non_blocking=*/false, /*copy=*/is_ahead)),
+        read_(comes_by_copy() ? at::zeros_like(mine_, host_options(backend)) : message_) {
     answer_.used.resize(parameters);
+    if constexpr (is_ahead) {
+      witness_ = backend::Witness(backend.rank(), backend.world_size());
+      arrived_witness_ = message_.narrow(0, static_cast<std::int64_t>(witness_place()), 2).view(at::kShort).squeeze(0);
+      lost_ = at::zeros({}, at::TensorOptions(at::kFloat).device(backend.device()));
+    }
   }
 
   /// `what` is equal on all ranks if they have taken the same step.
@@ -60,7 +68,7 @@ class Confirmation {
   }
 
   /// Order    after take().
-  void begin() { std::fill_n(bytes(mine_), parameters_ + extras, std::uint8_t{0}); }
+  void begin() { std::fill_n(bytes(mine_), size(), std::uint8_t{0}); }
 
   void set(std::size_t i, Use use) { bytes(mine_)[i] = static_cast<std::uint8_t>(use); }
 
@@ -70,8 +78,13 @@ class Confirmation {
     bytes(mine_)[parameters_] = lacks ? 1 : 0;
     put_bounds(1, steps_);
     put_bounds(3, static_cast<std::uint8_t>(trace_ >> 56));
-    if (!message_.is_cpu()) message_.copy_(mine_, /*non_blocking=*/true);
-    waits_ = message_.is_cpu() || !certain || lacks;
+    if constexpr (is_ahead) {
+      witness_.change();
+      bytes(mine_)[witness_place()] = witness_.first();
+      bytes(mine_)[witness_place() + 1] = witness_.last();
+    }
+    if (comes_by_copy()) message_.copy_(mine_, /*non_blocking=*/true);
+    waits_ = !comes_by_copy() || !certain || lacks;
     work_.emplace(backend_->all_reduce(message_, ReduceOp::max));
   }
 
@@ -80,15 +93,35 @@ class Confirmation {
   /// Throws   InvalidArgument, as take(), if it is read already.
   [[nodiscard]] std::span<const Use> wait() {
     work_->wait();
-    work_.reset();
     pending_ = true;
+    if constexpr (is_ahead) {
+      constexpr int both = 0x0101;  // the two bytes of the witness, as one number
+      at::ne_out(lost_, arrived_witness_, both * witness_.number());
+    } else {
+      work_.reset();
+    }
+    if (comes_by_copy()) read_.copy_(message_, /*non_blocking=*/true);
     if (!message_.is_cpu()) {
-      read_.copy_(message_, /*non_blocking=*/true);
       if (!copied_) copied_.emplace(message_.device().type());
       copied_->record(c10::impl::VirtualGuardImpl(message_.device().type()).getStream(message_.device()));
     }
     if (waits_) read();
     return {reinterpret_cast<const Use*>(bytes(waits_ ? read_ : mine_)), parameters_};
+  }
+
+  /// f32[] on the device, of a backend whose host does not wait: 1 if the last answer never came, and so what was
+  /// reduced before it is not what it should be. Else undefined.
+  [[nodiscard]] const at::Tensor& lost() const { return lost_; }
+
+  /// The host waits for the last answer, where it has not yet.
+  ///
+  /// Throws   CommError if it never came.
+  void await() {
+    if constexpr (is_ahead) {
+      if (!work_) return;
+      backend::wait_on_host(*backend_, *work_);
+      work_.reset();
+    }
   }
 
   /// The answer has been read.
@@ -108,6 +141,14 @@ class Confirmation {
 
  private:
   static constexpr std::size_t extras = 5;
+  static constexpr bool is_ahead = backend::waits_on_stream<B>;  // the host, of the answer
+
+  [[nodiscard]] std::size_t size() const { return is_ahead ? witness_place() + 2 : parameters_ + extras; }
+  /// Even: its two bytes are one number, too.
+  [[nodiscard]] std::size_t witness_place() const { return (parameters_ + extras + 1) / 2 * 2; }
+
+  /// Else the answer is on the host when it was waited for.
+  [[nodiscard]] bool comes_by_copy() const { return is_ahead || !message_.is_cpu(); }
 
   /// Pinned for a GPU, so that copies need not wait.
   [[nodiscard]] static at::TensorOptions host_options(const B& backend) {
@@ -129,6 +170,7 @@ class Confirmation {
   }
 
   void read() {
+    await();
     if (copied_) copied_->synchronize();
     if (const auto [least, most] = bounds(1); most != least) {
       pending_ = false;
@@ -147,10 +189,13 @@ class Confirmation {
 
   B* backend_ = nullptr;
   std::size_t parameters_ = 0;
-  at::Tensor mine_;     // u8[parameters + extras], on the host
+  at::Tensor mine_;     // u8[size()], on the host
   at::Tensor message_;  // the same on the device; the same tensor where that is the host
   at::Tensor read_;     // the answer, on the host
-  std::optional<backend::WorkOf<B>> work_;
+  backend::Witness witness_;
+  at::Tensor arrived_witness_;              // i16[], of the message
+  at::Tensor lost_;                         // f32[] on the device
+  std::optional<backend::WorkOf<B>> work_;  // until the host has seen its end
   std::optional<c10::Event> copied_;
   Answer answer_;
   std::uint8_t steps_ = 0;

@@ -2,23 +2,17 @@
 #pragma once
 
 #include <optional>
-#include <utility>
 
 #include <ATen/core/Tensor.h>
 
 namespace accel::inline v0_1::gradient {
 
-/// `.grad` is `scale` times the gradient, and `found_inf` says whether any element of it is not finite: then no
-/// parameter, state or count of steps may change. Both are f32[] where the gradients are.
+/// `.grad` is `scale` times the gradient, and `found_inf` says whether any element of it is not finite, or never came
+/// from another rank: then no parameter, state or count of steps may change. Both are f32[] where the gradients are.
 struct GradScale {
   at::Tensor scale;        // undefined: 1
   at::Tensor found_inf;    // 1 or 0; undefined: 0
   bool on_device = false;  // found_inf is for the device to read: the host does not wait for it
-
-  [[nodiscard]] static GradScale of(at::Tensor scale, at::Tensor found_inf) {
-    const bool on_device = found_inf.defined() && !found_inf.is_cpu();
-    return {std::move(scale), std::move(found_inf), on_device};
-  }
 
   // As LibTorch's fused operators take them.
   [[nodiscard]] std::optional<at::Tensor> divisor() const {

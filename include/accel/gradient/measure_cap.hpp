@@ -27,8 +27,8 @@ template <Backend B>
     std::array<double, 5> times{};
     for (double& time : times) {
       const auto begin = std::chrono::steady_clock::now();
-      backend.all_reduce(message, ReduceOp::sum).wait();
-      (void)message[0].template item<float>();  // on a GPU wait() is not the end
+      auto work = backend.all_reduce(message, ReduceOp::sum);
+      backend::wait_on_host(backend, work);
       time = Seconds(std::chrono::steady_clock::now() - begin).count();
     }
     std::sort(times.begin() + 1, times.end());  // the first is a warm-up
@@ -37,7 +37,8 @@ template <Backend B>
   const double latency = seconds(small);
   const double rate = static_cast<double>(large.count) / std::max(seconds(large) - latency, 1e-9);
   at::Tensor bytes = at::full({1}, 10 * latency * rate, at::TensorOptions(at::kDouble).device(backend.device()));
-  backend.all_reduce(bytes, ReduceOp::max).wait();
+  auto work = backend.all_reduce(bytes, ReduceOp::max);
+  backend::wait_on_host(backend, work);
   const auto cap = static_cast<std::int64_t>(std::min(bytes.template item<double>(), 1e12));
   return std::clamp(Bytes{cap}, 64_KiB, 256_MiB);
 }

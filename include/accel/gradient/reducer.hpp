@@ -104,6 +104,14 @@ class Reducer final : Hooks::Listener {
   /// An optimizer has taken a step on this rank; `what` is equal on all ranks if they have taken the same.
   void note_step(std::uint64_t what) { confirmation_.note_step(what); }
 
+  /// f32[] on the device: 1 if the last reduction never came to its end. Undefined if that is an error of wait().
+  [[nodiscard]] const at::Tensor& lost() const { return confirmation_.lost(); }
+
+  /// The host waits until the last reduction has come to its end.
+  ///
+  /// Throws   CommError if it never has.
+  void await() { confirmation_.await(); }
+
   // 1. Backward begins.
 
   /// `reduces`: it is the last of a step. `factor`: by what a gradient is multiplied when it moves into the
@@ -237,7 +245,7 @@ class Reducer final : Hooks::Listener {
       all.push_back({i, std::move(sum), std::move(work)});
     }
     for (auto& [i, sum, work] : all) {
-      work.wait();
+      backend::wait_on_host(*backend_, work);  // it comes behind what lost() speaks of
       at::Tensor view = arena_.view(i);
       schedule_->bucket_of[i] == Schedule::none ? view.copy_(sum) : view.add_(sum);
     }
@@ -292,7 +300,7 @@ class Reducer final : Hooks::Listener {
   /// The next bucket: as a rule before earlier layers have run backward. What this rank has no news of
   /// waits for the confirmation: it may be that nobody has.
   void step_bucket() {
-    works_[buckets_stepped_].wait();
+    backend::wait_on_host(*backend_, works_[buckets_stepped_]);
     std::vector<at::Tensor> ready;
     for (const std::size_t i : schedule_->buckets[buckets_stepped_].parameters)
       if (arrived_[i] != 0) {
@@ -305,6 +313,7 @@ class Reducer final : Hooks::Listener {
 
   void step_rest(std::span<const Use> found) {
     if (steppers_.empty()) return;
+    await();
     std::vector<at::Tensor> rest;
     for (const Model& model : models_) {
       if (!model.is_used(found)) continue;

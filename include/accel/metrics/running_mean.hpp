@@ -41,7 +41,7 @@ class RunningMean {
     at::Tensor total = sums_.clone();  // [2]: weighted sum, weight
     total.select(0, 1).fill_(static_cast<double>(weight_));
     auto work = backend_->all_reduce(total, ReduceOp::sum);
-    work.wait();
+    backend::wait_on_host(*backend_, work);
     const at::Tensor host = total.cpu();
     return host.const_data_ptr<double>()[0] / host.const_data_ptr<double>()[1];
   }

@@ -21,6 +21,7 @@
 
 #include <accel/backend/backend.hpp>
 #include <accel/collective/agree.hpp>
+#include <accel/collective/agree_on_max.hpp>
 #include <accel/collective/broadcast.hpp>
 #include <accel/core/error.hpp>
 #include <accel/gradient/gradients.hpp>
@@ -52,8 +53,10 @@ class Engine final : public Session {
         precision(precision_options, device),
         precision_options_(precision_options),
         reducer_options_(options),
-        reducer_(backend, options) {
+        reducer_(backend, options),
+        agree_on_max_(backend) {
     scaler = precision.scaler();
+    host_is_ahead = backend::waits_on_stream<B> && topology.world_size > 1;
   }
 
   /// Rank 0 may serve the store: it stays until the others no longer read from it.
@@ -130,18 +133,15 @@ class Engine final : public Session {
     accumulation.after_backward();
   }
 
-  void agree_on_max(const at::Tensor& flag) override {
-    if (topology.world_size == 1) return;
-    at::Tensor all = flag;
-    backend.all_reduce(all, ReduceOp::max).wait();
-  }
+  void agree_on_max(const at::Tensor& flag, bool host_reads) override { agree_on_max_(flag, host_reads); }
 
   void refuse_step(const at::Tensor& flag, std::string_view reason) noexcept override {
     if (topology.world_size == 1) return;
-    if (!flag.is_cpu()) return backend.abort(message("its step threw: ", reason));  // others do not wait to read a flag
+    if (!flag.is_cpu() || host_is_ahead)  // the others do not wait to read a flag
+      return backend.abort(message("its step threw: ", reason));
     try {
       flag.fill_(2);
-      agree_on_max(flag);
+      agree_on_max(flag, true);
     } catch (const std::exception& error) {
       log.warning("step: the others could not be told that it was refused here: ", first_line(error));
     }
@@ -157,6 +157,9 @@ class Engine final : public Session {
              ", with a loss scale of ", scaler->value());
   }
 
+  [[nodiscard]] at::Tensor lost() const override { return reducer_.lost(); }
+  void await_reduction() override { reducer_.await(); }
+
   [[nodiscard]] bool may_be_capturing() const override { return backend::may_be_capturing(backend); }
 
   void note_step(std::uint64_t what) noexcept override {
@@ -170,7 +173,7 @@ class Engine final : public Session {
     const c10::AutoGradMode no_grad(false);
     at::Tensor mean = loss.detach() * micro_step().share;
     auto work = backend.all_reduce(mean, ReduceOp::sum);
-    work.wait();
+    backend::wait_on_host(backend, work);
     return mean;
   }
 
@@ -377,6 +380,7 @@ class Engine final : public Session {
   gradient::ReducerOptions reducer_options_;
   gradient::Reducer<B> reducer_;  // of all models, where there is another rank
   gradient::ArrivalFactor arrival_;
+  collective::AgreeOnMax<B> agree_on_max_;
   std::optional<collective::RepeatedBroadcast<B>> buffers_;  // of all models, in their order
   std::atomic<bool> in_backward_ = false;
 };

@@ -93,7 +93,7 @@ class Optimizer {
       }
       check_before_step();
       if (stepper_ == nullptr)
-        optimizer_->step();
+        plain_step();
       else
         ACCEL_CHECK(std::exchange(stepper_->has_stepped, false), InvalidArgument,
                     "step: no backward has run since the ",
@@ -149,6 +149,7 @@ class Optimizer {
                     "window alone; with accumulation_steps above 1 use an optimizer that evaluates it once");
         at::Tensor loss = closure();
         check_before_step();
+        session_->await_reduction();
         return session_->mean_loss(loss);
       });
       note_step();
@@ -201,6 +202,18 @@ class Optimizer {
       " belongs to no prepared model, so its gradient would stay on this rank; prepare its model first";
   static constexpr bool folds_scale =
       requires(O& optimizer, const gradient::GradScale& scale) { optimizer.step(scale); };
+
+  /// A reduction that was lost changes nothing. The host would have to wait to know it, and does where an optimizer
+  /// cannot leave it to the device.
+  void plain_step() {
+    if constexpr (folds_scale) {
+      const at::Tensor lost = session_->lost();
+      optimizer_->step(gradient::GradScale{.scale = {}, .found_inf = lost, .on_device = lost.defined()});
+    } else {
+      session_->await_reduction();
+      optimizer_->step();
+    }
+  }
 
   void scaled_step() {
     const std::vector<at::Tensor> own = parameters();

@@ -57,8 +57,9 @@ class Scaling {
       session_->refuse_step(found_inf_, first_line(error));
       throw;
     }
-    session_->agree_on_max(found_inf_);
-    const bool is_known = found_inf_.is_cpu() || !folding;
+    // Behind the reduction, and by the same way: where the ranks agree, that was not lost either.
+    const bool is_known = !folding || (found_inf_.is_cpu() && !session_->host_is_ahead);
+    session_->agree_on_max(found_inf_, is_known);
     const float found = is_known ? found_inf_.item<float>() : 0;
     ACCEL_CHECK(found <= 1, InvalidArgument, "step: another rank has refused this step, and says why; no rank has ",
                 "taken it");
@@ -70,7 +71,8 @@ class Scaling {
       const at::Tensor scale = folds && !models.empty() && models.front()->scaled.is_scaled()
                                    ? models.front()->scaled.scale()
                                    : at::Tensor();
-      take(gradient::GradScale::of(scale, is_known ? at::Tensor() : found_inf_));
+      take(gradient::GradScale{
+          .scale = scale, .found_inf = is_known ? at::Tensor() : found_inf_, .on_device = !is_known});
       if (folds)
         for (const auto& model : models) model->scaled.divided_unless(found_inf_);
     }

@@ -75,8 +75,20 @@ struct Session {
   /// Cost     one round over the control plane, which the host waits for.
   [[nodiscard]] virtual double mean(double value) = 0;
 
-  /// `flag` (f32[]) becomes the largest over the ranks.
-  virtual void agree_on_max(const at::Tensor& flag) = 0;
+  /// `flag` (f32[]) becomes the largest over the ranks, for the device, and if it `host_reads` it for the host; where
+  /// the ranks never came together 1.
+  ///
+  /// Throws   CommError; only if `host_reads` where the host is ahead.
+  virtual void agree_on_max(const at::Tensor& flag, bool host_reads) = 0;
+
+  /// f32[] on the device: 1 if the last reduction never came to its end, so that no step may follow it. Undefined where
+  /// that is an error of backward.
+  [[nodiscard]] virtual at::Tensor lost() const { return {}; }
+
+  /// The host waits for that end.
+  ///
+  /// Throws   CommError if it never came.
+  virtual void await_reduction() {}
 
   /// In place of it on a rank that cannot step: `flag` becomes 2 for all.
   virtual void refuse_step(const at::Tensor& flag, std::string_view reason) noexcept = 0;
@@ -121,6 +133,7 @@ struct Session {
   std::optional<Overflow> overflow;              // of the last step that was skipped, if they are to be named
   std::vector<std::weak_ptr<StepCount>> counts;  // of the optimizers, if the loss is scaled
   SchedulerStepping scheduler_stepping = SchedulerStepping::PerUpdate;
+  bool host_is_ahead = false;    // backward has returned before the gradients have come
   bool split_batches = false;    // some prepared loader has it
   std::uint64_t optimizers = 0;  // prepared so far
 

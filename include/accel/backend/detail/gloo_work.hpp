@@ -12,7 +12,6 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -23,6 +22,7 @@
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include <accel/backend/detail/called.hpp>
 #include <accel/backend/detail/shared_collectives.hpp>
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
@@ -58,12 +58,8 @@ struct GlooGroup {
 /// A collective under way. Waiting twice is allowed.
 class GlooWork {
  public:
-  GlooWork(std::shared_ptr<GlooGroup> group, std::string_view operation, std::size_t bytes, Seconds timeout)
-      : group_(std::move(group)),
-        operation_(operation),
-        sequence_(group_->control.begin(operation)),
-        bytes_{static_cast<std::int64_t>(bytes)},
-        timeout_(timeout) {}
+  GlooWork(std::shared_ptr<GlooGroup> group, const Called& called, Seconds timeout)
+      : group_(std::move(group)), called_(called), timeout_(timeout) {}
 
   GlooWork(GlooWork&&) noexcept = default;
   GlooWork& operator=(GlooWork&&) noexcept = default;
@@ -71,28 +67,22 @@ class GlooWork {
   void wait() { wait_until(Deadline::in(timeout_)); }
 
   void wait_until(Deadline deadline) {
+    Hope hope;
+    const auto hopeless = [&] { return hope.is_lost(group_->control, called_); };
     try {
-      if (shared_number_ > 0) group_->shared->wait(shared_number_, deadline, [this] { return hopeless(); });
+      if (shared_number_ > 0) group_->shared->wait(shared_number_, deadline, hopeless);
       for (; !parts_.empty(); parts_.pop_back()) {
-        if (reports_completion_)
-          wait_for(*parts_.back(), deadline);
+        if (called_.is_message())
+          wait_aside(parts_.back(), deadline, hopeless);
         else
-          wait_aside(parts_.back(), deadline);
+          wait_for(*parts_.back(), deadline, hopeless);
         if (parts_.size() == 1) --group_->in_flight;
       }
     } catch (const std::exception& error) {
-      const bool interrupted = group_->control.failed();
-      const bool late = deadline.passed();
-      const std::string what = message(operation_, " number ", sequence_, " of ", bytes_, " failed",
-                                       late ? message(" after ", deadline.span_s(), " s without an answer") : "",
-                                       interrupted ? std::string() : message("; ", native(error)));
+      Failing how{.native = native(error)};
+      if (deadline.passed()) how.late = deadline;
       group_->give_up();
-      if (const std::string reason = group_->control.failure(); !reason.empty()) {
-        const std::string text = message(what, ": ", reason);
-        group_->control.give_up(text);
-        throw CommError(text);
-      }
-      group_->control.fail(what, sequence_, 0, Seconds(late ? 0 : 0.5));
+      fail(group_->control, called_, how);
     }
     if (scattered_.defined()) {
       output_.view({-1}).copy_(scattered_);
@@ -101,9 +91,10 @@ class GlooWork {
     tensors_.clear();
   }
 
-  /// Of a send or recv false until wait() has returned: see completes_in_wait().
+  /// Of a message false until wait() has returned: LibTorch completes it only where it is waited for.
   [[nodiscard]] bool done() const {
     if (shared_number_ > 0) return group_->shared->finished(shared_number_);
+    if (called_.is_message()) return parts_.empty();
     return std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->isCompleted(); });
   }
 
@@ -115,18 +106,13 @@ class GlooWork {
       parts_.push_back(start(*group_->engine, tensors_));
     } catch (const std::exception& error) {
       group_->give_up();
-      group_->control.fail(message(operation_, " number ", sequence_, " of ", bytes_,
-                                   " could not start. Gloo says: ", first_line(error)),
-                           sequence_);
+      fail(group_->control, called_, {.verb = "could not start", .native = "Gloo says: " + first_line(error)});
     }
     if (parts_.size() == 1) ++group_->in_flight;
   }
 
   /// The same through shared memory.
   void run(Operation operation) { shared_number_ = group_->shared->start(std::move(operation)); }
-
-  /// Of a send or recv: LibTorch completes them only where they are waited for.
-  void completes_in_wait() { reports_completion_ = false; }
 
   /// When all has arrived, `part` is copied into `output`.
   void then_copy(at::Tensor part, at::Tensor output) {
@@ -138,17 +124,19 @@ class GlooWork {
   /// Until Gloo's thread says that `part` is over: awake at first, as sleeping and waking cost more than most
   /// collectives last, but behind whoever else wants the core; then asleep, hearing from time to time whether
   /// the others are well.
-  void wait_for(c10d::Work& part, Deadline deadline) const {
+  template <class Hopeless>
+  static void wait_for(c10d::Work& part, Deadline deadline, Hopeless&& hopeless) {
     // Over loopback 2 ranks' steps of 0.8 ms take 0.63 with it, and of 10 the slowest half as long; 0.2 ms is too
     // short for that, and 5 are not better.
     constexpr std::chrono::milliseconds awake{1};
     const auto begin = std::chrono::steady_clock::now();
     while (!part.isCompleted() && std::chrono::steady_clock::now() - begin < awake) std::this_thread::yield();
-    if (!part.isCompleted()) sleep_until_over(part, deadline);
+    if (!part.isCompleted()) sleep_until_over(part, deadline, hopeless);
     ACCEL_CHECK(part.wait(deadline.remaining()), CommError, "it was aborted");  // throws what went wrong
   }
 
-  void sleep_until_over(c10d::Work& part, Deadline deadline) const {
+  template <class Hopeless>
+  static void sleep_until_over(c10d::Work& part, Deadline deadline, Hopeless&& hopeless) {
     constexpr std::chrono::milliseconds slice{200};
     struct Bell {
       std::mutex mutex;
@@ -167,30 +155,26 @@ class GlooWork {
   }
 
   /// A wait that cannot be cut in slices: its end would tear Gloo's connections.
-  void wait_aside(c10::intrusive_ptr<c10d::Work> part, Deadline deadline) {
+  template <class Hopeless>
+  static void wait_aside(c10::intrusive_ptr<c10d::Work> part, Deadline deadline, Hopeless&& hopeless) {
     const launch::NoSigpipe guard;  // for the thread that waits
     launch::within(
         deadline,
         [part = std::move(part), deadline] {
           ACCEL_CHECK(part->wait(deadline.remaining()), CommError, "it was aborted");
         },
-        [this] { return hopeless(); });
+        hopeless);
   }
 
   [[nodiscard]] std::string native(const std::exception& error) const {
     if (parts_.empty()) return first_line(error);
-    return message("a peer has ended, hangs, or does not call the same operation. Gloo says: ", first_line(error));
+    return message(no_answer, ". Gloo says: ", first_line(error));
   }
 
-  [[nodiscard]] bool hopeless() const { return group_->control.failed() || group_->control.missed_by(sequence_, 0); }
-
   std::shared_ptr<GlooGroup> group_;
-  std::string_view operation_;  // a literal
-  std::int64_t sequence_;
-  Bytes bytes_;
+  Called called_;
   Seconds timeout_;
   std::uint64_t shared_number_ = 0;  // of SharedCollectives; 0: it goes through the engine, or nowhere
-  bool reports_completion_ = true;
   std::vector<c10::intrusive_ptr<c10d::Work>> parts_;
   std::vector<at::Tensor> tensors_;  // kept until the engine is done with them
   at::Tensor scattered_;             // reduce_scatter: this rank's part of the sum ...

@@ -1,50 +1,56 @@
-// NcclGroup: one communicator, what is in flight on it, and the thread that watches both.
+// NcclGroup: one communicator, how it is called, and the thread that watches it.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
-#include <cstdint>
-#include <deque>
 #include <exception>
+#include <list>
 #include <memory>
 #include <mutex>
-#include <ostream>
+#include <optional>
 #include <string>
-#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
+#include <accel/backend/detail/called.hpp>
+#include <accel/backend/detail/flights.hpp>
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
 
-namespace accel::inline v0_1::backend {
+namespace accel::inline v0_1::backend::detail {
 
-/// What a call of NCCL answers: done, still at it, or an error and its text.
-struct NcclAnswer {
-  enum class State { done, in_progress, failed };
-  State state = State::done;
-  std::string text{};  // of an error
+/// Between two looks at what is under way: awake at first, as most answers come within microseconds and a sleep costs
+/// 75 of them; then asleep.
+class Pause {
+ public:
+  void operator()() const {
+    if (Clock::now() - begin_ < awake)
+      std::this_thread::yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
 
-  [[nodiscard]] bool failed() const { return state == State::failed; }
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::microseconds awake{50};
+  Clock::time_point begin_ = Clock::now();
 };
-
-namespace detail {
 
 /// Works share it with their backend, so that either may go first.
 template <class Driver>
 class NcclGroup {
  public:
-  /// The end of a collective, and whether it was reached by an abort.
-  struct Flight {
-    explicit Flight(typename Driver::Event end) : event(std::move(end)) {}
-    typename Driver::Event event;
-    std::atomic<bool> lost{false};
+  using Flight = detail::Flight<typename Driver::Event>;
+
+  /// Where the work of a message finds its flight, once that has started.
+  struct Ticket {
+    std::shared_ptr<Flight> flight;
   };
 
   NcclGroup(Driver engine, launch::ControlPlane plane) : driver(std::move(engine)), control(std::move(plane)) {}
@@ -55,68 +61,108 @@ class NcclGroup {
   // healthy, idle communicator is destroyed, any other is aborted, which waits for no peer.
   ~NcclGroup() {
     {
-      const std::lock_guard lock(mutex_);
+      const std::lock_guard lock(watch_mutex_);
       ending_ = true;
     }
     wake_.notify_all();
     if (watchdog_.joinable()) watchdog_.join();
-    const std::lock_guard lock(mutex_);
     if (comm_ == nullptr) return;
-    const Deadline moment = Deadline::in(Seconds(1));
-    for (trim(); !pending_.empty() && !control.failed() && !moment.passed(); trim())
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    if (!pending_.empty() || control.failed()) {
+    const auto is_vain = [&] { return control.failed(); };
+    flights_.await(Deadline::in(Seconds(1)), is_vain);
+    if (is_vain() || !flights_.empty()) {
       drop();
       return;
     }
-    for (auto& window : windows_) driver.close_window(comm_, window.handle);
-    driver.destroy(comm_, Deadline::in(Seconds(5)));  // a peer that has ended does not take part
+    const Deadline goodbye = Deadline::in(Seconds(5));  // a peer that has ended does not take part
+    for (auto& window : windows_) {
+      driver.close_window(comm_, window.handle);
+      for (const Pause pause; state().is_in_progress() && !goodbye.passed();) pause();
+    }
+    driver.destroy(comm_, goodbye);
     comm_ = nullptr;
   }
 
-  /// Makes the communicator by `init(comm)`, which may answer in_progress, and starts the watchdog.
+  /// Makes the communicator by `init(comm)`, which may answer in_progress, and has it watched.
   template <class Init>
   void connect(Deadline deadline, Init&& init) {
-    {
-      const std::lock_guard lock(mutex_);
-      settle({"NCCL: connecting"}, init(comm_), deadline);
-    }
-    watchdog_ = std::thread([this] { watch(); });
+    const std::lock_guard lock(calls_);
+    settle({"NCCL: connecting"}, init(comm_), deadline);
+    const auto enter = [device = driver.device()] { Driver::enter_thread(device); };
+    flights_.watch(enter);
+    watchdog_ = std::thread([this, enter] {
+      enter();
+      watch();
+    });
   }
 
-  /// Starts `call(comm)` on the engine's own stream, after all that the current stream holds. Keeps
-  /// `tensors` until it is over: the allocator knows nothing of that stream, and would give their
-  /// memory to somebody else. They are let go by the next call or the watchdog, whichever is first.
+  /// Starts `call(comm)` on the engine's own stream, after all that the current stream holds. Keeps `tensors` until it
+  /// is over.
   template <class Call>
-  std::shared_ptr<Flight> run(std::string_view operation, std::int64_t number, Bytes bytes,
-                              std::vector<at::Tensor> tensors, Deadline deadline, Call&& call) {
-    // Uncontended but for the watchdog's glance, during which nothing may be started.
-    const std::lock_guard lock(mutex_);
-    if (comm_ == nullptr) control.check_failure(operation);
-    trim();
-    const Called what{operation, number, bytes};
-    const auto ready = take_flight();
-    driver.record_current(ready->event);
-    driver.engine_waits(ready->event);
-    settle(what, call(comm_), deadline);
-    auto flight = take_flight();
-    driver.record_engine(flight->event);
-    pending_.push_back({what, std::move(tensors), flight, deadline});
-    return flight;
+  std::shared_ptr<Flight> run(const Called& called, std::vector<at::Tensor> tensors, Deadline deadline, Call&& call) {
+    flights_.trim();
+    const std::lock_guard lock(calls_);
+    control.check_failure(called.operation);
+    start_collected();
+    return start({called}, {after_current(called)}, std::move(tensors), deadline, call);
+  }
+
+  /// A message, which starts together with all others that are called before one of them is waited for: one after the
+  /// other they would wait for their peers in a ring.
+  std::shared_ptr<Ticket> collect(const Called& called, const at::Tensor& tensor, Seconds timeout) {
+    const std::lock_guard lock(calls_);
+    control.check_failure(called.operation);
+    collected_.push_back({called, tensor, timeout, after_current(called), std::make_shared<Ticket>()});
+    return collected_.back().ticket;
+  }
+
+  /// The flight of a message, which starts if it has not yet.
+  std::shared_ptr<Flight> start(const Called& called, const Ticket& ticket) {
+    const std::lock_guard lock(calls_);
+    if (ticket.flight) return ticket.flight;
+    control.check_failure(called.operation);
+    start_collected();
+    return ticket.flight;
+  }
+
+  /// One group of NCCL, which launches little for many calls: `call(item)` for each.
+  template <class Items, class Call>
+  [[nodiscard]] NcclAnswer together(const Items& items, Call&& call) {
+    NcclAnswer answer = driver.group_start();
+    if (answer.failed()) return answer;
+    for (const auto& item : items)
+      if (!answer.failed()) answer = call(item);
+    NcclAnswer end = driver.group_end();  // a group once started is always ended
+    return answer.failed() ? answer : end;
   }
 
   /// Makes `memory` a window of the communicator: collective. It stays one as long as the group.
-  void open_window(at::Tensor memory, Deadline deadline) {
-    const std::lock_guard lock(mutex_);
-    if (comm_ == nullptr) control.check_failure("allocate");
-    typename Driver::Window handle{};
-    settle({"allocate"}, driver.open_window(comm_, memory, handle), deadline);
-    windows_.push_back({std::move(memory), handle});
+  void open_window(const at::Tensor& memory, Deadline deadline) {
+    const std::lock_guard lock(calls_);
+    control.check_failure("allocate");
+    start_collected();
+    // NCCL writes the handle when it has come so far, wherever that stood when it was called: it stays where it is.
+    Window& window = windows_.emplace_back(Window{memory, {}});
+    settle({"allocate"}, driver.open_window(comm_, window.memory, window.handle), deadline);
+  }
+
+  /// Gives up the group by `called`, says why, and stops.
+  [[noreturn]] void fail(const Called& called, const Failing& how) {
+    flights_.lose();
+    try {
+      tell(called, how);
+    } catch (...) {
+      stop();
+      throw;
+    }
   }
 
   /// Stops the communicator. What is under way ends, and is lost.
   void stop() noexcept {
-    const std::lock_guard lock(mutex_);
+    flights_.lose();
+    // A call of NCCL's leaves by itself, as the group is given up. One that hangs in CUDA is freed by the abort alone.
+    std::unique_lock lock(calls_, std::defer_lock);
+    for (const Deadline moment = Deadline::in(Seconds(1)); !lock.try_lock() && !moment.passed();)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     drop();
   }
 
@@ -124,25 +170,15 @@ class NcclGroup {
   launch::ControlPlane control;
 
  private:
-  using State = NcclAnswer::State;
+  using Comm = typename Driver::Comm;
+  using Trouble = typename Flights<typename Driver::Event>::Trouble;
 
-  /// A call, as errors name it: put into words only then.
-  struct Called {
-    std::string_view operation;  // a literal
-    std::int64_t number = 0;     // 0: no collective
-    Bytes bytes{};
-
-    friend std::ostream& operator<<(std::ostream& out, const Called& call) {
-      out << call.operation;
-      if (call.number > 0) out << " number " << call.number << " of " << call.bytes;
-      return out;
-    }
-  };
-  struct Pending {
-    Called what;
-    std::vector<at::Tensor> tensors;
-    std::shared_ptr<Flight> flight;
-    Deadline deadline;
+  struct Message {
+    Called call;
+    at::Tensor tensor;
+    Seconds timeout;
+    std::shared_ptr<Flight> ready;
+    std::shared_ptr<Ticket> ticket;
   };
   struct Window {
     at::Tensor memory;
@@ -150,122 +186,183 @@ class NcclGroup {
   };
 
   void watch() {
-    std::unique_lock lock(mutex_);
-    while (!ending_ && comm_ != nullptr) {
-      wake_.wait_for(lock, watch_interval);
-      if (ending_ || comm_ == nullptr) return;
-      trim();
-      std::string problem;
-      if (const NcclAnswer answer = driver.state(comm_); answer.failed())
-        problem = message("NCCL failed", pending_.empty() ? "" : message(" in or after ", pending_.front().what),
-                          ". NCCL says: ", answer.text);
-      else if (!pending_.empty() && pending_.front().deadline.passed())
-        problem = message(pending_.front().what, " failed after ", pending_.front().deadline.span_s(),
-                          " s without an answer; a peer has ended, hangs, or does not call the same operation");
-      if (problem.empty() && !control.failed()) continue;
-      // Before the abort, so that whoever waits finds the reason. One that a peer gave stays.
-      if (!problem.empty()) control.give_up(problem);
-      drop();
+    std::unique_lock lock(watch_mutex_);
+    while (!wake_.wait_for(lock, watch_interval, [this] { return ending_; })) {
+      lock.unlock();
+      if (is_stopped_) return;
+      if (control.failed()) return follow();
+      try {
+        if (const auto trouble = find_trouble()) fail(trouble->call, trouble->how);
+      } catch (const CommError&) {
+        return;  // the same
+      }
+      lock.lock();
     }
   }
 
-  // The rest is called with the mutex held.
+  /// Somebody else has failed. Whoever waits or calls next finds the reason.
+  void follow() {
+    if (const std::string own = sentence_about(flights_.first(), control.failure()); !own.empty()) control.give_up(own);
+    stop();
+  }
 
-  /// A non-blocking call is not over when it returns: nothing else may be called until it is.
-  void settle(const Called& what, NcclAnswer answer, Deadline deadline) {
-    while (answer.state == State::in_progress && !deadline.passed() && !control.failed()) {
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-      answer = driver.state(comm_);
-    }
-    if (answer.state == State::done) return;
-    drop();
-    control.fail(
-        message(what, " could not start", deadline.passed() ? message(" within ", deadline.span_s(), " s") : "",
-                answer.text.empty() ? "" : ". NCCL says: ", answer.text),
-        what.number);
+  /// First what is known without CUDA, which may hang as long as nobody aborts.
+  [[nodiscard]] std::optional<Trouble> find_trouble() {
+    if (auto trouble = flights_.trouble(control)) return trouble;
+    if (const NcclAnswer answer = state(); answer.failed())
+      return Trouble{flights_.first(), {.native = "NCCL says: " + answer.text}};
+    return flights_.error();
+  }
+
+  [[nodiscard]] NcclAnswer state() {
+    const std::lock_guard lock(comm_mutex_);
+    if (comm_ == nullptr) return {NcclAnswer::State::failed, "the communicator was aborted"};
+    return driver.state(comm_);
+  }
+
+  /// One at a time: what the first says is the reason for all.
+  [[noreturn]] void tell(const Called& called, const Failing& how) {
+    const std::lock_guard lock(telling_);
+    detail::fail(control, called, how);
   }
 
   void drop() noexcept {
-    trim();
-    for (const auto& pending : pending_) pending.flight->lost = true;
-    if (comm_ != nullptr) driver.abort(comm_);
-    comm_ = nullptr;
-    pending_.clear();
-  }
-
-  /// Lets go of what is over: in order, for one stream keeps the order.
-  void trim() noexcept {
-    while (!pending_.empty() && driver.passed(pending_.front().flight->event)) pending_.pop_front();
-  }
-
-  /// Making an event costs more than recording one: those that nobody holds are used again.
-  std::shared_ptr<Flight> take_flight() {
-    for (std::size_t i = 0; i < flights_.size(); ++i) {
-      next_ = (next_ + 1) % flights_.size();
-      if (flights_[next_].use_count() == 1) return flights_[next_];
+    is_stopped_ = true;
+    flights_.lose();
+    Comm doomed = nullptr;
+    {
+      const std::lock_guard lock(comm_mutex_);
+      std::swap(doomed, comm_);
     }
-    return flights_.emplace_back(std::make_shared<Flight>(driver.make_event()));
+    if (doomed != nullptr) driver.abort(doomed);
+    flights_.clear();
+  }
+
+  // The rest is called with calls_ held.
+
+  template <class Call>
+  std::shared_ptr<Flight> start(std::vector<Called> calls, const std::vector<std::shared_ptr<Flight>>& ready,
+                                std::vector<at::Tensor> tensors, Deadline deadline, Call&& call) {
+    const Called first = calls.front();
+    ask_cuda(first, [&] {
+      for (const auto& one : ready) driver.engine_waits(one->event);
+    });
+    control.check_failure(first.operation);  // CUDA may have kept this thread
+    settle(first, call(comm_), deadline);
+    std::shared_ptr<Flight> flight;
+    ask_cuda(first, [&] {
+      flight = take_flight();
+      driver.record_engine(flight->event);
+    });
+    if (flight->is_recorded) return flight;
+    flights_.add(std::move(calls), std::move(tensors), flight, deadline);
+    if (is_stopped_) flight->lost = true;  // somebody did not wait for this call
+    return flight;
+  }
+
+  void start_collected() {
+    if (collected_.empty()) return;
+    const auto messages = std::exchange(collected_, {});
+    std::vector<Called> calls;
+    std::vector<std::shared_ptr<Flight>> ready;
+    std::vector<at::Tensor> tensors;
+    for (const auto& message : messages) {
+      calls.push_back(message.call);
+      ready.push_back(message.ready);
+      tensors.push_back(message.tensor);
+    }
+    const Deadline deadline = Deadline::in(messages.front().timeout);
+    const auto flight = start(std::move(calls), ready, std::move(tensors), deadline, [&](Comm& comm) {
+      return together(messages, [&](const Message& message) {
+        const int peer = message.call.peer;
+        return message.call.operation == "send" ? driver.send(comm, message.tensor, peer)
+                                                : driver.recv(comm, message.tensor, peer);
+      });
+    });
+    for (const auto& message : messages) message.ticket->flight = flight;
+  }
+
+  /// A call is over when the communicator says so, whatever it has answered; until then nothing else may be called.
+  void settle(const Called& called, NcclAnswer answer, Deadline deadline) {
+    if (!answer.failed()) answer = state();
+    for (const Pause pause; answer.is_in_progress() && !deadline.passed() && !control.failed(); answer = state())
+      pause();
+    if (answer.state == NcclAnswer::State::done) return;
+    Failing how{.verb = "could not start"};
+    if (answer.failed())
+      how.native = "NCCL says: " + answer.text;
+    else if (deadline.passed())
+      how.late = deadline;
+    fail_within(called, how);
+  }
+
+  /// `body` asks CUDA for streams and events.
+  template <class Body>
+  void ask_cuda(const Called& called, Body&& body) {
+    std::string said;
+    try {
+      return std::forward<Body>(body)();
+    } catch (const std::exception& error) {
+      said = first_line(error);
+    }
+    fail_within(called, {.verb = "could not start", .native = said});
+  }
+
+  /// fail() of who calls.
+  [[noreturn]] void fail_within(const Called& called, const Failing& how) {
+    flights_.lose();
+    try {
+      tell(called, how);
+    } catch (...) {
+      drop();
+      throw;
+    }
+  }
+
+  /// What the current stream holds now.
+  [[nodiscard]] std::shared_ptr<Flight> after_current(const Called& called) {
+    std::shared_ptr<Flight> ready;
+    ask_cuda(called, [&] {
+      ready = take_flight();
+      driver.record_current(ready->event);
+    });
+    return ready;
+  }
+
+  /// Making an event costs more than recording one: those that nobody holds are used again. A graph keeps what it has
+  /// recorded.
+  std::shared_ptr<Flight> take_flight() {
+    if (driver.is_capturing()) {
+      auto recorded = std::make_shared<Flight>(driver.make_event());
+      recorded->is_recorded = true;
+      return recorded;
+    }
+    for (std::size_t i = 0; i < pool_.size(); ++i) {
+      next_ = (next_ + 1) % pool_.size();
+      if (pool_[next_].use_count() == 1) return pool_[next_];
+    }
+    return pool_.emplace_back(std::make_shared<Flight>(driver.make_event()));
   }
 
   static constexpr std::chrono::milliseconds watch_interval{100};  // as c10d's watchdog
 
-  std::mutex mutex_;
+  std::mutex calls_;  // one call at a time, until it has settled
+  std::vector<Message> collected_;
+  std::list<Window> windows_;
+  std::vector<std::shared_ptr<Flight>> pool_;
+  std::size_t next_ = 0;
+
+  std::mutex telling_;
+
+  std::mutex comm_mutex_;  // for who looks at the communicator, or ends it, beside a call
+  Comm comm_ = nullptr;
+  std::atomic<bool> is_stopped_{false};
+  Flights<typename Driver::Event> flights_;
+
+  std::mutex watch_mutex_;
   std::condition_variable wake_;
   bool ending_ = false;
-  typename Driver::Comm comm_ = nullptr;
-  std::vector<std::shared_ptr<Flight>> flights_;
-  std::size_t next_ = 0;
-  std::deque<Pending> pending_;
-  std::vector<Window> windows_;
   std::thread watchdog_;
 };
 
-/// A collective under way. Waiting twice is allowed.
-template <class Driver>
-class NcclWork {
- public:
-  using Group = NcclGroup<Driver>;
-
-  /// No flight: nothing was sent.
-  NcclWork(std::shared_ptr<Group> group, std::string_view operation, std::int64_t number, Bytes bytes,
-           std::shared_ptr<typename Group::Flight> flight)
-      : group_(std::move(group)), operation_(operation), number_(number), bytes_(bytes), flight_(std::move(flight)) {}
-
-  /// The current stream waits, the host does not: what goes wrong later is said by the next call.
-  void wait() {
-    if (!flight_) return;
-    if (flight_->lost) fail("");
-    group_->driver.current_waits(flight_->event);
-  }
-
-  void wait_until(Deadline deadline) {
-    while (!done()) {
-      if (group_->control.failed()) fail("");
-      if (deadline.passed())
-        fail(message(" after ", deadline.span_s(), " s without an answer",
-                     "; a peer has ended, hangs, or does not call the same operation"));
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-    }
-    wait();
-  }
-
-  [[nodiscard]] bool done() const { return !flight_ || group_->driver.passed(flight_->event); }
-
- private:
-  [[noreturn]] void fail(const std::string& why) {
-    group_->stop();
-    const std::string what = message(operation_, " number ", number_, " of ", bytes_, " failed", why);
-    // The watchdog may have come first: then its reason is the one to tell.
-    const std::string reason = group_->control.failure();
-    group_->control.fail(why.empty() && !reason.empty() ? message(what, ": ", reason) : what, number_);
-  }
-
-  std::shared_ptr<Group> group_;
-  std::string_view operation_;  // a literal
-  std::int64_t number_;
-  Bytes bytes_;
-  std::shared_ptr<typename Group::Flight> flight_;
-};
-
-}  // namespace detail
-}  // namespace accel::inline v0_1::backend
+}  // namespace accel::inline v0_1::backend::detail
