@@ -25,6 +25,7 @@ using accel::launch::detail::ExchangeKey;
 using accel::launch::detail::Exchanges;
 using accel::launch::detail::Gathering;
 using accel::launch::detail::Inquiry;
+using accel::launch::detail::Message;
 using accel::launch::detail::Packer;
 using accel::launch::detail::Roster;
 using accel::launch::detail::Shelf;
