@@ -264,6 +264,39 @@ void exchanges_all_to_all(Rank rank) {
     if (other != rank.rank) CHECK(same(received[static_cast<std::size_t>(other)], from_to(other, rank.rank)));
 }
 
+/// A message is between two ranks: that a third has left is no business of theirs.
+template <Backend B>
+void speaks_though_another_has_left(Rank rank) {
+  if (rank.world_size < 3) return;
+  auto others = meet().control_plane();  // what rank 0 serves must stay until all have ended
+  const auto deadline = Deadline::in(Seconds(20));
+  const int leaver = rank.world_size - 1;
+  {
+    Group<B> group;
+    group->control().barrier("all are there", deadline);
+    if (rank.rank < 2) {
+      while (group->control().departure_of(leaver).empty() && !deadline.passed())
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      for (int round = 0; round < 3; ++round) {
+        const at::Tensor mine = brought({1001}, Float, group->device(), 10 * round + rank.rank);
+        at::Tensor theirs = at::full_like(mine, 99);
+        auto sending = group->send(mine, 1 - rank.rank);
+        auto receiving = group->recv(theirs, 1 - rank.rank);
+        receiving.wait_until(deadline);
+        sending.wait_until(deadline);
+        CHECK(same(theirs, brought({1001}, Float, group->device(), 10 * round + 1 - rank.rank)));
+      }
+      // Each waits for the one that has left: neither hears it from the other.
+      at::Tensor never = at::zeros({3}, at::TensorOptions(group->device()));
+      const auto error = thrown_by<CommError>([&] { group->recv(never, leaver).wait(); });
+      CHECK_THAT(error, ContainsSubstring("rank " + std::to_string(leaver) + " (host ") &&
+                            ContainsSubstring("has left the training"));
+    }
+  }
+  others.barrier("the connections stay until all have waited", deadline);
+  others.farewell();
+}
+
 template <Backend B>
 void says_when_it_is_done(Rank rank) {
   Group<B> group;
@@ -560,10 +593,10 @@ inline std::function<void(Rank)> one_after_the_other(std::vector<void (*)(Rank)>
   }                                                                                                                  \
   TEST_CASE(#B " broadcasts, gathers, scatters, sends and receives", "[backend][conformance]") {                     \
     using namespace accel::testing::backend_suite;                                                                   \
-    accel::testing::on_ranks(                                                                                        \
-        __VA_ARGS__,                                                                                                 \
-        one_after_the_other({broadcasts_from_every_rank<B>, gathers<B>, scatters_sums<B>, passes_round_a_ring<B>,    \
-                             passes_large_messages_round_a_ring<B>, exchanges_all_to_all<B>}));                      \
+    accel::testing::on_ranks(__VA_ARGS__,                                                                            \
+                             one_after_the_other({broadcasts_from_every_rank<B>, gathers<B>, scatters_sums<B>,       \
+                                                  passes_round_a_ring<B>, passes_large_messages_round_a_ring<B>,     \
+                                                  exchanges_all_to_all<B>, speaks_though_another_has_left<B>}));     \
   }                                                                                                                  \
   TEST_CASE(#B " splits into groups, allocates, moves, and carries texts", "[backend][conformance]") {               \
     using namespace accel::testing::backend_suite;                                                                   \
