@@ -288,7 +288,7 @@ void speaks_though_another_has_left(Rank rank) {
       }
       // Each waits for the one that has left: neither hears it from the other.
       at::Tensor never = at::zeros({3}, at::TensorOptions(group->device()));
-      const auto error = thrown_by<CommError>([&] { group->recv(never, leaver).wait(); });
+      const auto error = thrown_by<CommError>([&] { group->recv(never, leaver).wait_until(deadline); });
       CHECK_THAT(error, ContainsSubstring("rank " + std::to_string(leaver) + " (host ") &&
                             ContainsSubstring("has left the training"));
     }

@@ -71,6 +71,7 @@ class RecordingDriver {
     std::filesystem::path folder;
     int world_size = 1;
     int rank = 0;
+    std::atomic<int> met{0};  // ranks, when connecting
     std::atomic<int> polls{0};
     std::atomic<bool> registers{false};  // a window, on a thread of its own
     std::atomic<bool> aborted{false};
@@ -122,13 +123,14 @@ class RecordingDriver {
     comm->polls = faults.polls_of_init.load();
     comm->sent.resize(static_cast<std::size_t>(world_size));
     comm->received.resize(static_cast<std::size_t>(world_size));
+    std::ofstream(comm->folder / message("here.", rank)).flush();
     return {comm->polls == 0 ? State::done : State::in_progress};
   }
 
   Answer state(Comm& comm) {
     if (comm == nullptr) misuse("the state of no communicator");
     if (faults.error) return {State::failed, "unhandled fault of a test"};
-    if (comm->registers) return {State::in_progress};
+    if (comm->registers || !has_met(*comm)) return {State::in_progress};
     if (comm->polls == 0) return {};
     if (comm->polls > 0) --comm->polls;
     return {State::in_progress};
@@ -394,6 +396,13 @@ class RecordingDriver {
       job.finish();
     });
     return {};
+  }
+
+  /// Nobody is connected before all have come.
+  static bool has_met(CommState& comm) {
+    for (; comm.met < comm.world_size; ++comm.met)
+      if (!std::filesystem::exists(comm.folder / message("here.", comm.met.load()))) return false;
+    return true;
   }
 
   static void join_registration(CommState& comm) noexcept {
