@@ -85,7 +85,8 @@ Call all_gather(std::int64_t rows) {
 }  // namespace
 
 TEST_CASE("ranks that call different collectives are all told who calls what", "[backend]") {
-  on_ranks({2, 3}, [](Rank rank) {
+  const bool shared_memory = GENERATE(true, false);
+  on_ranks({2, 3}, [shared_memory](Rank rank) {
     const std::vector<std::pair<Call, Call>> differences = {
         {all_reduce({8}), broadcast(0)},
         {all_reduce({8}), all_reduce({4})},
@@ -96,9 +97,14 @@ TEST_CASE("ranks that call different collectives are all told who calls what", "
         {grouped(2), grouped(3)},
         {all_gather(3), all_gather(4)},
         {all_gather(3), all_reduce({3})},
+        {broadcast(0), all_reduce({8})},
+        {all_reduce({0}), all_reduce({8})},
+        {all_gather(0), all_gather(3)},
     };
     for (const auto& [common, odd] : differences) {
-      Group<Checked<Gloo>> group;
+      auto options = Group<Checked<Gloo>>::patient();
+      options.shared_memory = shared_memory;
+      Group<Checked<Gloo>> group(options);
       all_reduce({5}).run(*group);  // as long as all call the same, nothing is said
       const int other = rank.world_size - 1;
       const Stopwatch watch;

@@ -33,13 +33,14 @@ namespace accel::inline v0_1::backend {
 /// deadline, compute with what was never meant for them, or die: Gloo ends the process of a rank that
 /// receives more than it asked for.
 ///
-/// Before every collective an all_reduce of 16 bytes compares what the ranks call: what differs is
-/// never sent. It runs in a group of its own, which no wrong call can disturb, and on a thread that
-/// then starts the collective, so that backward goes on meanwhile. Texts are exchanged only when
-/// something differs. send and recv, which two ranks call, are passed through.
+/// Where the ranks share memory, each says beside its data what it calls, and reads what the others say before it
+/// takes theirs. Elsewhere an all_reduce of 16 bytes before every collective compares it, in a group of its own, which
+/// no wrong call can disturb, and on a thread that then starts the collective, so that backward goes on meanwhile;
+/// texts are exchanged only when something differs. What differs is never sent. send and recv, which two ranks call,
+/// are passed through.
 ///
-/// Cost     an all_reduce of 16 bytes per collective, and a thread. On a GPU the caller waits for it:
-///          what is started elsewhere would not follow the caller's stream.
+/// Cost     a microsecond or two per collective to put it into words; without shared memory an all_reduce of 16 bytes,
+///          and a thread. On a GPU the caller waits for it: what is started elsewhere would not follow its stream.
 /// Differs  from its backend: what only that refuses, a dtype it cannot reduce, is thrown by wait().
 /// Example  Accelerator<backend::Checked<backend::Gloo>, precision::Fp32>
 template <Backend B>
@@ -134,10 +135,16 @@ class Checked {
   struct Core {
     explicit Core(B&& backend) : inner(std::move(backend)) {
       const int size = inner.world_size();
-      if (size == 1) return;
+      if (size == 1 || names_are_compared()) return;
       std::vector<int> all(static_cast<std::size_t>(size));
       std::iota(all.begin(), all.end(), 0);
       checks.emplace(inner.split(all, "checked"));
+    }
+
+    /// The backend compares by itself what it is told of a call.
+    [[nodiscard]] bool names_are_compared() const {
+      if constexpr (requires { inner.compares_names(); }) return inner.compares_names();
+      return false;
     }
 
     /// Returns when nothing is under way on the thread, whose waits have deadlines.
@@ -207,9 +214,9 @@ class Checked {
       if (agreed[0] == own && agreed[1] == ~own) return;
 
       // Its own control plane: the other one is the caller's, who may be in a round of it.
+      const auto calls = checks->control().all_gather("what the ranks call", call.text, Deadline::in(inner.timeout()));
       const std::string title =
           message(call.called.operation, " number ", call.called.number, ": the ranks do not call the same");
-      const auto calls = checks->control().all_gather(title, call.text, Deadline::in(inner.timeout()));
       std::ostringstream list;
       for (std::size_t r = 0; r < calls.size(); ++r)
         list << (r == 0 ? ": rank " : ", rank ") << r << " calls " << calls[r];
@@ -221,7 +228,7 @@ class Checked {
     }
 
     B inner;
-    std::optional<B> checks;  // none at one rank
+    std::optional<B> checks;  // none at one rank, or where the backend compares
     std::int64_t number = 0;  // collectives begun
     std::mutex mutex;         // of all below
     std::condition_variable changed;
@@ -246,20 +253,29 @@ class Checked {
     check(*this, operation, input);
   }
 
+  static std::string in_words(std::string_view operation, std::string_view how, std::span<const at::Tensor> tensors) {
+    std::ostringstream text;
+    text << operation << (how.empty() ? "" : " ") << how << " of" << (tensors.empty() ? " nothing" : "");
+    for (std::size_t i = 0; i < tensors.size(); ++i) text << (i == 0 ? " " : ", ") << tensor::spec(tensors[i]);
+    return std::move(text).str();
+  }
+
   /// What only this rank's call has wrong is refused at once: the others do not know of it.
   template <class Start>
   Work begin(std::string_view operation, std::string_view how, std::span<const at::Tensor> tensors, Start start) {
     control().check_failure(operation);
     for (const auto& tensor : tensors) check_tensor(operation, tensor, device());
-    if (!core_->checks) return Work(core_, start(core_->inner));
-    Call call{.called = {operation, ++core_->number}, .text = {}};
-    std::ostringstream text;
-    text << operation << (how.empty() ? "" : " ") << how << " of" << (tensors.empty() ? " nothing" : "");
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-      text << (i == 0 ? " " : ", ") << tensor::spec(tensors[i]);
-      call.called.bytes.count += static_cast<std::int64_t>(tensors[i].nbytes());
+    const bool names = core_->names_are_compared();
+    if (!core_->checks && !names) return Work(core_, start(core_->inner));
+    Call call{.called = {operation, 0}, .text = in_words(operation, how, tensors)};
+    for (const auto& tensor : tensors) call.called.bytes.count += static_cast<std::int64_t>(tensor.nbytes());
+    if constexpr (requires { core_->inner.name_next(call.text); }) {
+      if (names) {
+        core_->inner.name_next(std::move(call.text));
+        return Work(core_, start(core_->inner));
+      }
     }
-    call.text = text.str();
+    call.called.number = ++core_->number;
     if (!device().is_cpu()) {
       core_->compare(call);
       return Work(core_, start(core_->inner));

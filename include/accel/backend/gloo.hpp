@@ -109,7 +109,7 @@ class Gloo {
     check(*this, "broadcast", tensor);
     check_peer("broadcast", root, world_size());
     Work work = begin("broadcast", tensor.nbytes());
-    if (shares(tensor))
+    if (shares(tensor, work.is_named()))
       work.run(moved(Call::broadcast, tensor, tensor, root));
     else if (sends(tensor))
       work.run({as_bytes(tensor)},
@@ -122,7 +122,7 @@ class Gloo {
     check(*this, "all_gather", input);
     check_parts("all_gather", output, input, world_size());
     Work work = begin("all_gather", output.nbytes());
-    if (shares(input))
+    if (shares(input, work.is_named()))
       work.run(moved(Call::all_gather, input, output));
     else if (sends(input))
       work.run({as_bytes(output), as_bytes(input)},
@@ -137,7 +137,7 @@ class Gloo {
     check(*this, "reduce_scatter", output);
     check_reducible(*this, "Gloo", "reduce_scatter", input, op);
     check_parts("reduce_scatter", input, output, world_size());
-    if (shares(input)) {
+    if (shares(input, name_ != nullptr)) {
       Work work = begin("reduce_scatter", input.nbytes());
       work.run(reduced(Call::reduce_scatter, input, output, op));
       return work;
@@ -173,6 +173,11 @@ class Gloo {
     if (group_->shared) memory = group_->shared->allocate(static_cast<std::size_t>(bytes.count));
     return memory.defined() ? memory : at::empty({bytes.count}, at::kByte);
   }
+
+  /// Where the ranks share memory, the next collective is called so on this rank: where the ranks' names for it
+  /// differ, nothing of it moves, and the error says both. A name costs no message.
+  void name_next(std::string call) { name_ = std::make_shared<const std::string>(std::move(call)); }
+  [[nodiscard]] bool compares_names() const { return group_->shared != nullptr; }
 
   /// A group of `ranks` of this one, in that order; `name` must be new. Called by its members only.
   [[nodiscard]] Gloo split(std::span<const int> ranks, std::string_view part_name) {
@@ -269,7 +274,10 @@ class Gloo {
 
   /// Gives the next work its place in the sequence: of the collectives, or of the messages.
   [[nodiscard]] Work begin(std::string_view operation, std::size_t bytes) {
-    return {group_, {operation, group_->control.begin(operation), {static_cast<std::int64_t>(bytes)}}, timeout()};
+    return {group_,
+            {operation, group_->control.begin(operation), {static_cast<std::int64_t>(bytes)}},
+            timeout(),
+            std::exchange(name_, nullptr)};
   }
   [[nodiscard]] Work begin_message(std::string_view operation, const at::Tensor& tensor, int peer) {
     const Bytes bytes{static_cast<std::int64_t>(tensor.nbytes())};
@@ -277,7 +285,7 @@ class Gloo {
   }
 
   void start_all_reduce(Work& work, const at::Tensor& tensor, ReduceOp op) const {
-    if (shares(tensor))
+    if (shares(tensor, work.is_named()))
       work.run(reduced(Call::all_reduce, tensor, tensor, op));
     else if (sends(tensor))
       work.run({tensor},
@@ -288,7 +296,10 @@ class Gloo {
   static at::Tensor as_bytes(const at::Tensor& tensor) { return tensor.detach().view({-1}).view(at::kByte); }
 
   [[nodiscard]] bool sends(const at::Tensor& tensor) const { return world_size() > 1 && tensor.numel() > 0; }
-  [[nodiscard]] bool shares(const at::Tensor& tensor) const { return group_->shared && tensor.numel() > 0; }
+  /// What has a name is compared, however little it is.
+  [[nodiscard]] bool shares(const at::Tensor& tensor, bool is_named) const {
+    return group_->shared && (tensor.numel() > 0 || is_named);
+  }
 
   static detail::Operation reduced(Call kind, const at::Tensor& input, const at::Tensor& output, ReduceOp op) {
     return {{.kind = kind, .op = op, .dtype = input.scalar_type(), .bytes = input.nbytes()}, input, output};
@@ -308,6 +319,7 @@ class Gloo {
   Seconds timeout_;
   std::string not_shared_{};  // why the ranks do not share memory
   std::shared_ptr<detail::GlooGroup> group_;
+  std::shared_ptr<const std::string> name_;  // of the next collective
   Endpoint endpoint_;
 };
 

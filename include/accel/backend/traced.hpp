@@ -57,6 +57,17 @@ class Traced {
   [[nodiscard]] Seconds timeout() const { return inner_.timeout(); }
   [[nodiscard]] std::string describe() const { return description(inner_); }
 
+  void name_next(std::string call)
+    requires requires(B& inner) { inner.name_next(std::string()); }
+  {
+    inner_.name_next(std::move(call));
+  }
+  [[nodiscard]] bool compares_names() const
+    requires requires(const B& inner) { inner.compares_names(); }
+  {
+    return inner_.compares_names();
+  }
+
   [[nodiscard]] Work all_reduce(at::Tensor tensor, ReduceOp op) {
     return trace(Operation::all_reduce, bytes_of(tensor), [&] { return inner_.all_reduce(tensor, op); });
   }

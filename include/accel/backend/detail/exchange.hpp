@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -17,10 +19,16 @@
 
 namespace accel::inline v0_1::backend::detail {
 
+/// The ranks do not call the same.
+struct CallsDiffer : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 /// A collective that a rank has called.
 struct Operation {
   Call call;
-  at::Tensor input, output;  // kept until it is over; one and the same where it works in place
+  at::Tensor input, output;                   // kept until it is over; one and the same where it works in place
+  std::shared_ptr<const std::string> name{};  // where the ranks say what they call; see Checked
 
   [[nodiscard]] const std::byte* source() const { return static_cast<const std::byte*>(input.const_data_ptr()); }
   [[nodiscard]] std::byte* target() const { return static_cast<std::byte*>(output.data_ptr()); }
@@ -41,7 +49,14 @@ class Exchange {
     const Call& call = operation.call;
     const std::size_t slot = slot_of(number);
     Board& mine = neighbours_.mine();
-    mine.entries[slot] = {call, neighbours_.segment().place(operation.source(), call.bytes)};
+    Board::Entry& entry = mine.entries[slot];
+    entry.call = call;
+    entry.place = neighbours_.segment().place(operation.source(), call.bytes);
+    if (operation.name) {
+      const std::size_t size = std::min(operation.name->size(), entry.name.size() - 1);
+      std::copy_n(operation.name->data(), size, entry.name.data());
+      entry.name[size] = '\0';
+    }
     const bool sends = call.kind != Call::Kind::broadcast || call.root == rank();
     if (small(call) && sends) copy(mine.messages[slot].data(), operation.source(), call.bytes);
     neighbours_.publish(&Standing::announced, number);
@@ -106,8 +121,10 @@ class Exchange {
   Course broadcast(const Operation& operation) {
     const int root = operation.call.root;
     const bool sends = root == rank();
-    co_await announced(root, root + 1);
-    check_calls(operation.call, root, root + 1);
+    // Who has only to compare it waits for all.
+    const bool compares = operation.call.name != 0;
+    co_await announced(compares ? 0 : root, compares ? world_size() : root + 1);
+    check_calls(operation.call, compares ? 0 : root, compares ? world_size() : root + 1);
     const std::size_t bytes = operation.call.bytes;
     if (small(operation.call)) {
       if (!sends) copy(operation.target(), message_of(root), bytes);
@@ -233,11 +250,26 @@ class Exchange {
   void turn_over() { half_ ^= 1; }
   [[nodiscard]] std::byte* own_scratch() { return neighbours_.mine().scratch[half_].data(); }
 
+  /// What rank r calls, by its name if it has one.
+  [[nodiscard]] std::string told(int r) const {
+    const Board::Entry& one = entry(r);
+    return one.call.name == 0 ? message("rank ", r, " calls ", one.call)
+                              : message("rank ", r, " calls ", std::string(one.name.data()));
+  }
+
+  /// Throws   CallsDiffer that names the first of these ranks, and the first that calls something else than it.
   void check_calls(const Call& call, int first, int end) const {
-    for (int r = first; r < end; ++r)
-      if (entry(r).call != call)
-        throw std::runtime_error(
-            message("where rank ", rank(), " calls ", call, " rank ", r, " calls ", entry(r).call));
+    const auto differs = [&](int r) { return entry(r).call != call; };
+    int other = first;
+    while (other < end && !differs(other)) ++other;
+    if (other == end) return;
+    if (differs(first)) {
+      for (other = first; other < end && entry(other).call == entry(first).call;) ++other;
+      if (other == end) other = rank();
+    }
+    throw CallsDiffer(message("the ranks do not call the same: ", told(first), ", ", told(other),
+                              "; every rank must call the same collectives, in the same order, with equal shapes and ",
+                              "dtypes"));
   }
 
   struct Slice {
@@ -258,7 +290,7 @@ class Exchange {
   }
 
   static void copy(std::byte* to, const std::byte* from, std::size_t bytes) {
-    if (to != from) std::memcpy(to, from, bytes);
+    if (to != from && bytes > 0) std::memcpy(to, from, bytes);
   }
 
   Neighbours& neighbours_;

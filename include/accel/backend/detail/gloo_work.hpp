@@ -25,6 +25,7 @@
 #include <accel/backend/detail/called.hpp>
 #include <accel/backend/detail/shared_collectives.hpp>
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
 #include <accel/core/units.hpp>
 #include <accel/launch/control_plane.hpp>
 #include <accel/launch/no_sigpipe.hpp>
@@ -58,8 +59,10 @@ struct GlooGroup {
 /// A collective under way. Waiting twice is allowed.
 class GlooWork {
  public:
-  GlooWork(std::shared_ptr<GlooGroup> group, const Called& called, Seconds timeout)
-      : group_(std::move(group)), called_(called), timeout_(timeout) {}
+  /// `name`: what the ranks call it, or null; where they share memory it is compared before anything moves.
+  GlooWork(std::shared_ptr<GlooGroup> group, const Called& called, Seconds timeout,
+           std::shared_ptr<const std::string> name = nullptr)
+      : group_(std::move(group)), called_(called), timeout_(timeout), name_(std::move(name)) {}
 
   GlooWork(GlooWork&&) noexcept = default;
   GlooWork& operator=(GlooWork&&) noexcept = default;
@@ -78,6 +81,11 @@ class GlooWork {
           wait_for(*parts_.back(), deadline, hopeless);
         if (parts_.size() == 1) --group_->in_flight;
       }
+    } catch (const CallsDiffer& error) {
+      group_->give_up();
+      const std::string text = message(called_.operation, " number ", called_.number, ": ", error.what());
+      group_->control.give_up(text);
+      throw CommError(text);
     } catch (const std::exception& error) {
       Failing how{.native = native(error)};
       if (deadline.passed()) how.late = deadline;
@@ -98,6 +106,8 @@ class GlooWork {
     return std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->isCompleted(); });
   }
 
+  [[nodiscard]] bool is_named() const { return name_ != nullptr; }
+
   /// Hands `tensors` to the engine by `start(engine, tensors)`, and keeps them until it is done.
   template <class Start>
   void run(std::vector<at::Tensor> tensors, Start&& start) {
@@ -112,7 +122,11 @@ class GlooWork {
   }
 
   /// The same through shared memory.
-  void run(Operation operation) { shared_number_ = group_->shared->start(std::move(operation)); }
+  void run(Operation operation) {
+    operation.call.name = name_ ? fnv1a(*name_) | 1U : 0;  // 0 is none
+    operation.name = name_;
+    shared_number_ = group_->shared->start(std::move(operation));
+  }
 
   /// When all has arrived, `part` is copied into `output`.
   void then_copy(at::Tensor part, at::Tensor output) {
@@ -174,6 +188,7 @@ class GlooWork {
   std::shared_ptr<GlooGroup> group_;
   Called called_;
   Seconds timeout_;
+  std::shared_ptr<const std::string> name_;
   std::uint64_t shared_number_ = 0;  // of SharedCollectives; 0: it goes through the engine, or nowhere
   std::vector<c10::intrusive_ptr<c10d::Work>> parts_;
   std::vector<at::Tensor> tensors_;  // kept until the engine is done with them

@@ -42,7 +42,8 @@ struct Call {
   ReduceOp op = ReduceOp::sum;
   c10::ScalarType dtype = c10::ScalarType::Byte;  // of what is reduced; what is only moved goes as bytes
   std::int32_t root = 0;
-  std::size_t bytes = 0;  // that each rank brings
+  std::size_t bytes = 0;   // that each rank brings
+  std::uint64_t name = 0;  // hash of what the ranks call it; 0: they do not say
 
   bool operator==(const Call&) const = default;
 
@@ -58,6 +59,7 @@ struct Board {
   static constexpr std::size_t slots = 16;             // small messages under way
   static constexpr std::size_t slot = 64UL * 1024;     // what goes through one
   static constexpr std::size_t piece = 1024UL * 1024;  // of a large message that lies elsewhere: half a core's cache
+  static constexpr std::size_t longest_name = 256;     // bytes of it
   static constexpr std::uint32_t here = 0, left = 1, broken = 2;
 
   /// How far the rank is. Counters only grow; one cache line holds all.
@@ -72,7 +74,8 @@ struct Board {
 
   struct Entry {
     Call call;
-    std::int64_t place = -1;  // in the rank's segment; -1: its data comes through the scratch
+    std::int64_t place = -1;              // in the rank's segment; -1: its data comes through the scratch
+    std::array<char, longest_name> name;  // of a call that has one, cut
   };
 
   Standing standing;

@@ -119,7 +119,7 @@ class Door {
   // Two versions of accel in one program have each its own list of doors, but one port. What tells the second one of
   // the first one's is a name among the open files of the process.
 
-  [[nodiscard]] static std::string label_of(int port) { return message("accel-door:", ::getpid(), ":", port, ":"); }
+  [[nodiscard]] static std::string label_of(int port) { return message("door-of-accel:", ::getpid(), ":", port, ":"); }
 
   void label(int port) {
     label_ = Descriptor(::memfd_create(message(label_of(port), listener_.number()).c_str(), MFD_CLOEXEC));
