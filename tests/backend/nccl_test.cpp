@@ -33,6 +33,11 @@ using RecordedNccl = accel::backend::BasicNccl<RecordingDriver>;
 static_assert(accel::backend::DrivesNccl<RecordingDriver>);
 static_assert(accel::Backend<RecordedNccl>);
 
+// What steps by a reduction must know whether the host has waited for it, through every adaptor.
+static_assert(accel::backend::waits_on_stream<accel::backend::Checked<accel::backend::Traced<RecordedNccl>>>);
+static_assert(!accel::backend::waits_on_stream<accel::backend::Checked<accel::backend::Traced<accel::backend::Gloo>>>);
+static_assert(!accel::backend::waits_on_stream<accel::backend::Single>);
+
 ACCEL_BACKEND_SUITE(RecordedNccl, {1, 2, 3})
 
 namespace {
