@@ -29,7 +29,7 @@ TEST_CASE("describe says what was detected, from where, and every default in for
                                          "accumulation_steps: 3",
                                          "scheduler_stepping: PerUpdate",
                                          "buckets of an eighth of the gradients (1 to 25 MiB), the last of 1 MiB",
-                                         "rendezvous timeout: 60 s",
+                                         "rendezvous timeout: 300 s",
                                          "intra-op threads: 1",
                                          "log: info",
                                          "LibTorch 2."};

@@ -306,7 +306,9 @@ TEST_CASE("ranks that call different things are told at once", "[backend]") {
     const Stopwatch watch;
     const auto error = thrown_by<CommError>([&] { work.wait(); });
     CHECK(watch.seconds() < 2 * patience);
-    CHECK_THAT(error, ContainsSubstring("all_reduce number 1 of 12 B failed"));
+    CHECK_THAT(error,
+               ContainsSubstring("all_reduce number 1: the ranks do not call the same: rank 0 calls all_reduce of "
+                                 "12 B of f32, rank 1 calls all_reduce of 12 B of i32"));
     std::cout << error << "\n";
   });
 }

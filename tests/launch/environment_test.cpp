@@ -408,14 +408,14 @@ TEST_CASE("a description says what was detected, and from which variables", "[la
         "launched by: environment variables\n"
         "rank: 1 of 4\n"
         "local rank: ? of ?, node: ? (? is found out by host, at the rendezvous)\n"
-        "master: 10.0.0.1:29500, store run by rank 0\n"
+        "master: 10.0.0.1:29500, where rank 0 listens\n"
         "run id: none given\n"
         "read: RANK=1 WORLD_SIZE=4 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500\n");
   CHECK(describe(detect(torchrun)) ==
         "launched by: torchrun\n"
         "rank: 3 of 4\n"
         "local rank: 1 of 2, node: 1\n"
-        "master: node0:41321, store run by the launcher\n"
+        "master: node0:41321, a store of the launcher's\n"
         "run id: job7-2\n"
         "read: TORCHELASTIC_RUN_ID=job7 RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 "
         "GROUP_RANK=1 "

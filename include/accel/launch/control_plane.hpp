@@ -101,7 +101,9 @@ class ControlPlane {
     std::string blame = star_ && !shared_->given_up ? star_->failure(patience) : std::string();
     if (blame.empty() && star_ && is_whole()) blame = star_->missed_by(collective, round);
     if (blame.empty() && star_ && is_whole() && collective > 0) blame = star_->suspect(collective);
-    lose(blame.empty() ? what : message(what, ": ", blame));
+    // Another rank may have said the very same a moment before: it is said once.
+    const std::size_t same = blame.find(what + ": ");
+    lose(blame.empty() ? what : same != std::string::npos ? blame.substr(same) : message(what, ": ", blame));
   }
 
   /// From now on every call throws, on every rank of the job. The first reason stays.

@@ -14,7 +14,7 @@
 
 namespace accel::inline v0_1::launch {
 
-/// Where the store listens.
+/// Where rank 0 listens, or the store of the launcher.
 struct Endpoint {
   std::string host;
   int port = 0;
@@ -92,7 +92,7 @@ inline void check_consistent(const Launch& launch, const Reader& reader, const V
   text += "\nmaster: ";
   if (launch.master) {
     text += message(launch.master->host, ":", launch.master->port,
-                    launch.agent_store ? ", store run by the launcher" : ", store run by rank 0");
+                    launch.agent_store ? ", a store of the launcher's" : ", where rank 0 listens");
   } else {
     text += "none, one process needs none";
   }

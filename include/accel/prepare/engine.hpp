@@ -59,7 +59,7 @@ class Engine final : public Session {
     host_is_ahead = backend::waits_on_stream<B> && topology.world_size > 1;
   }
 
-  /// Rank 0 may serve the store: it stays until the others no longer read from it.
+  /// The others speak over rank 0: it stays until they have nothing more to say.
   ~Engine() override { backend.control().farewell(); }
 
   B backend;
