@@ -116,6 +116,37 @@ TEST_CASE("ranks that are not in the same round are told so at once, and which t
   });
 }
 
+TEST_CASE("a group without rank 0 hears at once that rank 0, over which it speaks, has left", "[launch]") {
+  on_ranks({3}, [](Rank rank) {
+    const auto meeting = meet();
+    auto whole = meeting.control_plane();
+    whole.barrier("start", soon());
+    if (rank.rank == 0) return whole.farewell();
+    auto part = meeting.part(std::vector<int>{1, 2}, "two").control_plane();
+    stay_for(0.5);
+    const Stopwatch watch;
+    const auto error = thrown_by<CommError>([&] { part.barrier("between two", soon()); });
+    CHECK(watch.seconds() < 5);
+    CHECK_THAT(error, ContainsSubstring("between two gave up: rank 0 (host ") && ContainsSubstring("has left"));
+    part.farewell();
+  });
+}
+
+TEST_CASE("groups of some ranks have rounds of their own", "[launch]") {
+  on_ranks({3}, [](Rank rank) {
+    const auto meeting = meet();
+    auto whole = meeting.control_plane();
+    if (rank.rank > 0) {
+      auto part = meeting.part(std::vector<int>{2, 1}, "two").control_plane();
+      CHECK(part.all_gather("test", std::to_string(rank.rank), soon()) == std::vector<std::string>{"2", "1"});
+      CHECK(part.broadcast("test", rank.rank == 2 ? "word" : "", 0, soon()) == "word");
+      part.barrier("test", soon());
+    }
+    CHECK(whole.all_gather("test", std::to_string(rank.rank), soon()) == std::vector<std::string>{"0", "1", "2"});
+    whole.farewell();
+  });
+}
+
 TEST_CASE("one rank alone needs no store", "[launch]") {
   ControlPlane control;
   CHECK(control.all_gather("test", "own", soon()) == std::vector<std::string>{"own"});

@@ -132,6 +132,16 @@ TEST_CASE("a last rank that does not come is named, and those that came", "[laun
   });
 }
 
+TEST_CASE("a rank 0 that is not at MASTER_ADDR is told so when nobody comes", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    if (rank.rank == 1) return;
+    auto launch = launch::detect();
+    launch.master->host = "192.0.2.7";  // reserved for documentation
+    CHECK_THAT(fails_in_time(launch),
+               ContainsSubstring("192.0.2.7:" + std::to_string(launch.master->port) + " (no address of this host, "));
+  });
+}
+
 TEST_CASE("without rank 0 the others say that they found no store, and where", "[launch]") {
   on_ranks({3}, [](Rank rank) {
     if (rank.rank == 0) return;

@@ -176,7 +176,10 @@ class ControlPlane {
                                    .value = value},
                                   deadline);
     if (answer.ending == answered) return std::move(answer.value);
-    if (answer.ending == interrupted) fail(message(purpose, " gave up"), 0, is_whole() ? number : 0);
+    if (answer.ending == interrupted) {
+      const std::string departure = is_whole() ? std::string() : star_->departure_of(0);
+      fail(message(purpose, " gave up", departure.empty() ? "" : ": ", departure), 0, number);
+    }
     std::vector<int> members;  // of the whole job rank 0 knows them
     if (!is_whole())
       for (const Peer& peer : peers_) members.push_back(peer.rank);

@@ -122,6 +122,8 @@ class RunIds {
   const Endpoint& master = *launch.master;
   const auto addresses = addresses_of_master(master.host, deadline);
   if (terms.run_id.empty()) terms.run_id = random_name();
+  // It may be right, where something forwards to this host. If nobody comes, it is what is wrong.
+  if (!is_own(addresses)) terms.where += message(" (no address of this host, ", own.host, ", on which rank 0 runs)");
   std::shared_ptr<Door> door;
   try {
     door = launch.agent_store ? std::make_shared<Door>(master.host, addresses, port)

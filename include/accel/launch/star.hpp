@@ -200,8 +200,8 @@ class Star {
 
   // Exchanges of small values
 
-  /// How an exchange ended. `answered`: `value` is what came of it. `interrupted`: a rank has failed, or has left
-  /// without coming to it. `late`: the deadline has passed.
+  /// How an exchange ended. `answered`: `value` is what came of it. `interrupted`: a rank has failed, or one has left
+  /// without coming to it, or rank 0 at all. `late`: the deadline has passed.
   struct Answer {
     enum class Ending { answered, interrupted, late };
     Ending ending{};
@@ -214,7 +214,10 @@ class Star {
     const detail::ExchangeKey& key = own.key;
     std::unique_lock lock(mutex_);
     say({Word::bring, own.packed()});
-    const auto is_missed = [&] { return key.group.empty() && !roster_->missed_by(0, key.number).empty(); };
+    const auto is_missed = [&] {
+      const bool by_member = key.group.empty() && !roster_->missed_by(0, key.number).empty();
+      return by_member || !roster_->departure_of(0).empty();  // over whom all groups speak
+    };
     changed_.wait_for(lock, deadline.remaining(), [&] { return results_.contains(key) || failed() || is_missed(); });
     if (auto result = results_.extract(key); !result.empty()) return {answered, std::move(result.mapped())};
     return {failed() || is_missed() ? interrupted : late, {}};

@@ -140,6 +140,14 @@ class Address {
   return texts;
 }
 
+/// One of `addresses` is of this host.
+[[nodiscard]] inline bool is_own(const std::vector<Address>& addresses) {
+  const auto own = own_addresses();
+  return std::any_of(addresses.begin(), addresses.end(), [&](const Address& one) {
+    return one.is_loopback() || std::find(own.begin(), own.end(), one.text()) != own.end();
+  });
+}
+
 /// The address from which this host reaches `other`: the one the other hosts can reach, too. Empty if there is none, or
 /// only a loopback address, as where /etc/hosts gives a host's own name one.
 [[nodiscard]] inline std::string address_towards(const Address& other) {
