@@ -228,7 +228,9 @@ class Star {
   [[nodiscard]] std::string ask_who_is_late(const detail::Inquest& inquest) {
     std::unique_lock lock(mutex_);
     say({Word::late, inquest.packed()});
-    changed_.wait_for(lock, answer_timeout, [&] { return failed(); });
+    // All may be asking at the same time.
+    const Seconds patience = answer_timeout + answer_timeout_per_rank * static_cast<double>(roster_->peers().size());
+    changed_.wait_for(lock, patience, [&] { return failed(); });
     return roster_->failure();
   }
 
@@ -433,6 +435,7 @@ class Star {
   static constexpr Seconds farewell_timeout{1};
   static constexpr Seconds farewell_timeout_after_failure{0.3};  // some are gone; the rest may still ask who
   static constexpr Seconds answer_timeout{0.5};                  // of a rank 0 that is well
+  static constexpr Seconds answer_timeout_per_rank{0.001};
 
   int rank_;
   StarTerms terms_;
