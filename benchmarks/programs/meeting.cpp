@@ -3,7 +3,7 @@
 //   meeting <accel or libtorch> <world size> <first rank> <how many> <port> <missing rank or -1>
 //
 // Writes a line of JSON: when they began and had met (seconds of a clock that all processes share), what barriers took,
-// processor time of this process, and what the first and the last of them heard of the missing rank.
+// processor time of this process, and how many of them named the missing rank, and nobody else.
 #include <sys/resource.h>
 #include <sys/time.h>
 
@@ -111,7 +111,12 @@ class Report {
     const std::lock_guard lock(mutex_);
     if (rank == first_ || rank == last_) report_[name][rank == first_ ? "first" : "last"] = value;
   }
+  void count(const char* name) {
+    const std::lock_guard lock(mutex_);
+    report_[name] = report_.value(name, 0) + 1;
+  }
   void set(const char* name, double value) { report_[name] = value; }
+  void set_text(const char* name, const std::string& value) { report_[name] = value; }
   [[nodiscard]] std::string text() const { return report_.dump(); }
 
  private:
@@ -143,7 +148,11 @@ void take_part(const Job& job, int rank, Report& report) {
     try {
       group.barrier(patience_s);
     } catch (const accel::CommError& error) {
-      report.of(rank, "missed", error.what());
+      const std::string text = error.what();
+      const std::string name = "no word from rank " + std::to_string(job.missing) + " (host ";
+      const bool is_alone = text.find("(host ") == text.rfind("(host ");
+      report.count(text.find(name) != std::string::npos && is_alone ? "named" : "not_named");
+      report.of(rank, "missed", text);
     }
   }
 }
@@ -167,7 +176,8 @@ int main(int argc, char** argv) {
         system == "accel" ? take_part<Star>(job, rank, report) : take_part<Store>(job, rank, report);
       } catch (const std::exception& error) {
         const std::lock_guard lock(mutex);
-        report.of(rank, "error", accel::first_line(error));
+        report.count("errors");
+        report.set_text("error", accel::first_line(error));
       }
     });
   for (auto& rank : ranks) rank.join();

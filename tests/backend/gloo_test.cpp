@@ -74,7 +74,7 @@ bool blocks_sigpipe(const std::filesystem::path& thread) {
 
 }  // namespace
 
-TEST_CASE("no thread of Gloo or the store dies of SIGPIPE, and the program's own keeps its handling", "[backend]") {
+TEST_CASE("no thread of Gloo or the star dies of SIGPIPE, and the program's own keeps its handling", "[backend]") {
   on_ranks({2}, [](Rank rank) {
     Group<Gloo> group;
     at::Tensor tensor = at::ones({3});
@@ -170,7 +170,7 @@ TEST_CASE("a rank that does not connect is an error of the others at the deadlin
     CHECK_THAT(error, ContainsSubstring("within 2 s"));
     CHECK(watch.seconds() < 3 * patience);
     std::cout << error << "\n";
-    if (rank.rank == 0) stay_for(1);  // serves the store
+    if (rank.rank == 0) stay_for(1);  // the others speak over it
   });
 }
 

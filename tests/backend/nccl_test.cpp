@@ -284,7 +284,7 @@ TEST_CASE("memory becomes a window only where every rank asks for it", "[backend
 
 TEST_CASE("a rank that left without the collective is named at once, not at the timeout", "[backend][nccl]") {
   on_ranks({2, 3}, [](Rank rank) {
-    const auto others = meet();  // of its own: rank 0's store must outlive the group
+    const auto others = meet();  // of its own: rank 0's star must outlive the group
     const int leaver = rank.world_size - 1;
     const Stopwatch watch;
     std::string error;

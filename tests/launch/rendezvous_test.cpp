@@ -142,7 +142,7 @@ TEST_CASE("a rank 0 that is not at MASTER_ADDR is told so when nobody comes", "[
   });
 }
 
-TEST_CASE("without rank 0 the others say that they found no store, and where", "[launch]") {
+TEST_CASE("without rank 0 the others say that they found nobody, and where", "[launch]") {
   on_ranks({3}, [](Rank rank) {
     if (rank.rank == 0) return;
     const auto launch = launch::detect();

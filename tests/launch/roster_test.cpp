@@ -25,6 +25,7 @@ using accel::launch::detail::ExchangeKey;
 using accel::launch::detail::Exchanges;
 using accel::launch::detail::Gathering;
 using accel::launch::detail::Inquiry;
+using accel::launch::detail::Letter;
 using accel::launch::detail::Message;
 using accel::launch::detail::Packer;
 using accel::launch::detail::Roster;
@@ -71,7 +72,8 @@ class Job {
         for (const auto& letter : rosters[r].take_letters()) {
           more = true;
           for (std::size_t to = 0; to < rosters.size(); ++to) {
-            const bool are_linked = to != r && (to == 0 || r == 0);
+            const bool is_meant = letter.to == Letter::everybody || letter.to == static_cast<int>(to);
+            const bool are_linked = is_meant && to != r && (to == 0 || r == 0);
             if (are_linked && !cut[to] && !cut[r]) rosters[to].hear(static_cast<int>(r), letter.message, now);
           }
         }
@@ -197,10 +199,14 @@ TEST_CASE("a connection that ends is a failure of who has not said that it leave
   CHECK(job.of(0).is_alone());
 }
 
-TEST_CASE("the rank furthest behind is known to all, and is nobody where all have come", "[launch]") {
+TEST_CASE("the rank furthest behind is known to all that ask, and is nobody where all have come", "[launch]") {
   Job job(4);
   for (std::size_t r = 0; r < 4; ++r) job.progress[r].collectives = r == 2 ? 5 : 8;
-  for (const double seconds : {1.0, 1.1, 2.1}) job.turn(seconds);
+  job.turn(1);
+  for (int rank = 1; rank < 4; ++rank) job.of(rank).beat(0, job.progress[static_cast<std::size_t>(rank)]);
+  job.deliver();
+  for (int rank = 1; rank < 4; ++rank) job.of(0).compare(rank, job.progress[0], job.now);
+  job.deliver();
   for (const int rank : {0, 1, 3}) {
     const auto progress = job.progress[static_cast<std::size_t>(rank)];
     CHECK_THAT(job.of(rank).suspect(8, progress, job.now),
@@ -208,6 +214,15 @@ TEST_CASE("the rank furthest behind is known to all, and is nobody where all hav
     CHECK(job.of(rank).suspect(5, progress, job.now).empty());
   }
   CHECK(job.of(2).suspect(8, job.progress[2], job.now).empty());  // itself
+  CHECK(job.of(1).comparisons() == 1);
+}
+
+TEST_CASE("of who does not even compare, rank 0 is the one behind", "[launch]") {
+  Job job(2);
+  job.progress[1].collectives = 8;
+  job.turn(1);
+  job.cut[0] = true;
+  CHECK_THAT(job.of(1).suspect(8, job.progress[1], clock_at(2)), StartsWith("rank 0 (host node0"));
 }
 
 TEST_CASE("values come back in the order of the members when all have come, and only then", "[launch]") {
@@ -223,19 +238,17 @@ TEST_CASE("values come back in the order of the members when all have come, and 
   CHECK(exchanges.missing({"", 1}, {0, 4, 7}).empty());
 }
 
-TEST_CASE("a root's value goes to who is there, and then to who comes", "[launch]") {
+TEST_CASE("a root's value is everybody's when all have come", "[launch]") {
   Exchanges exchanges;
   const auto bring = [&](int from, std::string value) {
-    return exchanges.bring(from, contribution(1, from, 4, std::move(value), "test", 1));
+    return exchanges.bring(from, contribution(1, from, 3, std::move(value), "test", 1));
   };
   CHECK(bring(0, "").to.empty());
-  CHECK(exchanges.missing({"", 1}, {0, 1, 2, 3}) == std::vector<int>{1});
-  CHECK(bring(1, "word").to == std::vector<int>{0, 1});
-  const auto later = bring(3, "");
-  CHECK(later.to == std::vector<int>{3});
-  CHECK(later.value == "word");
-  CHECK(exchanges.missing({"", 1}, {0, 1, 2, 3}).empty());
-  CHECK(bring(2, "").to == std::vector<int>{2});
+  CHECK(bring(1, "word").to.empty());
+  CHECK(exchanges.missing({"", 1}, {0, 1, 2}) == std::vector<int>{2});
+  const auto result = bring(2, "");
+  CHECK(result.to == std::vector<int>{0, 1, 2});
+  CHECK(result.value == "word");
   CHECK(exchanges.open() == 0);
 }
 
@@ -295,7 +308,7 @@ TEST_CASE("groups do not meet, and members of other exchanges are told apart", "
 }
 
 TEST_CASE("who comes is admitted once, of this run and of this job's size", "[launch]") {
-  Gathering gathering(peer(0, 3), "a1");
+  Gathering gathering(peer(0, 3), "a1", false);
   CHECK_FALSE(gathering.admit(peer(2, 3), "a1"));
   auto again = peer(2, 3);
   again.pid = 999;
@@ -307,6 +320,8 @@ TEST_CASE("who comes is admitted once, of this run and of this job's size", "[la
   refused = gathering.admit(peer(1, 3), "b2");
   REQUIRE(refused);
   CHECK_THAT(refused->sentence, ContainsSubstring("run \"b2\"") && ContainsSubstring("is run \"a1\""));
+  CHECK(gathering.admit(peer(1, 3), ""));  // whoever knows the run id says it
+  CHECK_FALSE(Gathering(peer(0, 3), "drawn", true).admit(peer(1, 3), ""));
   CHECK_FALSE(gathering.verdict());
   CHECK_FALSE(gathering.is_complete());
   gathering.forget(2);
@@ -321,13 +336,14 @@ TEST_CASE("who comes is admitted once, of this run and of this job's size", "[la
 }
 
 TEST_CASE("everybody's names come back from the welcome, in few bytes", "[launch]") {
-  Welcome welcome{"run", {}};
+  Welcome welcome{"run", Seconds(0.5), {}};
   for (int rank = 0; rank < 1000; ++rank)
     welcome.peers.push_back({rank, "node" + std::to_string(rank / 8), "network", 100'000 + rank, 1000});
   const Message message = welcome.packed();
   CHECK(message.body.size() < 10'000);
   const Welcome heard = Welcome::heard(message);
   CHECK(heard.run_id == "run");
+  CHECK(heard.interval == Seconds(0.5));
   REQUIRE(heard.peers.size() == 1000);
   for (std::size_t i = 0; i < 1000; ++i) {
     const Peer &one = heard.peers[i], &other = welcome.peers[i];
@@ -338,7 +354,7 @@ TEST_CASE("everybody's names come back from the welcome, in few bytes", "[launch
 }
 
 TEST_CASE("of many names eight are printed", "[launch]") {
-  Gathering gathering(peer(0, 256), "a1");
+  Gathering gathering(peer(0, 256), "a1", false);
   gathering.give_up(2, "master:1");
   REQUIRE(gathering.verdict());
   CHECK_FALSE(gathering.verdict()->is_setting);

@@ -129,7 +129,7 @@ TEST_CASE("strangers that flood rank 0 delay no beat and no round", "[launch]") 
     for (auto& one : strangers) one.join();
     control.barrier("end", Deadline::in(Seconds(20)));
     CHECK_FALSE(control.failed());
-    CHECK(slowest < 3 * beat_s);
+    CHECK(slowest < beat_s);
     if (rank.rank == 1) std::cout << bytes / (1 << 20) << " MiB of nonsense, slowest round " << slowest << " s\n";
     control.farewell();
   });
@@ -164,7 +164,9 @@ TEST_CASE("a stranger is dropped as soon as it says something else than a rank w
       // Many that say nothing are dropped for others to come in.
       std::vector<inner::Descriptor> silent;
       for (int i = 0; i < 100; ++i) silent.push_back(connect_to_rank_0());
+      const double busy = cpu_seconds();
       CHECK(is_dropped(silent.front(), 3));
+      CHECK(cpu_seconds() - busy < 1);
       const auto socket = connect_to_rank_0();
       REQUIRE(send_all(socket, hello("no", "", 0, 1)));
       CHECK(is_dropped(socket, 3));
@@ -224,11 +226,11 @@ TEST_CASE("open files are raised to what the ranks need, or that is said before 
     inner::raise_limits(1, 64);
     CHECK(soft() == 64 + 256);
     inner::raise_limits(0, 200);
-    CHECK(soft() == 3 * 200 + 256);
-    inner::raise_limits(0, 300);
+    CHECK(soft() == 2 * 200 + 256);
+    inner::raise_limits(0, 500);
     CHECK(soft() == 1000);  // Gloo's connections may be too many; those of the meeting are not
-    CHECK_THAT(thrown_by<ConfigError>([] { inner::raise_limits(0, 400); }),
-               ContainsSubstring("with 400 ranks, rank 0 needs 1056 open files") && ContainsSubstring("limit is 1000"));
+    CHECK_THAT(thrown_by<ConfigError>([] { inner::raise_limits(0, 800); }),
+               ContainsSubstring("with 800 ranks, rank 0 needs 1056 open files") && ContainsSubstring("limit is 1000"));
     CHECK(thrown_by<ConfigError>([] { inner::raise_limits(1, 10'000); }).empty());
   });
 }
@@ -269,7 +271,7 @@ TEST_CASE("an address that leads nowhere costs a moment, not the deadline", "[la
   addresses.push_back(inner::look_up("127.0.0.1").front());
   const Stopwatch watch;
   const auto socket = inner::connect_to(addresses, inner::place_of(listener).port(), Deadline::in(Seconds(20)));
-  CHECK(inner::peer_of(socket).text() == "127.0.0.1");
+  CHECK(inner::place_of(socket).text() == "127.0.0.1");
   CHECK(watch.seconds() < 2);
 }
 
@@ -395,6 +397,12 @@ TEST_CASE("variables say how long ranks wait for each other, and options go befo
                                           ContainsSubstring("rendezvous timeout: 20 s") &&
                                           ContainsSubstring("heartbeat: 0 s"));
         CHECK(chosen.reduce(torch::ones({1})).item<int>() == 2);  // infinite is not at once
+        for (const double beat : {std::numeric_limits<double>::infinity(), 1e12}) {
+          options.heartbeat_s = beat;
+          Accelerator patient(options);
+          stay_for(0.2);
+          CHECK(patient.reduce(torch::ones({1})).item<int>() == 2);
+        }
         chosen.wait_for_everyone();
         (void)rank;
       },

@@ -25,7 +25,7 @@ class Stopwatch {
   Clock::time_point start_ = Clock::now();
 };
 
-/// Keeps this rank where it is: late for the others, or there to be asked, as rank 0 serves the store.
+/// Keeps this rank where it is: late for the others, or there to be spoken over, as rank 0.
 inline void stay_for(double seconds) {
   std::this_thread::sleep_for(Seconds(seconds * patience));
 }
@@ -47,7 +47,7 @@ template <class Expected, class Body>
 }
 
 /// A backend over the ranks of a test. Like an accelerator it says farewell at its end, so that rank
-/// 0's store outlives what the others read from it.
+/// 0's star outlives what the others say over it.
 template <Backend B>
 class Group {
  public:

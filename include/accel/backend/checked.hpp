@@ -269,10 +269,15 @@ class Checked {
     if (!core_->checks && !names) return Work(core_, start(core_->inner));
     Call call{.called = {operation, 0}, .text = in_words(operation, how, tensors)};
     for (const auto& tensor : tensors) call.called.bytes.count += static_cast<std::int64_t>(tensor.nbytes());
-    if constexpr (requires { core_->inner.name_next(call.text); }) {
+    if constexpr (requires { core_->inner.name_next(nullptr); }) {
       if (names) {
-        core_->inner.name_next(std::move(call.text));
-        return Work(core_, start(core_->inner));
+        core_->inner.name_next(std::make_shared<const std::string>(std::move(call.text)));
+        try {
+          return Work(core_, start(core_->inner));
+        } catch (const std::exception&) {
+          core_->inner.name_next(nullptr);  // refused before it was one
+          throw;
+        }
       }
     }
     call.called.number = ++core_->number;

@@ -175,8 +175,8 @@ class Gloo {
   }
 
   /// Where the ranks share memory, the next collective is called so on this rank: where the ranks' names for it
-  /// differ, nothing of it moves, and the error says both. A name costs no message.
-  void name_next(std::string call) { name_ = std::make_shared<const std::string>(std::move(call)); }
+  /// differ, nothing of it moves, and the error says both. A name costs no message. Null: it has none.
+  void name_next(std::shared_ptr<const std::string> call) { name_ = std::move(call); }
   [[nodiscard]] bool compares_names() const { return group_->shared != nullptr; }
 
   /// A group of `ranks` of this one, in that order; `name` must be new. Called by its members only.
@@ -225,8 +225,9 @@ class Gloo {
     const launch::NoSigpipe guard;  // for Gloo's threads
     auto device = open_on_all(deadline);
     try {
-      group_->engine =
-          launch::within(deadline, [device = std::move(device), meeting = meeting_, timeout = timeout(), deadline] {
+      group_->engine = launch::within(
+          deadline,
+          [device = std::move(device), meeting = meeting_, timeout = timeout(), deadline] {
             auto options = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
             options->devices.push_back(device);
             // LibTorch takes 2. Where 3 ranks share 2 cores, steps take a tenth to a third less time with 4, as the
@@ -237,7 +238,8 @@ class Gloo {
                                                                       meeting.topology.world_size, options);
             engine->setTimeout(Deadline::in(timeout).remaining());
             return c10::intrusive_ptr<c10d::Backend>(std::move(engine));
-          });
+          },
+          [this] { return group_->control.failed(); });
       // Nobody leaves it before all are connected: who left at once would break those that still are at it.
       auto sharing = detail::share_memory(meeting_, group_->control,
                                           options_.shared_memory ? "" : "has shared_memory = false", deadline);

@@ -57,8 +57,8 @@ class Traced {
   [[nodiscard]] Seconds timeout() const { return inner_.timeout(); }
   [[nodiscard]] std::string describe() const { return description(inner_); }
 
-  void name_next(std::string call)
-    requires requires(B& inner) { inner.name_next(std::string()); }
+  void name_next(std::shared_ptr<const std::string> call)
+    requires requires(B& inner) { inner.name_next(nullptr); }
   {
     inner_.name_next(std::move(call));
   }

@@ -10,6 +10,8 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
@@ -71,13 +73,22 @@ class RepeatedBroadcast {
     }
     if (bytes == 0) return;
     message_ = backend.allocate({bytes});
+    arrived_ = message_;
+    if constexpr (backend::waits_on_stream<B>) arrived_ = at::zeros_like(message_);
     std::int64_t begin = 0;
     for (auto& group : groups_)
       for (const auto& part : group.elements) {
         const auto size = static_cast<std::int64_t>(part.nbytes());
-        group.parts.push_back(message_.narrow(0, begin, size).view(part.scalar_type()).view(part.sizes()));
+        const auto view = [&](const at::Tensor& bytes_of) {
+          return bytes_of.narrow(0, begin, size).view(part.scalar_type()).view(part.sizes());
+        };
+        group.parts.push_back(view(message_));
+        group.arrived_parts.push_back(view(arrived_));
         begin = end_of(begin, part);
       }
+    const c10::AutoGradMode no_grad(false);
+    for (auto& group : groups_)
+      if (!group.parts.empty()) at::_foreach_copy_(group.arrived_parts, group.elements);
   }
 
   /// Sends what rank `root` holds now.
@@ -92,9 +103,17 @@ class RepeatedBroadcast {
     work_.emplace(backend_->broadcast(message_, root_));
   }
 
-  void wait() {
+  /// `lost` (f32[] on the device, or undefined): 1 if what was sent behind it never came to its end. Then what arrived
+  /// the last time stays, where the host does not wait to know it.
+  void wait(const at::Tensor& lost = {}) {
     if (!work_) return;
-    work_->wait();
+    if constexpr (backend::waits_on_stream<B>) {
+      const c10::AutoGradMode no_grad(false);
+      lost.defined() ? work_->wait() : backend::wait_on_host(*backend_, *work_);
+      arrived_.copy_(lost.defined() ? at::where(lost.ne(0), arrived_, message_) : message_);
+    } else {
+      work_->wait();
+    }
     work_.reset();
     if (backend_->rank() == root_) return;
     for (auto& group : groups_) group.arrived = true;
@@ -106,7 +125,7 @@ class RepeatedBroadcast {
     if (!std::exchange(group.arrived, false) || group.parts.empty()) return;
     const c10::AutoGradMode no_grad(false);
     group.look_at_tensors();
-    at::_foreach_copy_(group.elements, group.parts);
+    at::_foreach_copy_(group.elements, group.arrived_parts);
   }
 
   void put_all() {
@@ -116,8 +135,9 @@ class RepeatedBroadcast {
  private:
   struct State {
     Group tensors;
-    Group elements{};  // of each, with a version counter of its own
-    Group parts{};     // of the message, like elements
+    Group elements{};       // of each, with a version counter of its own
+    Group parts{};          // of the message, like elements
+    Group arrived_parts{};  // of what has arrived, the same
     bool arrived = false;
 
     /// A tensor may have got other memory since.
@@ -133,6 +153,7 @@ class RepeatedBroadcast {
   int root_;
   std::vector<State> groups_;
   at::Tensor message_;  // u8[bytes]; undefined if there is nothing to send
+  at::Tensor arrived_;  // the same memory, but where the host does not wait: then what has come for certain
   std::optional<backend::WorkOf<B>> work_;
 };
 

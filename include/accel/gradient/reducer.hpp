@@ -201,13 +201,16 @@ class Reducer final : Hooks::Listener {
     steppers_.clear();
   }
 
-  /// Starts what backward has not, without waiting.
-  void start_rest() {
+  /// Starts what backward has not, without waiting. `send_more()` sends what is to come with it: lost() speaks of that,
+  /// too.
+  template <class Send>
+  void start_rest(Send&& send_more) {
     const c10::AutoGradMode no_grad(false);
     while (next_ < schedule_->buckets.size()) start_next();
     for (std::size_t i = 0; i < sizes_.size(); ++i)
       if (schedule_->bucket_of[i] == Schedule::none && has_news(i)) confirmation_.set(i, Use::unannounced);
     for (const auto& late : late_) confirmation_.set(late.parameter, Use::unannounced);
+    std::forward<Send>(send_more)();
     confirmation_.start(arrived_, schedule_->certain);
     arrival_order_.finish(*backend_, schedules_.front().buckets.size() > 1, arena_.layout().order, arrived_);
   }

@@ -48,7 +48,7 @@ class ControlPlane {
     return detail::parted(round(purpose, value, detail::Contribution::everybody, deadline));
   }
 
-  /// Rank `root`'s `value`, on every rank. It waits for nobody else.
+  /// Rank `root`'s `value`, on every rank, when all have come.
   [[nodiscard]] std::string broadcast(std::string_view purpose, const std::string& value, int root, Deadline deadline) {
     check_failure(purpose);
     if (!star_) return value;
@@ -81,6 +81,15 @@ class ControlPlane {
   /// Whether a wait is in vain: this group was given up, or a rank of the job has failed.
   [[nodiscard]] bool failed() const noexcept { return shared_->given_up || (star_ && star_->failed()); }
 
+  /// Of a part of the job: a sentence about a member that has left, and so takes part in nothing more; else empty. What
+  /// it did before may still be under way: how far it had come in this group it has not said.
+  [[nodiscard]] std::string departed_member() const {
+    if (!star_ || is_whole()) return {};
+    for (const Peer& peer : peers_)
+      if (std::string sentence = star_->departure_of(peer.rank); !sentence.empty()) return sentence;
+    return {};
+  }
+
   /// Whether a rank has left without having begun that collective or round. 0 asks for neither.
   [[nodiscard]] bool missed_by(std::int64_t collective, std::int64_t round) const {
     return star_ && is_whole() && !star_->missed_by(collective, round).empty();
@@ -100,7 +109,11 @@ class ControlPlane {
                          Seconds patience = Seconds(0.5)) {
     std::string blame = star_ && !shared_->given_up ? star_->failure(patience) : std::string();
     if (blame.empty() && star_ && is_whole()) blame = star_->missed_by(collective, round);
-    if (blame.empty() && star_ && is_whole() && collective > 0) blame = star_->suspect(collective);
+    if (blame.empty()) blame = departed_member();
+    if (blame.empty() && star_ && is_whole() && collective > 0) {
+      blame = star_->suspect(collective);
+      if (blame.empty()) blame = star_->failure();  // which may have come meanwhile
+    }
     // Another rank may have said the very same a moment before: it is said once.
     const std::size_t same = blame.find(what + ": ");
     lose(blame.empty() ? what : same != std::string::npos ? blame.substr(same) : message(what, ": ", blame));
@@ -183,7 +196,9 @@ class ControlPlane {
     std::vector<int> members;  // of the whole job rank 0 knows them
     if (!is_whole())
       for (const Peer& peer : peers_) members.push_back(peer.rank);
-    const std::string said = star_->ask_who_is_late({key, std::string(purpose), deadline.span_s(), members});
+    answer = star_->ask_who_is_late({key, std::string(purpose), deadline.span_s(), members});
+    if (answer.ending == answered) return std::move(answer.value);
+    const std::string said = star_->failure();
     // What rank 0 says of this very round is this rank's own word, too.
     if (said.starts_with(message(purpose, " gave up"))) lose(said);
     fail(message(purpose, " gave up after ", deadline.span_s(), " s",

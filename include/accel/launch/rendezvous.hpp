@@ -46,7 +46,7 @@ namespace accel::inline v0_1::launch {
 struct Meeting {
   Topology topology;                        // complete, local ranks included
   std::string family = "single process";    // who started the processes
-  c10::intrusive_ptr<c10d::Store> store;    // under this accelerator's own prefix; null at one rank
+  c10::intrusive_ptr<c10d::Store> store;    // of this accelerator; null at one rank
   std::vector<Peer> peers{Peer{}};          // by rank
   std::string local_address = "127.0.0.1";  // where the other ranks reach this process; empty: unknown
   Seconds timeout{300};                     // what connecting may take
@@ -116,11 +116,17 @@ class RunIds {
   return message(std::hex, random(), random());
 }
 
+/// What a rank has met by, and where the others reach it; empty: nowhere but on its own host.
+struct Met {
+  std::shared_ptr<Star> star;
+  std::string address;
+};
+
 /// Rank 0's side of the meeting.
-[[nodiscard]] inline std::shared_ptr<Star> lead(const Launch& launch, const Peer& own, StarTerms terms, int port,
-                                                Deadline deadline) {
+[[nodiscard]] inline Met lead(const Launch& launch, const Peer& own, StarTerms terms, int port, Deadline deadline) {
   const Endpoint& master = *launch.master;
   const auto addresses = addresses_of_master(master.host, deadline);
+  terms.is_drawn = launch.run_id.empty();
   if (terms.run_id.empty()) terms.run_id = random_name();
   // It may be right, where something forwards to this host. If nobody comes, it is what is wrong.
   if (!is_own(addresses)) terms.where += message(" (no address of this host, ", own.host, ", on which rank 0 runs)");
@@ -141,12 +147,11 @@ class RunIds {
     AgentStore(master, deadline).put(key_of(launch, terms.creation), place);
     terms.token = place.token;
   }
-  return std::make_shared<Star>(own, std::move(terms), std::move(door), deadline);
+  return {std::make_shared<Star>(own, std::move(terms), std::move(door), deadline), address_towards(addresses.front())};
 }
 
 /// The others' side.
-[[nodiscard]] inline std::shared_ptr<Star> follow(const Launch& launch, const Peer& own, StarTerms terms,
-                                                  Deadline deadline) {
+[[nodiscard]] inline Met follow(const Launch& launch, const Peer& own, StarTerms terms, Deadline deadline) {
   const Endpoint& master = *launch.master;
   // Asked once: from then on everything goes by numbers, so that no slow name server is asked again.
   auto addresses = addresses_of_master(master.host, deadline);
@@ -159,7 +164,9 @@ class RunIds {
     for (const auto& text : place.addresses)
       for (const Address& one : look_up(text)) addresses.push_back(one);
   }
-  return std::make_shared<Star>(own, std::move(terms), addresses, port, deadline);
+  auto star = std::make_shared<Star>(own, std::move(terms), addresses, port, deadline);
+  const Address address = star->own_address();
+  return {std::move(star), address.is_loopback() ? std::string() : address.text()};
 }
 
 /// Fills in what the launcher did not say, from the hosts of the others.
@@ -189,7 +196,7 @@ inline Topology complete(const Launch& launch, const std::vector<Peer>& peers) {
 struct MeetOptions {
   Seconds timeout{300};             // until all are there
   Seconds beat = default_beat;      // 0: nobody is given up for being silent
-  int port = 0;                     // where rank 0 listens for the others' beats; 0: any that is free
+  int port = 0;                     // where rank 0 listens under a launcher's agent; 0: any that is free
   Seconds collective_timeout{600};  // for a backend whose own options say nothing
 };
 
@@ -216,9 +223,12 @@ struct MeetOptions {
                   .run_id = detail::RunIds::of(launch),
                   .creation = creation,
                   .interval = options.beat};
-  const int port = options.port == 0 ? 0 : options.port + static_cast<int>(creation);
-  meeting.star = own.rank == 0 ? detail::lead(launch, own, std::move(terms), port, deadline)
-                               : detail::follow(launch, own, std::move(terms), deadline);
+  const auto port = options.port == 0 ? 0 : static_cast<int>(options.port + creation);
+  ACCEL_CHECK(port <= 65535, ConfigError, "rendezvous: ACCEL_HEARTBEAT_PORT = ", options.port, " and ", creation,
+              " accelerators before this one: there is no port ", port);
+  auto met = own.rank == 0 ? detail::lead(launch, own, std::move(terms), port, deadline)
+                           : detail::follow(launch, own, std::move(terms), deadline);
+  meeting.star = std::move(met.star);
   meeting.run_id = meeting.star->run_id();
   detail::RunIds::remember(launch, meeting.run_id);
   meeting.store = c10::make_intrusive<StarStore>(meeting.star);
@@ -226,14 +236,7 @@ struct MeetOptions {
   meeting.topology = detail::complete(launch, meeting.peers);
   const bool one_host = std::all_of(meeting.peers.begin(), meeting.peers.end(),
                                     [&](const Peer& peer) { return peer.network == own.network; });
-  if (one_host) return meeting;
-  if (own.rank == 0) {
-    const auto addresses = detail::addresses_of_master(launch.master->host, deadline);
-    meeting.local_address = detail::address_towards(addresses.front());
-  } else {
-    const auto address = meeting.star->own_address();
-    meeting.local_address = address.is_loopback() ? std::string() : address.text();
-  }
+  if (!one_host) meeting.local_address = std::move(met.address);
   return meeting;
 }
 

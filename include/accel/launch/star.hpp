@@ -62,7 +62,7 @@ class Star {
   ///          all the others.
   Star(Peer own, StarTerms terms, std::shared_ptr<detail::Door> door, Deadline deadline)
       : Star(own.rank, own.world_size, std::move(terms)) {
-    gathering_.emplace(std::move(own), terms_.run_id);
+    gathering_.emplace(std::move(own), terms_.run_id, terms_.is_drawn);
     hub_.emplace();
     lobby_.emplace(std::move(door), poller_, terms_);
     gather(deadline);
@@ -78,6 +78,8 @@ class Star {
     own_address_ = detail::place_of(joined.connection.descriptor());
     links_.open(0, std::move(joined.connection));
     terms_.run_id = joined.welcome.run_id;
+    terms_.interval =
+        joined.welcome.interval;  // one for all: who beats more slowly than another listens is no silent rank
     roster_.emplace(rank_, std::move(joined.welcome.peers), terms_.interval, Clock::now());
     for (const auto& message : joined.more) hear(0, message, Clock::now());
     start();
@@ -181,19 +183,27 @@ class Star {
     const std::lock_guard lock(mutex_);
     return roster_->departure_of(rank);
   }
-  [[nodiscard]] std::string suspect(std::int64_t collective) const {
-    const std::lock_guard lock(mutex_);
+
+  /// A sentence about the rank that is furthest behind, if it has not begun that collective; or empty. For a wait that
+  /// took too long: all are asked how far they are, which takes a moment.
+  [[nodiscard]] std::string suspect(std::int64_t collective) {
+    std::unique_lock lock(mutex_);
+    say({Word::report, {}});
+    changed_.wait_for(lock, report_timeout, [&] { return failed(); });
+    const int known = roster_->comparisons();
+    say({Word::compare, {}});
+    if (rank_ > 0) changed_.wait_for(lock, report_timeout, [&] { return failed() || roster_->comparisons() > known; });
     return roster_->suspect(collective, progress(), Clock::now());
   }
 
   // Values by name
 
-  /// What rank 0's shelf answers; nothing at the deadline, or if a rank has failed.
+  /// What rank 0's shelf answers; nothing at the deadline, or if a rank has failed, or rank 0 has left.
   [[nodiscard]] std::optional<std::string> ask(const detail::Inquiry& inquiry, Deadline deadline) {
     std::unique_lock lock(mutex_);
     const std::int64_t id = ++inquiries_;
     say({Word::ask, inquiry.packed(id)});
-    changed_.wait_for(lock, deadline.remaining(), [&] { return replies_.contains(id) || failed(); });
+    wait_for_rank_0(lock, deadline, [&] { return replies_.contains(id); });
     auto found = replies_.extract(id);
     return found.empty() ? std::nullopt : std::optional(std::move(found.mapped()));
   }
@@ -214,24 +224,23 @@ class Star {
     const detail::ExchangeKey& key = own.key;
     std::unique_lock lock(mutex_);
     say({Word::bring, own.packed()});
-    const auto is_missed = [&] {
-      const bool by_member = key.group.empty() && !roster_->missed_by(0, key.number).empty();
-      return by_member || !roster_->departure_of(0).empty();  // over whom all groups speak
-    };
-    changed_.wait_for(lock, deadline.remaining(), [&] { return results_.contains(key) || failed() || is_missed(); });
+    const auto is_missed = [&] { return key.group.empty() && !roster_->missed_by(0, key.number).empty(); };
+    wait_for_rank_0(lock, deadline, [&] { return results_.contains(key) || is_missed(); });
     if (auto result = results_.extract(key); !result.empty()) return {answered, std::move(result.mapped())};
-    return {failed() || is_missed() ? interrupted : late, {}};
+    return {failed() || is_missed() || has_left(0) ? interrupted : late, {}};
   }
 
-  /// After an exchange was late: rank 0 says, to everybody, who of its members has not come. The sentence; empty if
-  /// rank 0 does not answer.
-  [[nodiscard]] std::string ask_who_is_late(const detail::Inquest& inquest) {
+  /// After an exchange was late: rank 0 says, to everybody, who of its members has not come, as failure() has it then.
+  /// Or the last has come after all: `answered`. `late`: rank 0 does not answer.
+  [[nodiscard]] Answer ask_who_is_late(const detail::Inquest& inquest) {
+    using enum Answer::Ending;
     std::unique_lock lock(mutex_);
     say({Word::late, inquest.packed()});
     // All may be asking at the same time.
     const Seconds patience = answer_timeout + answer_timeout_per_rank * static_cast<double>(roster_->peers().size());
-    changed_.wait_for(lock, patience, [&] { return failed(); });
-    return roster_->failure();
+    changed_.wait_for(lock, patience, [&] { return failed() || results_.contains(inquest.key); });
+    if (auto result = results_.extract(inquest.key); !result.empty()) return {answered, std::move(result.mapped())};
+    return {failed() ? interrupted : late, {}};
   }
 
  private:
@@ -244,7 +253,25 @@ class Star {
   Star(int rank, int links, StarTerms terms) : rank_(rank), terms_(std::move(terms)), links_(poller_, links) {
     ACCEL_CHECK(terms_.interval.count() >= 0, ConfigError, "heartbeat_s = ", terms_.interval.count(),
                 " must not be negative; with 0 nobody is given up for being silent");
+    constexpr Seconds as_good_as_never = std::chrono::hours(24 * 365);
+    if (terms_.interval > as_good_as_never) terms_.interval = Seconds(0);
   }
+
+  /// Threads that are started while it lives hear no signals.
+  class NoSignals {
+   public:
+    NoSignals() {
+      sigset_t all;
+      ::sigfillset(&all);
+      ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    NoSignals(const NoSignals&) = delete;
+    NoSignals& operator=(const NoSignals&) = delete;
+    ~NoSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+   private:
+    sigset_t before_{};
+  };
 
   // 1. The ranks meet at rank 0. No thread yet.
 
@@ -259,7 +286,7 @@ class Star {
     if (gathering_->verdict()) refuse_all();
     const std::lock_guard lock(mutex_);
     roster_.emplace(rank_, gathering_->peers(), terms_.interval, Clock::now());
-    deliver({detail::Letter::everybody, detail::Welcome{terms_.run_id, roster_->peers()}.packed()});
+    deliver({detail::Letter::everybody, detail::Welcome{terms_.run_id, terms_.interval, roster_->peers()}.packed()});
     links_.flush();
   }
 
@@ -281,16 +308,29 @@ class Star {
   }
 
   void start() {
-    // Signals are for the program's own threads: no handler must find itself in this one.
-    sigset_t all;
-    sigset_t before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread_ = std::thread([this] {
-      while (!ending_) turn(std::nullopt);
-    });
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    {
+      const NoSignals guard;  // they are for the program's own threads: no handler must find itself in this one
+      thread_ = std::thread([this] { watch(); });
+    }
     last_words_.emplace([this](const std::string& text) { last_words(text); });
+  }
+
+  void watch() {
+    try {
+      while (!ending_) turn(std::nullopt);
+    } catch (const std::exception& error) {
+      // No memory, or the system refuses what it never does: this rank no longer hears the others.
+      end_watching(error.what());
+    }
+  }
+
+  void end_watching(const char* why) noexcept {
+    try {
+      const std::lock_guard lock(mutex_);
+      fail(message(self(), " failed ", progress(), ": it no longer hears the others: ", why));
+    } catch (const std::exception&) {
+      failed_.store(true, std::memory_order_release);  // without memory for words
+    }
   }
 
   // 2. One turn: what has come, what is due.
@@ -298,11 +338,14 @@ class Star {
   /// Sleeps until something comes, until there is something to do without, or until `end`.
   void turn(std::optional<Time> end) {
     inbox_.clear();
+    alive_.clear();
     ended_.clear();
     // Reading needs no lock: who floods this rank delays none of its own threads, and by the budget no other rank.
     poller_.wait(earliest(end), [&](std::uint64_t name) { read(name); });
     const Time now = Clock::now();
     const std::lock_guard lock(mutex_);
+    if (roster_)
+      for (const int rank : alive_) roster_->sign_of_life(rank, now);
     for (const auto& [rank, message] : inbox_) hear(rank, message, now);
     for (const int rank : ended_) disconnect(rank, now);
     if (lobby_)
@@ -328,10 +371,23 @@ class Star {
     const int rank = static_cast<int>(name);
     std::vector<Message> messages;
     if (!links_.read(rank, messages)) ended_.push_back(rank);
+    alive_.push_back(rank);
     for (auto& message : messages) inbox_.emplace_back(rank, std::move(message));
   }
 
   // The rest is called with the mutex held.
+
+  [[nodiscard]] bool has_left(int rank) const { return !roster_->departure_of(rank).empty(); }
+
+  /// Until `is_over()`, a rank has failed, the deadline has passed, or rank 0 has left and a moment has passed in which
+  /// its last answers come.
+  template <class IsOver>
+  void wait_for_rank_0(std::unique_lock<std::mutex>& lock, Deadline deadline, IsOver&& is_over) {
+    changed_.wait_for(lock, deadline.remaining(), [&] { return is_over() || failed() || has_left(0); });
+    if (is_over() || failed() || deadline.passed()) return;
+    changed_.wait_for(lock, std::min<Seconds>(deadline.remaining(), farewell_timeout),
+                      [&] { return is_over() || failed(); });
+  }
 
   void admit(detail::Newcomer newcomer) {
     const int rank = newcomer.peer.rank;
@@ -356,14 +412,24 @@ class Star {
       roster_->hear(from, message, now);
       deliver_letters();
       hear_of_values(from, message);
-      if (message.word == Word::left) changed_.notify_all();
+      if (message.word == Word::left || message.word == Word::behind) changed_.notify_all();
     } catch (const std::exception&) {
       ended_.push_back(from);  // it does not speak as a rank does
     }
   }
 
+  /// What is no news of that rank itself.
   void hear_of_values(int from, const Message& message) {
-    if (message.word == Word::give) {
+    if (message.word == Word::report) {
+      if (rank_ == 0)
+        deliver({detail::Letter::everybody, message});
+      else
+        roster_->beat(0, progress());
+      deliver_letters();
+    } else if (message.word == Word::compare) {
+      if (rank_ == 0 && from != 0) roster_->compare(from, progress(), Clock::now());
+      deliver_letters();
+    } else if (message.word == Word::give) {
       detail::Unpacker body(message.body);
       detail::ExchangeKey key{std::string(body.text()), 0};
       key.number = body.number();
@@ -436,6 +502,7 @@ class Star {
   static constexpr Seconds farewell_timeout_after_failure{0.3};  // some are gone; the rest may still ask who
   static constexpr Seconds answer_timeout{0.5};                  // of a rank 0 that is well
   static constexpr Seconds answer_timeout_per_rank{0.001};
+  static constexpr Seconds report_timeout{0.15};  // of star threads, which have little else to do
 
   int rank_;
   StarTerms terms_;
@@ -451,6 +518,7 @@ class Star {
 
   // Of the thread that turns.
   std::vector<std::pair<int, Message>> inbox_;
+  std::vector<int> alive_;  // who has sent anything, be it a part of a message
   std::vector<int> ended_;
   std::optional<detail::Lobby> lobby_;  // on rank 0
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -51,7 +52,7 @@ class StarStore final : public c10d::Store {
   std::int64_t getNumKeys() override { return std::stoll(ask({.kind = Kind::count})); }
   void wait(const std::vector<std::string>& keys) override { wait(keys, timeout_); }
   void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) override {
-    const Deadline deadline = Deadline::in(timeout);
+    const Deadline deadline = Deadline::in(timeout == kNoTimeout ? Seconds(INFINITY) : Seconds(timeout));
     for (const auto& key : keys) (void)ask({.kind = Kind::get, .key = key}, deadline);
   }
 

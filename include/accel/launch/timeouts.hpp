@@ -12,8 +12,9 @@ struct Timeouts {
   std::optional<double> rendezvous_s;  // ACCEL_RENDEZVOUS_TIMEOUT_S: until all ranks are there
   std::optional<double> collective_s;  // ACCEL_TIMEOUT_S: of a collective
   std::optional<double> heartbeat_s;   // ACCEL_HEARTBEAT_S: three of silence are a failure; 0: never
-  std::optional<int> heartbeat_port;   // ACCEL_HEARTBEAT_PORT: where rank 0 listens for beats, and one more for each
-                                       // further accelerator; for firewalls. Else any that is free
+  std::optional<int>
+      heartbeat_port;  // ACCEL_HEARTBEAT_PORT: where rank 0 listens under an agent, which has MASTER_PORT,
+                       // and one more for each further accelerator. Else any that is free
 };
 
 /// Throws   ConfigError for what is no number, or cannot be waited for.

@@ -34,7 +34,7 @@ namespace accel::inline v0_1::launch {
   launch.known = {.local_rank = true, .local_world_size = true, .node_rank = true};
   launch.master = Endpoint{required(reader.text("MASTER_ADDR"), "MASTER_ADDR"),
                            required(reader.whole("MASTER_PORT", 1, 65535), "MASTER_PORT")};
-  // A restarted job may meet the keys of the failed one in the agent's store: another prefix.
+  // A restarted job may meet the keys of the failed one in the agent's store: it has others.
   const int restarts = reader.whole("TORCHELASTIC_RESTART_COUNT").value_or(0);
   launch.run_id = run_id + "-" + std::to_string(restarts);
   launch.agent_store = reader.text("TORCHELASTIC_USE_AGENT_STORE") == "True";  // Python's str

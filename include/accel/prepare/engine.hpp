@@ -368,12 +368,19 @@ class Engine final : public Session {
     accumulation.backward_threw();
   }
 
-  /// Everything is under way before anything is waited for; the buffers go last, behind the gradients.
+  /// Everything is under way before anything is waited for; the buffers go behind the gradients, before the word that
+  /// all has come.
   void reduce() {
-    if (reducer_.has_models()) reducer_.start_rest();
-    if (buffers_) buffers_->start();
-    if (reducer_.has_models()) reducer_.wait();
-    if (buffers_) buffers_->wait();
+    const auto send_buffers = [&] {
+      if (buffers_) buffers_->start();
+    };
+    if (reducer_.has_models()) {
+      reducer_.start_rest(send_buffers);
+      reducer_.wait();
+    } else {
+      send_buffers();
+    }
+    if (buffers_) buffers_->wait(reducer_.lost());
   }
 
   typename P::Options precision_options_;

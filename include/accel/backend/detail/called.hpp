@@ -33,14 +33,14 @@ struct Called {
   }
 };
 
-/// Whether one wait is in vain: a rank has failed, one has left without this collective, or the other end of this
-/// message has left.
+/// Whether one wait is in vain: a rank has failed, one has left without this collective, a member of this part of the
+/// job has left, or the other end of this message.
 class Hope {
  public:
   [[nodiscard]] bool is_lost(const launch::ControlPlane& control, const Called& call) {
     if (control.failed()) return true;
-    if (!call.is_message()) return control.missed_by(call.number, 0);
-    if (control.departure_of(call.peer).empty()) return false;
+    if (!call.is_message() && control.missed_by(call.number, 0)) return true;
+    if ((call.is_message() ? control.departure_of(call.peer) : control.departed_member()).empty()) return false;
     // What it had sent before may still be on its way.
     if (!moment_) moment_ = Deadline::in(Seconds(1));
     return moment_->passed();

@@ -114,15 +114,6 @@ class Address {
   return {reinterpret_cast<const sockaddr*>(&own), size};
 }
 
-/// The other end.
-[[nodiscard]] inline Address peer_of(const Descriptor& socket) {
-  sockaddr_storage other{};
-  socklen_t size = sizeof other;
-  if (::getpeername(socket.number(), reinterpret_cast<sockaddr*>(&other), &size) != 0)
-    throw_errno("rendezvous: the socket has no peer");
-  return {reinterpret_cast<const sockaddr*>(&other), size};
-}
-
 /// What other hosts may reach this one by, as text.
 [[nodiscard]] inline std::vector<std::string> own_addresses() {
   std::vector<std::string> texts;

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -12,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -84,23 +86,30 @@ class Door {
   void close_room(std::int64_t creation) {
     const std::lock_guard lock(mutex_);
     rooms_.erase(creation);
+    closed_.insert(creation);
   }
 
-  [[nodiscard]] bool has_room(std::int64_t creation) {
+  /// False if that accelerator has ended already. Who waits too long, or comes when too many wait, is dropped: a rank
+  /// comes again.
+  [[nodiscard]] bool put_into_room(std::int64_t creation, Visitor& visitor) {
+    constexpr std::size_t most = 16384;
+    constexpr std::chrono::minutes patience(10);
     const std::lock_guard lock(mutex_);
-    return rooms_.contains(creation);
-  }
-
-  /// Drops him if too many wait already.
-  void put_into_room(std::int64_t creation, Visitor visitor) {
-    constexpr std::size_t most = 65536;
-    const std::lock_guard lock(mutex_);
+    if (closed_.contains(creation)) return false;
+    const Time now = Clock::now();
+    std::size_t waiting = 0;
+    for (auto& [other, room] : rooms_) {
+      std::erase_if(room.visitors, [&](const Visitor& one) { return now - one.came > patience; });
+      waiting += room.visitors.size();
+    }
+    if (waiting >= most || rooms_.size() >= most) return true;
     Room& room = rooms_[creation];
-    if (room.visitors.size() >= most) return;
+    visitor.came = now;
     room.visitors.push_back(std::move(visitor));
     const std::uint64_t one = 1;
     // It fails only if the counter is full, and then the thread is awake anyway.
-    if (room.wake >= 0 && ::write(room.wake, &one, sizeof one) < 0) return;
+    if (room.wake >= 0 && ::write(room.wake, &one, sizeof one) < 0) return true;
+    return true;
   }
 
   [[nodiscard]] std::vector<Visitor> take_from_room(std::int64_t creation) {
@@ -142,6 +151,7 @@ class Door {
   Descriptor label_;
   std::mutex mutex_;
   std::map<std::int64_t, Room> rooms_;
+  std::set<std::int64_t> closed_;  // of accelerators that have ended
 };
 
 }  // namespace accel::inline v0_1::launch::detail

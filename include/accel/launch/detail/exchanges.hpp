@@ -110,8 +110,7 @@ class Exchanges {
     [[nodiscard]] std::string packed() const { return Packer().text(key.group).number(key.number).text(value).take(); }
   };
 
-  /// Rank `from` of the job brings something: what comes of it, for whom. One root's value is passed on as soon as it
-  /// is there, to those that came; anything else when all have come.
+  /// Rank `from` of the job brings something: what comes of it, for whom, once all have come.
   ///
   /// Throws   std::runtime_error with a sentence if the members are not in the same exchange.
   [[nodiscard]] Result bring(int from, Contribution own) {
@@ -134,22 +133,13 @@ class Exchanges {
     entry.values[index] = std::move(own.value);
     ++entry.came;
     Result result{own.key, {}, {}};
-    const bool is_complete = entry.came == entry.ranks.size();
-    if (entry.root < 0) {
-      if (is_complete) {
-        result.to = entry.ranks;
-        if (entry.root == Contribution::everybody) result.value = joined(entry.values);
-      }
-    } else if (const auto root = static_cast<std::size_t>(entry.root); entry.ranks.at(root) != nobody) {
-      if (index == root)
-        for (const int rank : entry.ranks) {
-          if (rank != nobody) result.to.push_back(rank);
-        }
-      else
-        result.to = {from};
-      result.value = entry.values[root];
-    }
-    if (is_complete) open_.erase(place);
+    if (entry.came < entry.ranks.size()) return result;
+    result.to = entry.ranks;
+    if (entry.root == Contribution::everybody)
+      result.value = joined(entry.values);
+    else if (entry.root >= 0)
+      result.value = entry.values.at(static_cast<std::size_t>(entry.root));
+    open_.erase(place);
     return result;
   }
 
@@ -160,8 +150,7 @@ class Exchanges {
     const Entry& entry = found->second;
     std::vector<int> missing;
     for (std::size_t i = 0; i < members.size() && i < entry.ranks.size(); ++i)
-      if (entry.ranks[i] == nobody && (entry.root < 0 || entry.root == static_cast<std::int64_t>(i)))
-        missing.push_back(members[i]);
+      if (entry.ranks[i] == nobody) missing.push_back(members[i]);
     return missing;
   }
 

@@ -25,8 +25,9 @@ struct Refusal {
 
 class Gathering {
  public:
-  Gathering(Peer own, std::string run_id)
-      : run_id_(std::move(run_id)), came_(static_cast<std::size_t>(own.world_size)) {
+  /// `is_drawn`: no launcher gave the run id, so that those who come for the first time have none.
+  Gathering(Peer own, std::string run_id, bool is_drawn)
+      : run_id_(std::move(run_id)), is_drawn_(is_drawn), came_(static_cast<std::size_t>(own.world_size)) {
     came_.front() = std::move(own);
   }
 
@@ -34,7 +35,7 @@ class Gathering {
   [[nodiscard]] std::optional<Refusal> admit(const Peer& peer, const std::string& run_id) {
     const Peer& own = *came_.front();
     if (verdict_) return verdict_;
-    if (!run_id.empty() && run_id != run_id_)
+    if (run_id != run_id_ && !(run_id.empty() && is_drawn_))
       return Refusal{.sentence = message("rendezvous: ", peer, " belongs to run \"", run_id, "\", but that of ", own,
                                          " is run \"", run_id_, "\"; end what is left of the other one, or give each ",
                                          "its own MASTER_PORT")};
@@ -74,8 +75,9 @@ class Gathering {
   /// Why nobody can go on, if something says so.
   [[nodiscard]] const std::optional<Refusal>& verdict() const { return verdict_; }
 
-  /// The time is over.
+  /// The time is over. What was wrong before stays.
   void give_up(double seconds, const std::string& where) {
+    if (verdict_) return;
     std::vector<std::string> names;
     std::vector<std::string> missing;
     for (std::size_t rank = 0; rank < came_.size(); ++rank)
@@ -91,6 +93,7 @@ class Gathering {
 
  private:
   std::string run_id_;
+  bool is_drawn_;
   std::vector<std::optional<Peer>> came_;  // by rank
   std::optional<Refusal> verdict_;
 };

@@ -24,6 +24,7 @@ inline constexpr Seconds default_beat{1.5};
 struct StarTerms {
   std::string where{};        // MASTER_ADDR and MASTER_PORT, for people
   std::string run_id{};       // who has another is of another run; empty, but not on rank 0: whichever that has
+  bool is_drawn = false;      // on rank 0: nobody gave it, so that nobody else can know it
   std::int64_t creation = 0;  // of the accelerators of a process, which one
   std::string token{};        // who does not know it is no rank of this job
   Seconds interval = default_beat;
@@ -85,6 +86,7 @@ struct Hello {
 /// All have come.
 struct Welcome {
   std::string run_id;
+  Seconds interval{};
   std::vector<Peer> peers;
 
   /// Everybody gets everybody's, so that each has few bytes: names stand in a list of their own.
@@ -100,7 +102,7 @@ struct Welcome {
     for (const Peer& peer : peers)
       everybody.count(number_of(peer.host)).count(number_of(peer.network)).count(static_cast<std::uint64_t>(peer.pid));
     Packer all;
-    all.text(run_id).count(peers.size()).count(names.size());
+    all.text(run_id).real(interval.count()).count(peers.size()).count(names.size());
     for (const auto& name : names) all.text(name);
     return {Word::welcome, all.text(everybody.take()).take()};
   }
@@ -109,6 +111,7 @@ struct Welcome {
     Unpacker all(message.body);
     Welcome welcome;
     welcome.run_id = all.text();
+    welcome.interval = Seconds(all.real());
     const std::uint64_t ranks = all.count();
     std::vector<std::string> names;
     for (std::uint64_t left = all.count(); left > 0; --left) names.emplace_back(all.text());

@@ -45,7 +45,10 @@ struct NotYet : std::runtime_error {
   constexpr Seconds moment(0.5);
   Joined joined;
   try {
-    joined.connection = Connection(connect_to(addresses, port, deadline));
+    // Of several addresses one may lead nowhere: it must not keep this rank from asking the others again.
+    constexpr Seconds attempt(2);
+    joined.connection =
+        Connection(connect_to(addresses, port, Deadline::in(std::min<Seconds>(deadline.remaining(), attempt))));
   } catch (const CommError& nobody) {
     throw NotYet(nobody.what());
   }
@@ -73,7 +76,7 @@ struct NotYet : std::runtime_error {
   }
   const Message& first = heard.front();
   Unpacker body(first.body);
-  if (first.word == Word::elsewhere)
+  if (first.word == Word::other_version)
     throw NotYet(message("accel ", body.text(), " is there, and this is ", ACCEL_VERSION));
   if (first.word == Word::refuse) {
     const bool is_setting = body.number() != 0;

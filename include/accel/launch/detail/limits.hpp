@@ -11,13 +11,13 @@
 namespace accel::inline v0_1::launch::detail {
 
 /// Raises the soft limit of open files, as far as it may, to what this rank can come to need: a connection to each
-/// other rank, and on rank 0 those of the store and of the star.
+/// other rank, as Gloo's, and on rank 0 those of the star.
 ///
 /// Throws   ConfigError on rank 0 if even what the ranks need to meet is more than the hard limit.
 inline void raise_limits(int rank, int world_size) {
   constexpr rlim_t others = 256;  // what a program has open besides
   const auto ranks = static_cast<rlim_t>(world_size);
-  const rlim_t least = rank == 0 ? 2 * ranks + others : others;
+  const rlim_t least = rank == 0 ? ranks + others : others;
   const rlim_t wanted = ranks + least;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;

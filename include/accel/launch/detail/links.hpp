@@ -28,7 +28,10 @@ class Links {
     poller_->change(connection.number(), static_cast<std::uint64_t>(rank), false);
     of(rank).connection = std::move(connection);
   }
-  void close(int rank) { of(rank) = {}; }
+  void close(int rank) {
+    if (of(rank).connection.is_open()) poller_->remove(of(rank).connection.number());
+    of(rank) = {};
+  }
 
   /// False when the connection has ended.
   [[nodiscard]] bool read(int rank, std::vector<Message>& messages) {

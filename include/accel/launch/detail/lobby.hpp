@@ -62,7 +62,7 @@ class Lobby {
     std::vector<Message> messages;
     const bool open = visitor.connection.read(is_known ? Connection::read_budget : hello_budget,
                                               is_known ? longest_introduction : hello_budget, messages);
-    if (!open && messages.empty()) visitors_.erase(found);
+    if (!open && messages.empty()) drop(found);
     for (auto& message : messages) words_.emplace_back(name, std::move(message));
   }
 
@@ -77,24 +77,28 @@ class Lobby {
     for (std::size_t i = 0; i < words.size(); ++i) {
       const auto found = visitors_.find(words[i].first);
       if (found == visitors_.end() || listen_to(found->second, words[i].second, known)) continue;
+      if (!found->second.elsewhere) {
+        drop(found);
+        continue;
+      }
       Visitor gone = std::move(found->second);
       visitors_.erase(found);
-      if (!gone.elsewhere) continue;
       for (std::size_t later = i + 1; later < words.size(); ++later)
         if (words[later].first == words[i].first) gone.said.push_back(std::move(words[later].second));
       hand_over(std::move(gone));
     }
-    const Clock::duration most = is_full() ? patience_in_a_crowd : patience;
-    std::erase_if(visitors_, [&](const auto& one) { return now - one.second.came > most; });
+    const Clock::duration most = patience_now();
+    for (auto one = visitors_.begin(); one != visitors_.end();)
+      one = now - one->second.came >= most ? drop(one) : ++one;
     if (!is_listening_ && now >= listen_again_ && !is_full()) listen();
     return known;
   }
 
   /// When newcomers() has something to do without news.
   [[nodiscard]] std::optional<Time> next_turn() const {
-    std::optional<Time> next = is_listening_ ? std::nullopt : std::optional(listen_again_);
+    std::optional<Time> next = is_listening_ || is_full() ? std::nullopt : std::optional(listen_again_);
     for (const auto& [name, visitor] : visitors_)
-      if (const Time end = visitor.came + patience; !next || end < *next) next = end;
+      if (const Time end = visitor.came + patience_now(); !next || end < *next) next = end;
     return next;
   }
 
@@ -105,7 +109,15 @@ class Lobby {
   }
 
  private:
+  using Visitors = std::map<std::uint64_t, Visitor>;  // by name
+
   [[nodiscard]] bool is_full() const { return visitors_.size() >= most_visitors; }
+  [[nodiscard]] Clock::duration patience_now() const { return is_full() ? patience_in_a_crowd : patience; }
+
+  Visitors::iterator drop(Visitors::iterator one) {
+    if (one->second.connection.is_open()) poller_->remove(one->second.connection.number());
+    return visitors_.erase(one);
+  }
 
   /// A few at a time: each may be nobody.
   void accept() {
@@ -124,8 +136,12 @@ class Lobby {
 
   void let_in(Visitor visitor) {
     const std::uint64_t name = ++last_name_;
+    try {
+      poller_->add(visitor.connection.number(), name);
+    } catch (const CommError&) {
+      return;  // the system watches no more: he may come again
+    }
     auto& kept = visitors_.emplace(name, std::move(visitor)).first->second;
-    poller_->add(kept.connection.number(), name);
     for (auto& message : std::exchange(kept.said, {})) words_.emplace_back(name, std::move(message));
   }
 
@@ -138,7 +154,7 @@ class Lobby {
     }
     const Hello hello = Hello::heard(message);
     if (hello.version != ACCEL_VERSION) {
-      refuse(visitor.connection, {Word::elsewhere, Packer().text(ACCEL_VERSION).take()});
+      refuse(visitor.connection, {Word::other_version, Packer().text(ACCEL_VERSION).take()});
       return false;
     }
     if (hello.token != terms_.token || hello.rank < 0 || hello.rank > 1'000'000'000 || hello.creation < 0) return false;
@@ -154,8 +170,7 @@ class Lobby {
   void hand_over(Visitor visitor) {
     const std::int64_t creation = *std::exchange(visitor.elsewhere, std::nullopt);
     poller_->remove(visitor.connection.number());
-    if (creation > terms_.creation || door_->has_room(creation))
-      return door_->put_into_room(creation, std::move(visitor));
+    if (door_->put_into_room(creation, visitor)) return;
     refuse(visitor.connection, refusal({.is_setting = false,
                                         .sentence = message("rendezvous: accelerator number ", creation + 1,
                                                             " of rank 0 at ", terms_.where, " has ended already")}));
@@ -182,7 +197,7 @@ class Lobby {
   std::shared_ptr<Door> door_;
   Poller* poller_;
   StarTerms terms_;
-  std::map<std::uint64_t, Visitor> visitors_;             // by name
+  Visitors visitors_;
   std::vector<std::pair<std::uint64_t, Message>> words_;  // of whom
   std::uint64_t last_name_ = first_name;
   bool is_listening_ = false;

@@ -44,6 +44,8 @@ class Roster {
 
   // What happens
 
+  void sign_of_life(int from, Time now) { link_to(from).heard = now; }
+
   void hear(int from, const Message& message, Time now) {
     Link& link = link_to(from);
     link.heard = now;
@@ -53,9 +55,9 @@ class Roster {
     } else if (message.word == Word::behind) {
       const std::int64_t who = body.number();
       const Seconds ago(body.real());
-      if (who >= 0 && who < static_cast<std::int64_t>(peers_.size()))
-        behind_ = {static_cast<int>(who), now - std::chrono::duration_cast<Clock::duration>(ago),
-                   unpack_progress(body)};
+      if (who < 0 || who >= static_cast<std::int64_t>(peers_.size())) return;
+      ++comparisons_;
+      behind_ = {static_cast<int>(who), now - std::chrono::duration_cast<Clock::duration>(ago), unpack_progress(body)};
     } else if (message.word == Word::left) {
       const std::int64_t who = body.number();
       if (who < 0 || who >= static_cast<std::int64_t>(peers_.size())) return;
@@ -88,11 +90,17 @@ class Roster {
     }
     if (now < next_beat_) return;
     next_beat_ = now + interval_;
-    letters_.push_back({Letter::everybody, {Word::beat, packed(Packer(), own)}});
-    if (rank_ > 0) return;
+    beat(Letter::everybody, own);
+  }
+
+  /// How far this rank is, said to that one.
+  void beat(int to, const Progress& own) { letters_.push_back({to, {Word::beat, packed(Packer(), own)}}); }
+
+  /// On rank 0: who is furthest behind, said to that one.
+  void compare(int to, const Progress& own, Time now) {
     const Standing last = hindmost(own, now);
     letters_.push_back(
-        {Letter::everybody,
+        {to,
          {Word::behind, packed(Packer().number(last.rank).real(Seconds(now - last.heard).count()), last.progress)}});
   }
 
@@ -140,13 +148,14 @@ class Roster {
     return found == left_.end() ? std::string() : message(peer(rank), " has left the training ", found->second);
   }
 
-  /// A sentence about the rank that is furthest behind, if it had not begun that collective when it was last heard of,
-  /// or has missed a beat since; or empty. For a wait that took too long.
+  /// How often this rank has been told who is furthest behind.
+  [[nodiscard]] int comparisons() const { return comparisons_; }
+
+  /// A sentence about the rank that is furthest behind, if it had not begun that collective when it was last heard of;
+  /// or empty. For a wait that took too long, after reports and, on others than rank 0, a comparison.
   [[nodiscard]] std::string suspect(std::int64_t collective, const Progress& own, Time now) const {
-    const auto patience = interval_ + interval_ / 2;
-    const Standing last = rank_ == 0 ? hindmost(own, now) : now - links_[0].heard > patience ? of(0) : behind_;
-    if (last.heard == Time{}) return {};  // nobody has been heard of yet
-    if (last.rank == rank_ || (last.progress.collectives >= collective && now - last.heard <= patience)) return {};
+    const Standing last = rank_ == 0 ? hindmost(own, now) : comparisons_ == 0 ? of(0) : behind_;
+    if (last.rank == rank_ || last.progress.collectives >= collective) return {};
     return message(peer(last.rank), " was furthest behind, ", tenths(now - last.heard), " s ago ", last.progress);
   }
 
@@ -233,7 +242,8 @@ class Roster {
   Time last_turn_;
   std::vector<Link> links_;       // by rank; on others than rank 0 only to that
   std::map<int, Progress> left_;  // by rank: what those had done that have left
-  Standing behind_;               // as rank 0 tells the others
+  Standing behind_;               // as rank 0 has told
+  int comparisons_ = 0;
   std::string failure_;
   std::vector<Letter> letters_;
 };

@@ -13,20 +13,22 @@ namespace accel::inline v0_1::launch::detail {
 
 /// What a message says; its body holds the rest.
 enum class Word : std::uint8_t {
-  hello,      // token, rank: who does not know the token is no rank of this job
-  introduce,  // run id, and who this process is
-  welcome,    // everybody, by rank: the ranks have met
-  refuse,     // why not
-  elsewhere,  // another version of accel has this door
-  beat,       // how far this rank is
-  behind,     // which rank is furthest behind, as rank 0 knows it
-  left,       // which rank has left, and how far it had come
-  failed,     // a sentence: some rank has failed
-  bring,      // a value for an exchange
-  give,       // what came of the exchange
-  late,       // the exchange takes too long: who is missing?
-  ask,        // something of the shelf
-  tell,       // the answer
+  hello,          // version, token, which accelerator, rank: who does not know the token is no rank of this job
+  introduce,      // run id, and who this process is
+  welcome,        // everybody, by rank: the ranks have met
+  refuse,         // why not
+  other_version,  // of accel has this door
+  beat,           // how far this rank is
+  report,         // how far is everybody? By a beat
+  compare,        // which rank is furthest behind?
+  behind,         // that one, as rank 0 knows it
+  left,           // which rank has left, and how far it had come
+  failed,         // a sentence: some rank has failed
+  bring,          // a value for an exchange
+  give,           // what came of the exchange
+  late,           // the exchange, or before the welcome the meeting, takes too long: who is missing?
+  ask,            // something of the shelf
+  tell,           // the answer
 };
 
 struct Message {
