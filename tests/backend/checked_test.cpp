@@ -22,6 +22,7 @@ using accel::backend::Gloo;
 using accel::backend::Single;
 using accel::backend::Traced;
 using accel::testing::Group;
+using accel::testing::meet;
 using accel::testing::on_ranks;
 using accel::testing::patience;
 using accel::testing::Rank;
@@ -125,5 +126,30 @@ TEST_CASE("a training with Checked, and with Traced, is that without, bit for bi
     CHECK(trained<Checked<Gloo>>() == plain);
     CHECK(trained<Traced<Gloo>>() == plain);
     CHECK(trained<Checked<Traced<Gloo>>>() == plain);
+  });
+}
+
+TEST_CASE("a rank that has left is named by those whose calls are compared, however they are", "[backend]") {
+  const bool shared_memory = GENERATE(true, false);
+  on_ranks({3}, [shared_memory](Rank rank) {
+    const auto others = meet();  // of its own: rank 0's star must outlive the group
+    const int leaver = 1;
+    {
+      auto options = Group<Checked<Gloo>>::patient();
+      options.shared_memory = shared_memory;
+      Group<Checked<Gloo>> group(options);
+      all_reduce({5}).run(*group);
+      group->control().barrier("all are here", accel::Deadline::in(accel::Seconds(20)));
+      if (rank.rank != leaver) {
+        const Stopwatch watch;
+        const auto error = thrown_by<CommError>([&] { all_reduce({5}).run(*group); });
+        CHECK(watch.seconds() < 4 * patience);
+        CHECK_THAT(error, ContainsSubstring("rank 1 (host ") && ContainsSubstring("has left the training"));
+        std::cout << error << "\n";
+      }
+    }
+    auto control = others.control_plane();
+    control.barrier("end", accel::Deadline::in(accel::Seconds(20)));
+    control.farewell();
   });
 }

@@ -89,8 +89,11 @@ class Flights {
     const std::lock_guard lock(state_->mutex);
     if (state_->entries.empty()) return std::nullopt;
     Entry& first = state_->entries.front();
+    // Of messages that go together some may have come: who has left may have been done with its own.
+    std::size_t lost = 0;
     for (std::size_t i = 0; i < first.calls.size(); ++i)
-      if (first.hopes[i].is_lost(control, first.calls[i])) return Trouble{first.calls[i]};
+      if (first.hopes[i].is_lost(control, first.calls[i])) ++lost;
+    if (lost == first.calls.size()) return Trouble{first.calls.front()};
     if (first.deadline.passed() && (first.is_late || first.unseen.passed()))
       return Trouble{first.calls.front(), {.late = first.deadline, .native = std::string(no_answer)}};
     return std::nullopt;
