@@ -59,7 +59,7 @@ def run(bench):
                 reports = start(bench, system, world_size, missing if system == "accel" else -1)
                 errors = [report["error"] for report in reports if "error" in report]
                 if errors:
-                    notes.append(f"    {world_size} ranks of {system} did not meet: {errors[0]}\n")
+                    notes.append(f"    {world_size} ranks of {system} did not meet, or fell apart: {errors[0][:200]}\n")
                     break
                 if system == "accel":
                     check_names(reports, world_size, missing)
