@@ -78,8 +78,8 @@ class Star {
     own_address_ = detail::place_of(joined.connection.descriptor());
     links_.open(0, std::move(joined.connection));
     terms_.run_id = joined.welcome.run_id;
-    terms_.interval =
-        joined.welcome.interval;  // one for all: who beats more slowly than another listens is no silent rank
+    // One for all: who beats more slowly than another listens is no silent rank.
+    terms_.interval = joined.welcome.interval;
     roster_.emplace(rank_, std::move(joined.welcome.peers), terms_.interval, Clock::now());
     for (const auto& message : joined.more) hear(0, message, Clock::now());
     start();
@@ -139,7 +139,7 @@ class Star {
   /// This rank ends by an exception: every rank is told, as above.
   void ended_by(std::string_view text) {
     const std::lock_guard lock(mutex_);
-    fail(message(self(), " was ended by an exception ", progress(), ": ", text));
+    fail_by_exception(": " + std::string(text));
   }
 
   /// The last word of this rank. Returns when it is sent; rank 0, which the others may still need, waits for theirs.
@@ -150,8 +150,7 @@ class Star {
     const bool torn = std::uncaught_exceptions() > 0;
     if (torn) {
       const auto text = last_error_.lock();
-      fail(message(self(), " was ended by an exception ", progress(),
-                   text ? ": " + *text : "; what it says stands in the output of that rank"));
+      fail_by_exception(text ? ": " + *text : "; what it says stands in the output of that rank");
     } else {
       roster_->leave(progress());
       deliver_letters();
@@ -218,7 +217,7 @@ class Star {
     std::string value{};
   };
 
-  /// Brings `own`, and waits for the others as far as what this rank gets depends on them.
+  /// Brings `own`, and waits for what comes of it when all have come.
   [[nodiscard]] Answer exchange(const detail::Contribution& own, Deadline deadline) {
     using enum Answer::Ending;
     const detail::ExchangeKey& key = own.key;
@@ -226,8 +225,7 @@ class Star {
     say({Word::bring, own.packed()});
     const auto is_missed = [&] { return key.group.empty() && !roster_->missed_by(0, key.number).empty(); };
     wait_for_rank_0(lock, deadline, [&] { return results_.contains(key) || is_missed(); });
-    if (auto result = results_.extract(key); !result.empty()) return {answered, std::move(result.mapped())};
-    return {failed() || is_missed() || has_left(0) ? interrupted : late, {}};
+    return take_result(key, failed() || is_missed() || has_left(0) ? interrupted : late);
   }
 
   /// After an exchange was late: rank 0 says, to everybody, who of its members has not come, as failure() has it then.
@@ -239,8 +237,7 @@ class Star {
     // All may be asking at the same time.
     const Seconds patience = answer_timeout + answer_timeout_per_rank * static_cast<double>(roster_->peers().size());
     changed_.wait_for(lock, patience, [&] { return failed() || results_.contains(inquest.key); });
-    if (auto result = results_.extract(inquest.key); !result.empty()) return {answered, std::move(result.mapped())};
-    return {failed() ? interrupted : late, {}};
+    return take_result(inquest.key, failed() ? interrupted : late);
   }
 
  private:
@@ -377,6 +374,13 @@ class Star {
 
   // The rest is called with the mutex held.
 
+  /// What came of that exchange, or that nothing did.
+  [[nodiscard]] Answer take_result(const detail::ExchangeKey& key, Answer::Ending otherwise) {
+    auto found = results_.extract(key);
+    if (found.empty()) return {otherwise, {}};
+    return {Answer::Ending::answered, std::move(found.mapped())};
+  }
+
   [[nodiscard]] bool has_left(int rank) const { return !roster_->departure_of(rank).empty(); }
 
   /// Until `is_over()`, a rank has failed, the deadline has passed, or rank 0 has left and a moment has passed in which
@@ -431,8 +435,7 @@ class Star {
       deliver_letters();
     } else if (message.word == Word::give) {
       detail::Unpacker body(message.body);
-      detail::ExchangeKey key{std::string(body.text()), 0};
-      key.number = body.number();
+      auto key = detail::ExchangeKey::unpacked(body);
       results_[std::move(key)] = body.text();
       changed_.notify_all();
     } else if (message.word == Word::tell) {
@@ -462,6 +465,10 @@ class Star {
     links_.flush();
   }
 
+  void fail_by_exception(std::string_view what) {
+    fail(message(self(), " was ended by an exception ", progress(), what));
+  }
+
   void deliver_letters() {
     if (!failed() && !roster_->failure().empty()) {
       failed_.store(true, std::memory_order_release);
@@ -485,7 +492,7 @@ class Star {
       (void)lock.try_lock();
     }
     if (!lock.owns_lock()) return;
-    fail(message(self(), " was ended by an exception ", progress(), ": ", text));
+    fail_by_exception(": " + text);
     changed_.wait_until(lock, end, [&] { return links_.sent(); });
   }
 

@@ -84,6 +84,7 @@ template <Backend B, Precision P>
 [[nodiscard]] std::string description(const Engine<B, P>& engine, const AcceleratorOptions<B, P>& options,
                                       const launch::Launch& launch, const std::string& threads) {
   const launch::Topology& own = engine.topology;
+  const launch::MeetOptions waits = meet_options(options);
   const bool by_length = options.loss_normalization == gradient::LossNormalization::window_length;
   return message("accel ", ACCEL_VERSION, " on LibTorch ", TORCH_VERSION, "\n", launch::describe(launch),
                  "\nlocal: rank ", own.local_rank, " of ", own.local_world_size, " on host ", own.node_rank,
@@ -95,9 +96,8 @@ template <Backend B, Precision P>
                  options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward", "\nbuffers: ",
                  options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",
-                 "\nrendezvous timeout: ", meet_options(options).timeout.count(),
-                 " s\nheartbeat: ", meet_options(options).beat.count(), " s\nintra-op threads: ", threads,
-                 "\nlog: ", Log::name(options.log), "\n");
+                 "\nrendezvous timeout: ", waits.timeout.count(), " s\nheartbeat: ", waits.beat.count(),
+                 " s\nintra-op threads: ", threads, "\nlog: ", Log::name(options.log), "\n");
 }
 
 }  // namespace accel::inline v0_1::prepare

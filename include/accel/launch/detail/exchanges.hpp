@@ -21,6 +21,13 @@ struct ExchangeKey {
   std::int64_t number = 0;
 
   auto operator<=>(const ExchangeKey&) const = default;
+
+  void pack(Packer& body) const { body.text(group).number(number); }
+  [[nodiscard]] static ExchangeKey unpacked(Unpacker& body) {
+    ExchangeKey key{std::string(body.text()), 0};
+    key.number = body.number();
+    return key;
+  }
 };
 
 /// What a rank brings to an exchange of its group.
@@ -36,22 +43,15 @@ struct Contribution {
   static constexpr std::int64_t nobody = -2;
 
   [[nodiscard]] std::string packed() const {
-    return Packer()
-        .text(key.group)
-        .number(key.number)
-        .text(purpose)
-        .number(root)
-        .number(index)
-        .number(size)
-        .text(value)
-        .take();
+    Packer body;
+    key.pack(body);
+    return body.text(purpose).number(root).number(index).number(size).text(value).take();
   }
 
   [[nodiscard]] static Contribution unpacked(std::string_view bytes) {
     Unpacker body(bytes);
     Contribution own;
-    own.key.group = body.text();
-    own.key.number = body.number();
+    own.key = ExchangeKey::unpacked(body);
     own.purpose = body.text();
     own.root = body.number();
     own.index = body.number();
@@ -70,7 +70,8 @@ struct Inquest {
 
   [[nodiscard]] std::string packed() const {
     Packer body;
-    body.text(key.group).number(key.number).text(purpose).real(seconds);
+    key.pack(body);
+    body.text(purpose).real(seconds);
     for (const int member : members) body.number(member);
     return body.take();
   }
@@ -78,8 +79,7 @@ struct Inquest {
   [[nodiscard]] static Inquest unpacked(std::string_view bytes) {
     Unpacker body(bytes);
     Inquest own;
-    own.key.group = body.text();
-    own.key.number = body.number();
+    own.key = ExchangeKey::unpacked(body);
     own.purpose = body.text();
     own.seconds = body.real();
     while (!body.is_over()) own.members.push_back(static_cast<int>(body.number()));
@@ -107,7 +107,11 @@ class Exchanges {
     std::vector<int> to;
     std::string value;
 
-    [[nodiscard]] std::string packed() const { return Packer().text(key.group).number(key.number).text(value).take(); }
+    [[nodiscard]] std::string packed() const {
+      Packer body;
+      key.pack(body);
+      return body.text(value).take();
+    }
   };
 
   /// Rank `from` of the job brings something: what comes of it, for whom, once all have come.
