@@ -40,6 +40,8 @@ std::vector<std::string> state_of(const Mlp& net, O& optimizer) {
 template <class P, class Make>
 void goes_on_alone(Rank rank, Make make, bool behind_backward = false, bool in_backward = false) {
   RecordingDriver::faults.runs_ahead = true;
+  // The last has given up long before, and its part of the work has passed on what was there.
+  if (rank.rank == 0 && rank.world_size > 2) RecordingDriver::faults.abort_takes_s = 0.4;
   typename Accelerator<RecordedNccl, P>::Options options;
   options.gradient.caps = {.bucket_cap = Bytes{64}, .last_bucket_cap = Bytes{32}};
   options.backend.timeout_s = 30;

@@ -45,6 +45,9 @@ struct RecordingFaults {
   std::atomic<bool> hangs_to_record{false};  // the current stream has no place for an event, until an abort
   std::atomic<bool> captures{false};         // a graph records the current stream
   std::atomic<bool> runs_ahead{false};       // the current stream waits for no sum
+  std::atomic<bool> connects_late{false};    // the first collective is in progress until all have called it
+  std::atomic<double> abort_takes_s{0};      // until the engine's work ends
+  std::atomic<bool> abort_hangs{false};      // it never does: the driver goes on without
 };
 
 /// The engine is a thread that works through a queue, as a stream does; the current stream is the
@@ -52,7 +55,8 @@ struct RecordingFaults {
 ///
 /// What NCCL and CUDA leave undefined ends the program: a call without a communicator, one beside another that is
 /// still in progress, a look at what a graph has recorded. An abort leaves what an earlier call has brought where a
-/// result should have been, as NCCL's buffers are used again.
+/// result should have been, as NCCL's buffers are used again. Its peers hear nothing of it: as NCCL's kernels do, what is
+/// aborted passes on whatever is there in place of what it has waited for, and theirs end as if all were well.
 class RecordingDriver {
  public:
   using Answer = backend::NcclAnswer;
@@ -71,10 +75,13 @@ class RecordingDriver {
     std::filesystem::path folder;
     int world_size = 1;
     int rank = 0;
-    std::atomic<int> met{0};  // ranks, when connecting
+    std::atomic<int> met{0};     // ranks, when connecting
+    std::atomic<int> called{0};  // ranks, a first collective
     std::atomic<int> polls{0};
     std::atomic<bool> registers{false};  // a window, on a thread of its own
+    std::atomic<bool> connects{false};   // a collective has been called
     std::atomic<bool> aborted{false};
+    std::atomic<bool> is_left_behind{false};  // by an abort that hangs, for as long as a test lets it
     std::thread registration{};
     // Of the engine's thread only.
     std::int64_t rounds = 0;
@@ -130,7 +137,8 @@ class RecordingDriver {
   Answer state(Comm& comm) {
     if (comm == nullptr) misuse("the state of no communicator");
     if (faults.error) return {State::failed, "unhandled fault of a test"};
-    if (comm->registers || !has_met(*comm)) return {State::in_progress};
+    if (comm->registers || !has_met(*comm, "here.", comm->met)) return {State::in_progress};
+    if (comm->connects && !has_met(*comm, "calls.", comm->called)) return {State::in_progress};
     if (comm->polls == 0) return {};
     if (comm->polls > 0) --comm->polls;
     return {State::in_progress};
@@ -142,12 +150,16 @@ class RecordingDriver {
     end(comm);
   }
 
-  void abort(Comm& comm) noexcept {
+  bool abort(Comm& comm) noexcept {
     if (comm == nullptr) misuse("an abort of no communicator");
     note("abort");
-    comm->aborted = true;
-    *engine_->aborted = true;
+    std::this_thread::sleep_for(Seconds(faults.abort_takes_s.load()));
+    const bool hangs = faults.abort_hangs;
+    comm->is_left_behind = hangs;
+    comm->aborted = !hangs;
+    *engine_->aborted = !hangs;
     end(comm);
+    return !hangs;
   }
 
   Answer group_start() {
@@ -372,10 +384,13 @@ class RecordingDriver {
     job.finish = [comm, finish = std::move(finish)] {
       if (finish && !comm->aborted) finish(*comm);
     };
+    if (faults.connects_late && !is_message(name) && !comm->connects.exchange(true))
+      std::ofstream(comm->folder / message("calls.", comm->rank)).flush();
     job.run = [comm, output = output.defined() ? output.detach() : output, body = std::move(body),
                hangs = faults.never_finishes.load()] {
-      while (hangs && !comm->aborted) pause();
-      const bool is_whole = !comm->aborted && body(*comm);
+      for (; hangs && !comm->aborted; pause())
+        if (comm->is_left_behind && !faults.abort_hangs) comm->aborted = true;
+      const bool is_whole = body(*comm);
       if (!output.defined() || output.nbytes() == 0) return;
       std::string& known = comm->results[output.nbytes()];
       if (is_whole)
@@ -398,10 +413,12 @@ class RecordingDriver {
     return {};
   }
 
-  /// Nobody is connected before all have come.
-  static bool has_met(CommState& comm) {
-    for (; comm.met < comm.world_size; ++comm.met)
-      if (!std::filesystem::exists(comm.folder / message("here.", comm.met.load()))) return false;
+  static bool is_message(std::string_view call) { return call == "send" || call == "recv"; }
+
+  /// Nobody is connected before all have come. `met`: so many have written that.
+  static bool has_met(const CommState& comm, const char* what, std::atomic<int>& met) {
+    for (; met < comm.world_size; ++met)
+      if (!std::filesystem::exists(comm.folder / message(what, met.load()))) return false;
     return true;
   }
 
@@ -421,7 +438,9 @@ class RecordingDriver {
     const auto unfinished = self.folder / message("unfinished.", self.rank);
     std::ofstream(unfinished, std::ios::binary)
         .write(static_cast<const char*>(tensor.data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
-    std::filesystem::rename(unfinished, self.folder / name);
+    std::error_code gone;  // the folder, when all have left: of who was aborted some work may go on
+    std::filesystem::rename(unfinished, self.folder / name, gone);
+    if (gone && !self.aborted) misuse("a file that cannot be renamed");
   }
 
   /// False if the communicator was aborted first.
@@ -435,16 +454,21 @@ class RecordingDriver {
     return true;
   }
 
-  /// Everybody's `tensor`, by rank; nothing after an abort.
+  /// Everybody's `tensor`, by rank; nothing after an abort, which passes on this rank's own in place of others'.
   static std::vector<at::Tensor> exchange(CommState& self, const at::Tensor& tensor) {
     const auto round = ++self.rounds;
     const auto name = [](std::int64_t of_round, int of_rank) { return message("round.", of_round, ".", of_rank); };
+    const auto is_there = [&](int rank) { return std::filesystem::exists(self.folder / name(round, rank)); };
     write(self, name(round, self.rank), tensor);
     std::vector<at::Tensor> parts;
     for (int rank = 0; rank < self.world_size; ++rank) {
       parts.push_back(at::empty_like(tensor));
-      if (!read(self, name(round, rank), parts.back())) return {};
+      if (read(self, name(round, rank), parts.back())) continue;
+      for (int other = 0; other < self.world_size; ++other)
+        if (!is_there(other)) write(self, name(round, other), tensor);
+      return {};
     }
+    if (self.aborted) return {};
     // Everybody wrote this one, so everybody has read the one before.
     std::filesystem::remove(self.folder / name(round - 1, self.rank));
     return parts;

@@ -164,8 +164,8 @@ class NcclDriver {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       if (::ncclCommGetAsyncError(comm, &result) != ncclSuccess) break;
     }
-    if (result != ncclSuccess) return abort(comm);
-    bounded("ncclCommDestroy", device(), [doomed = comm, device = device()] {
+    if (result != ncclSuccess) return (void)abort(comm);
+    (void)bounded("ncclCommDestroy", device(), [doomed = comm, device = device()] {
       enter_thread(device);
       (void)::ncclCommDestroy(doomed);
     });
@@ -173,9 +173,10 @@ class NcclDriver {
   }
 
   /// Nothing of CUDA's comes before it, which might hang: NCCL tells its kernels to end first of all.
-  void abort(Comm& comm) noexcept {
-    bounded("ncclCommAbort", device(), [doomed = comm] { (void)::ncclCommAbort(doomed); });
+  bool abort(Comm& comm) noexcept {
+    const bool ended = bounded("ncclCommAbort", device(), [doomed = comm] { (void)::ncclCommAbort(doomed); });
     comm = nullptr;
+    return ended;
   }
 
   NcclAnswer group_start() { return answer(::ncclGroupStart(), nullptr); }
@@ -228,7 +229,7 @@ class NcclDriver {
     }
     const auto release = [device = device()](void* own) {
       // LibTorch's allocator would know when the streams are done with it; NCCL's does not.
-      bounded("ncclMemFree", device, [own, device] {
+      (void)bounded("ncclMemFree", device, [own, device] {
         enter_thread(device);
         (void)::cudaDeviceSynchronize();
         (void)::ncclMemFree(own);
@@ -277,12 +278,15 @@ class NcclDriver {
   };
 
   /// On a thread of its own, for no more than a few seconds: what hangs then is left behind, and ends with the process.
+  /// Whether it has ended.
   template <class Body>
-  static void bounded(const char* call, c10::Device device, Body body) noexcept {
+  static bool bounded(const char* call, c10::Device device, Body body) noexcept {
     try {
       launch::within(Deadline::in(Seconds(5)), std::move(body));
+      return true;
     } catch (const std::exception& error) {
       std::fprintf(stderr, "accel: warning: %s on cuda:%d is left behind: %s\n", call, device.index(), error.what());
+      return false;
     }
   }
 

@@ -1,10 +1,12 @@
 // Agree on max: a flag that steps are taken by, the largest over the ranks.
 #pragma once
 
+#include <cstdint>
+
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/ne.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 
 #include <accel/backend/backend.hpp>
 #include <accel/backend/witness.hpp>
@@ -14,7 +16,7 @@ namespace accel::inline v0_1::collective {
 /// `flag` (f32[]) becomes the largest over the ranks. Where the host goes on before that is known, and the ranks never
 /// came together, it becomes 1: then nothing that depends on it is to happen.
 ///
-/// Cost     one all_reduce of a number; with such a backend of three, and a few small kernels.
+/// Cost     one all_reduce of a number; with such a backend of one more per rank, and a few small kernels.
 template <Backend B>
 class AgreeOnMax {
  public:
@@ -26,17 +28,17 @@ class AgreeOnMax {
   void operator()(const at::Tensor& flag, bool host_reads) {
     if (backend_->world_size() == 1) return;
     if constexpr (backend::waits_on_stream<B>) {
-      witness_.change();
-      at::Tensor message = at::full({3}, 0.0F, flag.options());  // the flag and the witness
+      const std::int64_t ranks = backend_->world_size();
+      const int number = witness_.next();
+      at::Tensor message = at::zeros({1 + ranks}, flag.options());  // the flag and the witness
       message[0].copy_(flag);
-      if (witness_.first() != 0) message[1].fill_(witness_.first());
-      if (witness_.last() != 0) message[2].fill_(witness_.last());
+      message[1 + backend_->rank()].fill_(number);
       auto work = backend_->all_reduce(message, ReduceOp::max);
       if (host_reads)
         backend::wait_on_host(*backend_, work);
       else
         work.wait();
-      const at::Tensor is_lost = at::ne(message.narrow(0, 1, 2), witness_.number()).any();
+      const at::Tensor is_lost = at::ne(message.narrow(0, 1, ranks), number).any();
       flag.copy_(at::where(is_lost, 1.0F, message[0]));
     } else {
       at::Tensor all = flag;

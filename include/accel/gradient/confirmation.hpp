@@ -10,7 +10,6 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/ne.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/Event.h>
@@ -32,10 +31,10 @@ enum class Use : std::uint8_t {
 
 /// One byte per parameter, of which the largest over the ranks counts, and five more: whether a rank
 /// lacks a gradient, and how many steps it has taken and which, to see that all have taken the same. It is the last
-/// message of a reduction, so that nothing is lost where it has come: of a backend whose host does not wait, two bytes
-/// more are the witness of that.
+/// message of a reduction, so that nothing is lost where it has come: of a backend whose host does not wait, a byte per
+/// rank is the witness of that.
 ///
-/// Cost     one all_reduce of a byte per parameter. A GPU's answer is waited for only where a parameter may
+/// Cost     one all_reduce of a byte per parameter, and of that witness. A GPU's answer is waited for only where a parameter may
 ///          have been unused or unannounced somewhere; else it is read when the next reduction begins.
 template <Backend B>
 class Confirmation {
@@ -50,13 +49,13 @@ class Confirmation {
   Confirmation(B& backend, std::size_t parameters)
       : backend_(&backend),
         parameters_(parameters),
+        witness_(backend.rank(), backend.world_size()),
         mine_(at::zeros({static_cast<std::int64_t>(size())}, host_options(backend))),
         message_(mine_.to(backend.device(), at::kByte, /*non_blocking=*/false, /*copy=*/is_ahead)),
         read_(comes_by_copy() ? at::zeros_like(mine_, host_options(backend)) : message_) {
     answer_.used.resize(parameters);
     if constexpr (is_ahead) {
-      witness_ = backend::Witness(backend.rank(), backend.world_size());
-      arrived_witness_ = message_.narrow(0, static_cast<std::int64_t>(witness_place()), 2).view(at::kShort).squeeze(0);
+      arrived_witness_ = message_.slice(0, static_cast<std::int64_t>(witness_place())).view(at::kLong).squeeze();
       lost_ = at::zeros({}, at::TensorOptions(at::kFloat).device(backend.device()));
     }
   }
@@ -78,11 +77,7 @@ class Confirmation {
     bytes(mine_)[parameters_] = lacks ? 1 : 0;
     put_bounds(1, steps_);
     put_bounds(3, static_cast<std::uint8_t>(trace_ >> 56));
-    if constexpr (is_ahead) {
-      witness_.change();
-      bytes(mine_)[witness_place()] = witness_.first();
-      bytes(mine_)[witness_place() + 1] = witness_.last();
-    }
+    if constexpr (is_ahead) witness_.say(bytes(mine_) + witness_place());
     if (comes_by_copy()) message_.copy_(mine_, /*non_blocking=*/true);
     waits_ = !comes_by_copy() || !certain || lacks;
     work_.emplace(backend_->all_reduce(message_, ReduceOp::max));
@@ -94,12 +89,10 @@ class Confirmation {
   [[nodiscard]] std::span<const Use> wait() {
     work_->wait();
     pending_ = true;
-    if constexpr (is_ahead) {
-      constexpr int both = 0x0101;  // the two bytes of the witness, as one number
-      at::ne_out(lost_, arrived_witness_, both * witness_.number());
-    } else {
+    if constexpr (is_ahead)
+      witness_.compare(arrived_witness_, lost_);
+    else
       work_.reset();
-    }
     if (comes_by_copy()) read_.copy_(message_, /*non_blocking=*/true);
     if (!message_.is_cpu()) {
       if (!copied_) copied_.emplace(message_.device().type());
@@ -143,9 +136,9 @@ class Confirmation {
   static constexpr std::size_t extras = 5;
   static constexpr bool is_ahead = backend::waits_on_stream<B>;  // the host, of the answer
 
-  [[nodiscard]] std::size_t size() const { return is_ahead ? witness_place() + 2 : parameters_ + extras; }
-  /// Even: its two bytes are one number, too.
-  [[nodiscard]] std::size_t witness_place() const { return (parameters_ + extras + 1) / 2 * 2; }
+  [[nodiscard]] std::size_t size() const { return is_ahead ? witness_place() + witness_.size() : parameters_ + extras; }
+  /// A multiple of 8, as it is read in words.
+  [[nodiscard]] std::size_t witness_place() const { return (parameters_ + extras + 7) / 8 * 8; }
 
   /// Else the answer is on the host when it was waited for.
   [[nodiscard]] bool comes_by_copy() const { return is_ahead || !message_.is_cpu(); }
@@ -189,11 +182,11 @@ class Confirmation {
 
   B* backend_ = nullptr;
   std::size_t parameters_ = 0;
+  backend::Witness witness_;
   at::Tensor mine_;     // u8[size()], on the host
   at::Tensor message_;  // the same on the device; the same tensor where that is the host
   at::Tensor read_;     // the answer, on the host
-  backend::Witness witness_;
-  at::Tensor arrived_witness_;              // i16[], of the message
+  at::Tensor arrived_witness_;              // of the message, see Witness::compare
   at::Tensor lost_;                         // f32[] on the device
   std::optional<backend::WorkOf<B>> work_;  // until the host has seen its end
   std::optional<c10::Event> copied_;

@@ -81,10 +81,13 @@ class ControlPlane {
   /// Whether a wait is in vain: this group was given up, or a rank of the job has failed.
   [[nodiscard]] bool failed() const noexcept { return shared_->given_up || (star_ && star_->failed()); }
 
-  /// Of a part of the job: a sentence about a member that has left, and so takes part in nothing more; else empty. What
-  /// it did before may still be under way: how far it had come in this group it has not said.
+  /// It is of all ranks of the job.
+  [[nodiscard]] bool is_whole() const { return group_.empty(); }
+
+  /// A sentence about a member that has left, and so takes part in nothing more; else empty. What it did before may
+  /// still be under way. Of a part of the job that is all that is known: how far it had come there it has not said.
   [[nodiscard]] std::string departed_member() const {
-    if (!star_ || is_whole()) return {};
+    if (!star_) return {};
     for (const Peer& peer : peers_)
       if (std::string sentence = star_->departure_of(peer.rank); !sentence.empty()) return sentence;
     return {};
@@ -109,14 +112,14 @@ class ControlPlane {
                          Seconds patience = Seconds(0.5)) {
     std::string blame = star_ && !shared_->given_up ? star_->failure(patience) : std::string();
     if (blame.empty() && star_ && is_whole()) blame = star_->missed_by(collective, round);
-    if (blame.empty()) blame = departed_member();
+    if (blame.empty() && !is_whole()) blame = departed_member();
     if (blame.empty() && star_ && is_whole() && collective > 0) {
       blame = star_->suspect(collective);
       if (blame.empty()) blame = star_->failure();  // which may have come meanwhile
     }
     // Another rank may have said the very same a moment before: it is said once.
     const std::size_t same = blame.find(what + ": ");
-    lose(blame.empty() ? what : same != std::string::npos ? blame.substr(same) : message(what, ": ", blame));
+    lose(what.find(blame) != std::string::npos ? what : same != std::string::npos ? blame.substr(same) : message(what, ": ", blame));
   }
 
   /// From now on every call throws, on every rank of the job. The first reason stays.
@@ -173,8 +176,6 @@ class ControlPlane {
   [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
 
  private:
-  [[nodiscard]] bool is_whole() const { return group_.empty(); }
-
   [[nodiscard]] std::string round(std::string_view purpose, const std::string& value, std::int64_t root,
                                   Deadline deadline) {
     using enum Star::Answer::Ending;

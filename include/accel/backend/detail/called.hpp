@@ -33,6 +33,13 @@ struct Called {
   }
 };
 
+/// A sentence about a rank that has left, and so may keep `call` from ever being over; else empty. Of a numbered
+/// collective of the whole job it is known who has begun it.
+[[nodiscard]] inline std::string departure_from(const launch::ControlPlane& control, const Called& call) {
+  if (call.is_message()) return control.departure_of(call.peer);
+  return call.number > 0 && control.is_whole() ? std::string() : control.departed_member();
+}
+
 /// Whether one wait is in vain: a rank has failed, one has left without this collective, a member of this part of the
 /// job has left, or the other end of this message.
 class Hope {
@@ -40,7 +47,7 @@ class Hope {
   [[nodiscard]] bool is_lost(const launch::ControlPlane& control, const Called& call) {
     if (control.failed()) return true;
     if (!call.is_message() && control.missed_by(call.number, 0)) return true;
-    if ((call.is_message() ? control.departure_of(call.peer) : control.departed_member()).empty()) return false;
+    if (departure_from(control, call).empty()) return false;
     // What it had sent before may still be on its way.
     if (!moment_) moment_ = Deadline::in(Seconds(1));
     return moment_->passed();
@@ -86,8 +93,8 @@ inline constexpr std::string_view no_answer = "a peer has ended, hangs, or does 
     throw CommError(text);
   }
   if (!how.native.empty()) what += "; " + how.native;
-  if (call.is_message())
-    if (const std::string departure = control.departure_of(call.peer); !departure.empty())
+  if (call.is_message() || control.is_whole())
+    if (const std::string departure = departure_from(control, call); !departure.empty())
       what = message(what, ": ", departure);
   // What the engine itself has an error for is no suspicion of whoever may be slow.
   const bool asks = !call.is_message() && (how.late || control.missed_by(call.number, 0));

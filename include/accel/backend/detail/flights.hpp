@@ -118,6 +118,15 @@ class Flights {
     for (const auto& entry : state_->entries) entry.flight->lost = true;
   }
 
+  /// When it has hung, and the device may still write to them: they are never let go.
+  void leave_behind() noexcept {
+    static auto& kept = *new std::list<std::list<Entry>>;  // outlives static destruction
+    static std::mutex of_kept;
+    const std::lock_guard lock(state_->mutex);
+    const std::lock_guard lock_kept(of_kept);
+    kept.emplace_back().swap(state_->entries);
+  }
+
   /// After it.
   void clear() noexcept {
     std::list<Entry> gone;  // longer than the lock

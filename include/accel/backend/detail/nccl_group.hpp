@@ -69,7 +69,9 @@ class NcclGroup {
     if (comm_ == nullptr) return;
     const auto is_vain = [&] { return control.failed(); };
     flights_.await(Deadline::in(Seconds(1)), is_vain);
-    if (is_vain() || !flights_.empty()) {
+    // The others must not take for a result what an abort makes of it.
+    if (!is_vain() && !flights_.empty()) control.give_up(message(flights_.first(), " was under way when its rank ended"));
+    if (is_vain()) {
       drop();
       return;
     }
@@ -86,7 +88,7 @@ class NcclGroup {
   template <class Init>
   void connect(Deadline deadline, Init&& init) {
     const std::lock_guard lock(calls_);
-    settle({"NCCL: connecting"}, init(comm_), deadline);
+    settle({"NCCL: connecting"}, deadline, init);
     const auto enter = [device = driver.device()] { Driver::enter_thread(device); };
     flights_.watch(enter);
     watchdog_ = std::thread([this, enter] {
@@ -130,7 +132,7 @@ class NcclGroup {
     NcclAnswer answer = driver.group_start();
     if (answer.failed()) return answer;
     for (const auto& item : items)
-      if (!answer.failed()) answer = call(item);
+      if (!answer.failed() && !is_stopped_) answer = call(item);
     NcclAnswer end = driver.group_end();  // a group once started is always ended
     return answer.failed() ? answer : end;
   }
@@ -142,7 +144,7 @@ class NcclGroup {
     start_collected();
     // NCCL writes the handle when it has come so far, wherever that stood when it was called: it stays where it is.
     Window& window = windows_.emplace_back(Window{memory, {}});
-    settle({"allocate"}, driver.open_window(comm_, window.memory, window.handle), deadline);
+    settle({"allocate"}, deadline, [&](Comm& comm) { return driver.open_window(comm, window.memory, window.handle); });
   }
 
   /// Gives up the group by `called`, says why, and stops.
@@ -216,8 +218,11 @@ class NcclGroup {
 
   [[nodiscard]] NcclAnswer state() {
     const std::lock_guard lock(comm_mutex_);
-    if (comm_ == nullptr) return {NcclAnswer::State::failed, "the communicator was aborted"};
-    return driver.state(comm_);
+    return comm_ == nullptr ? was_aborted() : driver.state(comm_);
+  }
+
+  [[nodiscard]] static NcclAnswer was_aborted() {
+    return {NcclAnswer::State::failed, "the communicator was aborted"};
   }
 
   /// One at a time: what the first says is the reason for all.
@@ -234,8 +239,14 @@ class NcclGroup {
       const std::lock_guard lock(comm_mutex_);
       std::swap(doomed, comm_);
     }
-    if (doomed != nullptr) driver.abort(doomed);
-    flights_.clear();
+    if (doomed == nullptr) return;  // another thread is at it: until it is done kernels write to the tensors
+    // A kernel that is aborted passes on what is there, and those of its peers end as if all were well: these hear
+    // first why that is none.
+    std::this_thread::sleep_for(news_time);
+    if (driver.abort(doomed))
+      flights_.clear();
+    else
+      flights_.leave_behind();
   }
 
   // The rest is called with calls_ held.
@@ -248,7 +259,7 @@ class NcclGroup {
       for (const auto& one : ready) driver.engine_waits(one->event);
     });
     control.check_failure(first.operation);  // CUDA may have kept this thread
-    settle(first, call(comm_), deadline);
+    settle(first, deadline, call);
     std::shared_ptr<Flight> flight;
     ask_cuda(first, [&] {
       flight = take_flight();
@@ -282,10 +293,15 @@ class NcclGroup {
     for (const auto& message : messages) message.ticket->flight = flight;
   }
 
-  /// A call is over when the communicator says so, whatever it has answered; until then nothing else may be called.
-  void settle(const Called& called, NcclAnswer answer, Deadline deadline) {
+  /// Calls, until the communicator says that the call is over, whatever it has answered; until then nothing else may
+  /// be called. A first call connects, for which the others have to come.
+  template <class Call>
+  void settle(const Called& called, Deadline deadline, Call&& call) {
+    NcclAnswer answer = on_communicator(std::forward<Call>(call));
     if (!answer.failed()) answer = state();
-    for (const Pause pause; answer.is_in_progress() && !deadline.passed() && !control.failed(); answer = state())
+    Hope hope;
+    for (const Pause pause; answer.is_in_progress() && !deadline.passed() && !hope.is_lost(control, called);
+         answer = state())
       pause();
     if (answer.state == NcclAnswer::State::done) return;
     Failing how{.verb = "could not start"};
@@ -294,6 +310,24 @@ class NcclGroup {
     else if (deadline.passed())
       how.late = deadline;
     fail_within(called, how);
+  }
+
+  /// A copy of it, which stays what it is when another thread ends the communicator: that waits for this call for a
+  /// while, and after it for those that hang.
+  template <class Call>
+  [[nodiscard]] NcclAnswer on_communicator(Call&& call) {
+    Comm own = nullptr;
+    {
+      const std::lock_guard lock(comm_mutex_);
+      own = comm_;
+    }
+    if (is_stopped_) return was_aborted();
+    const bool is_first = own == nullptr;
+    NcclAnswer answer = std::forward<Call>(call)(own);
+    if (!is_first) return answer;
+    const std::lock_guard lock(comm_mutex_);
+    comm_ = own;
+    return answer;
   }
 
   /// `body` asks CUDA for streams and events.
@@ -345,6 +379,7 @@ class NcclGroup {
   }
 
   static constexpr std::chrono::milliseconds watch_interval{100};  // as c10d's watchdog
+  static constexpr std::chrono::milliseconds news_time{20};        // by way of rank 0 they take one or two
 
   std::mutex calls_;  // one call at a time, until it has settled
   std::vector<Message> collected_;

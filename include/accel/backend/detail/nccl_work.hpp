@@ -36,8 +36,10 @@ class NcclWork {
     std::swap(ticket_, other.ticket_);
     return *this;
   }
-  // A message whose work is let go starts all the same.
+  // A message whose work is let go starts all the same; but not by an exception, which the others are to hear of soon:
+  // to start may mean to wait for a peer.
   ~NcclWork() {
+    if (std::uncaught_exceptions() > 0) return;
     try {
       start();
     } catch (const std::exception&) {
@@ -62,6 +64,8 @@ class NcclWork {
       if (deadline.passed()) group_->fail(called_, {.late = deadline, .native = std::string(no_answer)});
     }
     if (const NcclAnswer end = state(); end.failed()) group_->fail(called_, {.native = end.text});
+    // It may have ended by an abort, of this rank or of another, which tells the others first.
+    if (flight_->lost || group_->control.failed()) group_->fail(called_, {});
     wait();
   }
 
