@@ -182,22 +182,22 @@ class ControlPlane {
     const std::int64_t number = ++shared_->rounds;
     if (is_whole()) star_->began_round(purpose, number);
     const detail::ExchangeKey key{group_, number};
+    std::vector<int> members;  // of the whole job rank 0 knows them
+    if (!is_whole())
+      for (const Peer& peer : peers_) members.push_back(peer.rank);
     auto answer = star_->exchange({.key = key,
                                    .purpose = std::string(purpose),
                                    .root = root,
                                    .index = rank_,
                                    .size = static_cast<std::int64_t>(peers_.size()),
                                    .value = value},
-                                  deadline);
+                                  members, deadline);
     if (answer.ending == answered) return std::move(answer.value);
     if (answer.ending == interrupted) {
       const std::string departure = is_whole() ? std::string() : star_->departure_of(0);
       fail(message(purpose, " gave up", departure.empty() ? "" : ": ", departure), 0, number);
     }
-    std::vector<int> members;  // of the whole job rank 0 knows them
-    if (!is_whole())
-      for (const Peer& peer : peers_) members.push_back(peer.rank);
-    answer = star_->ask_who_is_late({key, std::string(purpose), deadline.span_s(), members});
+    answer = star_->ask_who_is_late({key, std::string(purpose), false, deadline.span_s(), members});
     if (answer.ending == answered) return std::move(answer.value);
     const std::string said = star_->failure();
     // What rank 0 says of this very round is this rank's own word, too.

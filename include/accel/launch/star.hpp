@@ -1,9 +1,6 @@
 // Star: the connection of every rank to rank 0. Over it go beats, failures and small values.
 #pragma once
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -11,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -30,14 +26,15 @@
 #include <accel/launch/detail/exchanges.hpp>
 #include <accel/launch/detail/gathering.hpp>
 #include <accel/launch/detail/greeting.hpp>
-#include <accel/launch/detail/hub.hpp>
 #include <accel/launch/detail/knock.hpp>
 #include <accel/launch/detail/last_words.hpp>
 #include <accel/launch/detail/links.hpp>
 #include <accel/launch/detail/lobby.hpp>
+#include <accel/launch/detail/no_signals.hpp>
+#include <accel/launch/detail/pace.hpp>
 #include <accel/launch/detail/poller.hpp>
-#include <accel/launch/detail/roster.hpp>
 #include <accel/launch/detail/shelf.hpp>
+#include <accel/launch/detail/switchboard.hpp>
 #include <accel/launch/detail/wire.hpp>
 #include <accel/launch/peer.hpp>
 
@@ -49,8 +46,8 @@ namespace accel::inline v0_1::launch {
 /// its closed connection, at once; one that is stopped or cut off by its silence, after three beats;
 /// one that fails says so itself.
 ///
-/// What is known, and what follows from it, is for detail::Roster and detail::Hub to say; here are the thread, the
-/// connections and the lock.
+/// What is known, and what follows from it, is for detail::Switchboard to say; here are the thread, the connections and
+/// the lock.
 ///
 /// Cost     a thread, and some 60 bytes per rank and beat. On the way of a step nothing but two relaxed stores per
 ///          collective and two loads.
@@ -62,9 +59,8 @@ class Star {
   ///          all the others.
   Star(Peer own, StarTerms terms, std::shared_ptr<detail::Door> door, Deadline deadline)
       : Star(own.rank, own.world_size, std::move(terms)) {
+    lobby_.emplace(own, std::move(door), poller_, terms_);
     gathering_.emplace(std::move(own), terms_.run_id, terms_.is_drawn);
-    hub_.emplace();
-    lobby_.emplace(std::move(door), poller_, terms_);
     gather(deadline);
     start();
   }
@@ -80,7 +76,7 @@ class Star {
     terms_.run_id = joined.welcome.run_id;
     // One for all: who beats more slowly than another listens is no silent rank.
     terms_.interval = joined.welcome.interval;
-    roster_.emplace(rank_, std::move(joined.welcome.peers), terms_.interval, Clock::now());
+    board_.emplace(rank_, std::move(joined.welcome.peers), terms_.interval, Clock::now());
     for (const auto& message : joined.more) hear(0, message, Clock::now());
     start();
   }
@@ -100,7 +96,7 @@ class Star {
     thread_.join();
   }
 
-  [[nodiscard]] const std::vector<Peer>& peers() const { return roster_->peers(); }
+  [[nodiscard]] const std::vector<Peer>& peers() const { return board_->roster().peers(); }
   [[nodiscard]] const std::string& run_id() const { return terms_.run_id; }
 
   /// Not on rank 0: this rank's address, as rank 0 sees it if there is nothing in between.
@@ -109,17 +105,12 @@ class Star {
   // What this rank does
 
   /// `operation` is a literal: only its address is kept.
-  void began(const char* operation, std::int64_t number) noexcept {
-    operation_.store(operation, std::memory_order_relaxed);
-    collectives_.store(number, std::memory_order_relaxed);
-  }
+  void began(const char* operation, std::int64_t number) noexcept { pace_.began(operation, number); }
   void began_round(std::string_view purpose, std::int64_t number) {
     const std::lock_guard lock(mutex_);
-    round_ = purpose;
-    rounds_ = number;
-    operation_.store(nullptr, std::memory_order_relaxed);
+    pace_.began_round(purpose, number);
   }
-  void stepped() noexcept { steps_.fetch_add(1, std::memory_order_relaxed); }
+  void stepped() noexcept { pace_.stepped(); }
 
   /// An error that this rank has thrown: it is what ended the rank if it still exists when that happens, as nothing
   /// keeps the text of an exception that was handled.
@@ -133,7 +124,7 @@ class Star {
   /// This rank has failed: every rank is told, unless another had failed before.
   void publish(std::string_view reason) {
     const std::lock_guard lock(mutex_);
-    fail(message(self(), " failed ", progress(), ": ", reason));
+    fail(message(self(), " failed ", pace_.now(), ": ", reason));
   }
 
   /// This rank ends by an exception: every rank is told, as above.
@@ -152,12 +143,11 @@ class Star {
       const auto text = last_error_.lock();
       fail_by_exception(text ? ": " + *text : "; what it says stands in the output of that rank");
     } else {
-      roster_->leave(progress());
-      deliver_letters();
-      links_.flush();
+      board_->leave(pace_.now());
+      pass_on();
     }
-    changed_.wait_for(lock, roster_->failure().empty() ? farewell_timeout : farewell_timeout_after_failure,
-                      [&] { return links_.sent() && (rank_ > 0 || torn || roster_->is_alone()); });
+    changed_.wait_for(lock, failed() ? farewell_timeout_after_failure : farewell_timeout,
+                      [&] { return links_.sent() && (rank_ > 0 || torn || board_->roster().is_alone()); });
   }
 
   // What it hears of the others
@@ -170,29 +160,32 @@ class Star {
   [[nodiscard]] std::string failure(Seconds patience = Seconds(0)) {
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, patience, [&] { return failed(); });
-    return roster_->failure();
+    return board_->roster().failure();
   }
 
   /// See detail::Roster.
   [[nodiscard]] std::string missed_by(std::int64_t collective, std::int64_t round) const {
     const std::lock_guard lock(mutex_);
-    return roster_->missed_by(collective, round);
+    return board_->roster().missed_by(collective, round);
   }
   [[nodiscard]] std::string departure_of(int rank) const {
     const std::lock_guard lock(mutex_);
-    return roster_->departure_of(rank);
+    return board_->roster().departure_of(rank);
   }
 
   /// A sentence about the rank that is furthest behind, if it has not begun that collective; or empty. For a wait that
   /// took too long: all are asked how far they are, which takes a moment.
   [[nodiscard]] std::string suspect(std::int64_t collective) {
     std::unique_lock lock(mutex_);
+    const auto& roster = board_->roster();
     say({Word::report, {}});
-    changed_.wait_for(lock, report_timeout, [&] { return failed(); });
-    const int known = roster_->comparisons();
+    changed_.wait_for(lock, report_timeout + for_all(report_timeout_per_rank), [&] { return failed(); });
+    const int known = roster.comparisons();
     say({Word::compare, {}});
-    if (rank_ > 0) changed_.wait_for(lock, report_timeout, [&] { return failed() || roster_->comparisons() > known; });
-    return roster_->suspect(collective, progress(), Clock::now());
+    if (rank_ > 0)
+      changed_.wait_for(lock, report_timeout + for_all(answer_timeout_per_rank),
+                        [&] { return failed() || roster.comparisons() > known; });
+    return roster.suspect(collective, pace_.now(), Clock::now());
   }
 
   // Values by name
@@ -200,11 +193,10 @@ class Star {
   /// What rank 0's shelf answers; nothing at the deadline, or if a rank has failed, or rank 0 has left.
   [[nodiscard]] std::optional<std::string> ask(const detail::Inquiry& inquiry, Deadline deadline) {
     std::unique_lock lock(mutex_);
-    const std::int64_t id = ++inquiries_;
-    say({Word::ask, inquiry.packed(id)});
-    wait_for_rank_0(lock, deadline, [&] { return replies_.contains(id); });
-    auto found = replies_.extract(id);
-    return found.empty() ? std::nullopt : std::optional(std::move(found.mapped()));
+    const std::int64_t id = board_->ask(inquiry, pace_.now(), Clock::now());
+    pass_on();
+    wait_for_rank_0(lock, deadline, [&] { return board_->has_reply(id); });
+    return board_->take_reply(id);
   }
 
   // Exchanges of small values
@@ -217,15 +209,25 @@ class Star {
     std::string value{};
   };
 
-  /// Brings `own`, and waits for what comes of it when all have come.
-  [[nodiscard]] Answer exchange(const detail::Contribution& own, Deadline deadline) {
+  /// Brings `own`, and waits for what comes of it when all have come. `members`: of a part of the job, ranks of that.
+  [[nodiscard]] Answer exchange(const detail::Contribution& own, const std::vector<int>& members, Deadline deadline) {
     using enum Answer::Ending;
     const detail::ExchangeKey& key = own.key;
+    const auto& roster = board_->roster();
     std::unique_lock lock(mutex_);
     say({Word::bring, own.packed()});
-    const auto is_missed = [&] { return key.group.empty() && !roster_->missed_by(0, key.number).empty(); };
-    wait_for_rank_0(lock, deadline, [&] { return results_.contains(key) || is_missed(); });
-    return take_result(key, failed() || is_missed() || has_left(0) ? interrupted : late);
+    const auto is_missed = [&] { return key.group.empty() && !roster.missed_by(0, key.number).empty(); };
+    // How far who has left had come in a part of the job only rank 0 knows.
+    const auto leavers = [&] {
+      return std::count_if(members.begin(), members.end(), [&](int member) { return roster.has_left(member); });
+    };
+    for (std::ptrdiff_t known = 0;;) {
+      wait_for_rank_0(lock, deadline, [&] { return board_->has_result(key) || is_missed() || leavers() > known; });
+      if (board_->has_result(key) || failed() || leavers() == known) break;
+      known = leavers();
+      say({Word::late, detail::Inquest{key, own.purpose, true, 0, members}.packed()});
+    }
+    return take_result(key, failed() || is_missed() || roster.has_left(0) ? interrupted : late);
   }
 
   /// After an exchange was late: rank 0 says, to everybody, who of its members has not come, as failure() has it then.
@@ -235,8 +237,8 @@ class Star {
     std::unique_lock lock(mutex_);
     say({Word::late, inquest.packed()});
     // All may be asking at the same time.
-    const Seconds patience = answer_timeout + answer_timeout_per_rank * static_cast<double>(roster_->peers().size());
-    changed_.wait_for(lock, patience, [&] { return failed() || results_.contains(inquest.key); });
+    changed_.wait_for(lock, answer_timeout + for_all(answer_timeout_per_rank),
+                      [&] { return failed() || board_->has_result(inquest.key); });
     return take_result(inquest.key, failed() ? interrupted : late);
   }
 
@@ -254,22 +256,6 @@ class Star {
     if (terms_.interval > as_good_as_never) terms_.interval = Seconds(0);
   }
 
-  /// Threads that are started while it lives hear no signals.
-  class NoSignals {
-   public:
-    NoSignals() {
-      sigset_t all;
-      ::sigfillset(&all);
-      ::pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    NoSignals(const NoSignals&) = delete;
-    NoSignals& operator=(const NoSignals&) = delete;
-    ~NoSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-   private:
-    sigset_t before_{};
-  };
-
   // 1. The ranks meet at rank 0. No thread yet.
 
   void gather(Deadline deadline) {
@@ -282,8 +268,8 @@ class Star {
     }
     if (gathering_->verdict()) refuse_all();
     const std::lock_guard lock(mutex_);
-    roster_.emplace(rank_, gathering_->peers(), terms_.interval, Clock::now());
-    deliver({detail::Letter::everybody, detail::Welcome{terms_.run_id, terms_.interval, roster_->peers()}.packed()});
+    board_.emplace(rank_, gathering_->peers(), terms_.interval, Clock::now());
+    links_.write({detail::Letter::everybody, detail::Welcome{terms_.run_id, terms_.interval, peers()}.packed()});
     links_.flush();
   }
 
@@ -297,7 +283,7 @@ class Star {
     };
     {
       const std::lock_guard lock(mutex_);
-      deliver({detail::Letter::everybody, detail::refusal(verdict)});
+      links_.write({detail::Letter::everybody, detail::refusal(verdict)});
       links_.flush();
     }
     while (Clock::now() < end && !all_know()) turn(end);
@@ -306,7 +292,7 @@ class Star {
 
   void start() {
     {
-      const NoSignals guard;  // they are for the program's own threads: no handler must find itself in this one
+      const detail::NoSignals guard;
       thread_ = std::thread([this] { watch(); });
     }
     last_words_.emplace([this](const std::string& text) { last_words(text); });
@@ -324,7 +310,7 @@ class Star {
   void end_watching(const char* why) noexcept {
     try {
       const std::lock_guard lock(mutex_);
-      fail(message(self(), " failed ", progress(), ": it no longer hears the others: ", why));
+      fail(message(self(), " failed ", pace_.now(), ": it no longer hears the others: ", why));
     } catch (const std::exception&) {
       failed_.store(true, std::memory_order_release);  // without memory for words
     }
@@ -338,27 +324,28 @@ class Star {
     alive_.clear();
     ended_.clear();
     // Reading needs no lock: who floods this rank delays none of its own threads, and by the budget no other rank.
-    poller_.wait(earliest(end), [&](std::uint64_t name) { read(name); });
+    const bool has_read_all = poller_.wait(earliest(end), [&](std::uint64_t name) { read(name); });
     const Time now = Clock::now();
     const std::lock_guard lock(mutex_);
-    if (roster_)
-      for (const int rank : alive_) roster_->sign_of_life(rank, now);
+    if (board_)
+      for (const int rank : alive_) board_->sign_of_life(rank, now);
     for (const auto& [rank, message] : inbox_) hear(rank, message, now);
     for (const int rank : ended_) disconnect(rank, now);
     if (lobby_)
       for (auto& newcomer : lobby_->newcomers(now)) admit(std::move(newcomer));
-    if (roster_) {
-      roster_->turn(progress(), now, [&](int rank) { return links_.acknowledged(rank); });
-      deliver_letters();
+    if (board_) {
+      board_->turn(pace_.now(), now, [&](int rank) { return links_.acknowledged(rank); }, has_read_all);
+      pass_on();
+    } else {
+      links_.flush();
     }
-    links_.flush();
-    if (leaving_ || !ended_.empty()) changed_.notify_all();
+    if (leaving_) changed_.notify_all();
   }
 
   [[nodiscard]] std::optional<Time> earliest(std::optional<Time> end) const {
     const std::lock_guard lock(mutex_);
     for (const auto& next :
-         {roster_ ? roster_->next_turn() : std::nullopt, lobby_ ? lobby_->next_turn() : std::nullopt})
+         {board_ ? board_->roster().next_turn() : std::nullopt, lobby_ ? lobby_->next_turn() : std::nullopt})
       if (next && (!end || *next < *end)) end = next;
     return end;
   }
@@ -376,18 +363,16 @@ class Star {
 
   /// What came of that exchange, or that nothing did.
   [[nodiscard]] Answer take_result(const detail::ExchangeKey& key, Answer::Ending otherwise) {
-    auto found = results_.extract(key);
-    if (found.empty()) return {otherwise, {}};
-    return {Answer::Ending::answered, std::move(found.mapped())};
+    auto found = board_->take_result(key);
+    if (!found) return {otherwise, {}};
+    return {Answer::Ending::answered, *std::move(found)};
   }
-
-  [[nodiscard]] bool has_left(int rank) const { return !roster_->departure_of(rank).empty(); }
 
   /// Until `is_over()`, a rank has failed, the deadline has passed, or rank 0 has left and a moment has passed in which
   /// its last answers come.
   template <class IsOver>
   void wait_for_rank_0(std::unique_lock<std::mutex>& lock, Deadline deadline, IsOver&& is_over) {
-    changed_.wait_for(lock, deadline.remaining(), [&] { return is_over() || failed() || has_left(0); });
+    changed_.wait_for(lock, deadline.remaining(), [&] { return is_over() || failed() || board_->roster().has_left(0); });
     if (is_over() || failed() || deadline.passed()) return;
     changed_.wait_for(lock, std::min<Seconds>(deadline.remaining(), farewell_timeout),
                       [&] { return is_over() || failed(); });
@@ -402,84 +387,45 @@ class Star {
 
   void disconnect(int rank, Time now) {
     links_.close(rank);
-    if (!roster_) return gathering_->forget(rank);
-    roster_->lose(rank, now);
-    deliver_letters();
+    if (board_)
+      board_->lose(rank, now);
+    else
+      gathering_->forget(rank);
   }
 
   void hear(int from, const Message& message, Time now) {
     try {
-      if (!roster_) {  // rank 0 still gathers
-        if (message.word == Word::late) gathering_->give_up(detail::Unpacker(message.body).real(), terms_.where);
-        return;
-      }
-      roster_->hear(from, message, now);
-      deliver_letters();
-      hear_of_values(from, message);
-      if (message.word == Word::left || message.word == Word::behind) changed_.notify_all();
+      if (board_)
+        board_->hear(from, message, pace_.now(), now);
+      else if (message.word == Word::late)  // rank 0 still gathers
+        gathering_->give_up(detail::Unpacker(message.body).real(), terms_.where);
     } catch (const std::exception&) {
       ended_.push_back(from);  // it does not speak as a rank does
     }
   }
 
-  /// What is no news of that rank itself.
-  void hear_of_values(int from, const Message& message) {
-    if (message.word == Word::report) {
-      if (rank_ == 0)
-        deliver({detail::Letter::everybody, message});
-      else
-        roster_->beat(0, progress());
-      deliver_letters();
-    } else if (message.word == Word::compare) {
-      if (rank_ == 0 && from != 0) roster_->compare(from, progress(), Clock::now());
-      deliver_letters();
-    } else if (message.word == Word::give) {
-      detail::Unpacker body(message.body);
-      auto key = detail::ExchangeKey::unpacked(body);
-      results_[std::move(key)] = body.text();
-      changed_.notify_all();
-    } else if (message.word == Word::tell) {
-      detail::Unpacker body(message.body);
-      const std::int64_t id = body.number();
-      replies_[id] = body.text();
-      changed_.notify_all();
-    } else if (hub_) {
-      auto outcome = hub_->hear(from, message, roster_->peers());
-      for (const auto& letter : outcome.letters) deliver(letter);
-      if (!outcome.failure.empty()) fail(outcome.failure);
-    }
-  }
-
   /// To rank 0, which may be this one.
-  void say(const Message& message) {
-    if (rank_ == 0)
-      hear_of_values(0, message);
-    else
-      deliver({0, message});
-    links_.flush();
+  void say(Message message) {
+    board_->say(std::move(message), pace_.now(), Clock::now());
+    pass_on();
   }
 
   void fail(std::string_view sentence) {
-    roster_->fail(sentence);
-    deliver_letters();
-    links_.flush();
+    board_->fail(sentence);
+    pass_on();
   }
 
   void fail_by_exception(std::string_view what) {
-    fail(message(self(), " was ended by an exception ", progress(), what));
+    fail(message(self(), " was ended by an exception ", pace_.now(), what));
   }
 
-  void deliver_letters() {
-    if (!failed() && !roster_->failure().empty()) {
-      failed_.store(true, std::memory_order_release);
-      changed_.notify_all();
-    }
-    for (const auto& letter : roster_->take_letters()) deliver(letter);
-  }
-
-  void deliver(const detail::Letter& letter) {
-    if (letter.to == rank_) return hear_of_values(rank_, letter.message);
-    links_.write(letter);
+  /// What the switchboard has for others is sent, and who waits here looks again.
+  void pass_on() {
+    for (const auto& letter : board_->take_letters()) links_.write(letter);
+    links_.flush();
+    if (!board_->take_news()) return;
+    if (!board_->roster().failure().empty()) failed_.store(true, std::memory_order_release);
+    changed_.notify_all();
   }
 
   /// An exception that nobody caught: the program ends when this returns.
@@ -496,28 +442,22 @@ class Star {
     changed_.wait_until(lock, end, [&] { return links_.sent(); });
   }
 
-  [[nodiscard]] const Peer& self() const { return roster_->peer(rank_); }
+  [[nodiscard]] const Peer& self() const { return board_->roster().peer(rank_); }
 
-  [[nodiscard]] Progress progress() const {
-    const char* const operation = operation_.load(std::memory_order_relaxed);
-    return {steps_.load(std::memory_order_relaxed), collectives_.load(std::memory_order_relaxed), rounds_,
-            operation != nullptr ? operation : round_};
-  }
+  [[nodiscard]] Seconds for_all(Seconds per_rank) const { return per_rank * static_cast<double>(peers().size()); }
 
   // Ranks that finish a training together do so within milliseconds of each other.
   static constexpr Seconds farewell_timeout{1};
   static constexpr Seconds farewell_timeout_after_failure{0.3};  // some are gone; the rest may still ask who
   static constexpr Seconds answer_timeout{0.5};                  // of a rank 0 that is well
   static constexpr Seconds answer_timeout_per_rank{0.001};
-  static constexpr Seconds report_timeout{0.15};  // of star threads, which have little else to do
+  static constexpr Seconds report_timeout{0.15};                 // of star threads, which have little else to do
+  static constexpr Seconds report_timeout_per_rank{0.0001};
 
   int rank_;
   StarTerms terms_;
   std::optional<detail::Address> own_address_;  // not on rank 0
 
-  std::atomic<const char*> operation_{nullptr};  // null: see round_
-  std::atomic<std::int64_t> collectives_{0};
-  std::atomic<std::int64_t> steps_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> ending_{false};
 
@@ -531,17 +471,12 @@ class Star {
 
   mutable std::mutex mutex_;  // of all below
   std::condition_variable changed_;
-  std::string round_;
-  std::int64_t rounds_ = 0;
+  detail::Pace pace_;
   std::weak_ptr<const std::string> last_error_;
   bool leaving_ = false;
   std::optional<detail::Gathering> gathering_;  // on rank 0
-  std::optional<detail::Roster> roster_;        // once all have met
-  std::optional<detail::Hub> hub_;              // on rank 0
-  std::map<detail::ExchangeKey, std::string> results_;
-  std::int64_t inquiries_ = 0;
-  std::map<std::int64_t, std::string> replies_;
-  detail::Links links_;  // on others than rank 0 only to that
+  std::optional<detail::Switchboard> board_;    // once all have met
+  detail::Links links_;                         // on others than rank 0 only to that
 
   std::thread thread_;
   std::optional<detail::LastWords> last_words_;

@@ -81,6 +81,13 @@ class Connection {
     return cut_messages(longest, messages);
   }
 
+  /// Reads what has come, and forgets it: a connection that is closed before loses what was written last.
+  void drain() {
+    std::vector<Message> forgotten;
+    if (is_open()) (void)read(read_budget, longest_message, forgotten);
+    input_.clear();
+  }
+
   /// Whether the other host has acknowledged all that was sent: it lives, whatever its process does.
   [[nodiscard]] bool acknowledged() const {
     int waiting = 0;

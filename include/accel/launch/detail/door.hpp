@@ -12,7 +12,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <set>
 #include <string>
 #include <system_error>
@@ -32,9 +31,9 @@ namespace accel::inline v0_1::launch::detail {
 struct Visitor {
   Connection connection;
   Time came{};
-  int rank = -1;                            // once it has said hello
-  std::optional<std::int64_t> elsewhere{};  // the accelerator that it wants to, if that is another
-  std::vector<Message> said{};              // since then, to who has handed it over
+  int rank = -1;                // once it has said hello
+  std::int64_t creation = -1;   // the accelerator that it wants to, then
+  std::vector<Message> said{};  // to who has handed it over to that one
 };
 
 /// Accelerators come and go; the door of a port stays until the process ends, so that nobody finds it closed who comes
@@ -89,21 +88,21 @@ class Door {
     closed_.insert(creation);
   }
 
-  /// False if that accelerator has ended already. Who waits too long, or comes when too many wait, is dropped: a rank
-  /// comes again.
-  [[nodiscard]] bool put_into_room(std::int64_t creation, Visitor& visitor) {
-    constexpr std::size_t most = 16384;
-    constexpr std::chrono::minutes patience(10);
+  /// False if that accelerator has ended already. Where `most` wait, one that has waited for some time makes room, else
+  /// the newcomer is dropped: a rank comes again.
+  [[nodiscard]] bool put_into_room(Visitor& visitor, std::size_t most) {
+    constexpr std::chrono::seconds patience(5);
     const std::lock_guard lock(mutex_);
-    if (closed_.contains(creation)) return false;
+    if (closed_.contains(visitor.creation)) return false;
     const Time now = Clock::now();
     std::size_t waiting = 0;
-    for (auto& [other, room] : rooms_) {
-      std::erase_if(room.visitors, [&](const Visitor& one) { return now - one.came > patience; });
-      waiting += room.visitors.size();
-    }
-    if (waiting >= most || rooms_.size() >= most) return true;
-    Room& room = rooms_[creation];
+    for (const auto& [creation, room] : rooms_) waiting += room.visitors.size();
+    for (auto& [creation, room] : rooms_)
+      if (waiting >= most)
+        waiting -= std::erase_if(room.visitors, [&](const Visitor& one) { return now - one.came > patience; });
+    std::erase_if(rooms_, [](const auto& room) { return room.second.wake < 0 && room.second.visitors.empty(); });
+    if (waiting >= most) return true;
+    Room& room = rooms_[visitor.creation];
     visitor.came = now;
     room.visitors.push_back(std::move(visitor));
     const std::uint64_t one = 1;

@@ -61,17 +61,18 @@ struct Contribution {
   }
 };
 
-/// An exchange takes too long for one of its members: who is missing?
+/// An exchange takes too long for one of its members: who is missing? Or, of those who have left?
 struct Inquest {
   ExchangeKey key;
   std::string purpose;
+  bool of_leavers = false;
   double seconds = 0;
   std::vector<int> members;  // ranks of the job; none: all
 
   [[nodiscard]] std::string packed() const {
     Packer body;
     key.pack(body);
-    body.text(purpose).real(seconds);
+    body.text(purpose).number(of_leavers ? 1 : 0).real(seconds);
     for (const int member : members) body.number(member);
     return body.take();
   }
@@ -81,6 +82,7 @@ struct Inquest {
     Inquest own;
     own.key = ExchangeKey::unpacked(body);
     own.purpose = body.text();
+    own.of_leavers = body.number() != 0;
     own.seconds = body.real();
     while (!body.is_over()) own.members.push_back(static_cast<int>(body.number()));
     return own;

@@ -23,9 +23,19 @@ struct Refusal {
   }
 };
 
+/// Why a process of run `run_id` cannot take part in `own`'s; nothing if it can. `is_drawn`: no launcher gave that run's
+/// id, so that those who come for the first time have none.
+[[nodiscard]] inline std::optional<Refusal> refusal_of_run(const Peer& peer, const std::string& run_id, const Peer& own,
+                                                           const std::string& own_run_id, bool is_drawn) {
+  if (run_id == own_run_id || (run_id.empty() && is_drawn)) return std::nullopt;
+  return Refusal{.sentence = message("rendezvous: ", peer, " belongs to run \"", run_id, "\", but that of ", own,
+                                     " is run \"", own_run_id, "\"; end what is left of the other one, or give each ",
+                                     "its own MASTER_PORT")};
+}
+
 class Gathering {
  public:
-  /// `is_drawn`: no launcher gave the run id, so that those who come for the first time have none.
+  /// `is_drawn` as above.
   Gathering(Peer own, std::string run_id, bool is_drawn)
       : run_id_(std::move(run_id)), is_drawn_(is_drawn), came_(static_cast<std::size_t>(own.world_size)) {
     came_.front() = std::move(own);
@@ -35,10 +45,7 @@ class Gathering {
   [[nodiscard]] std::optional<Refusal> admit(const Peer& peer, const std::string& run_id) {
     const Peer& own = *came_.front();
     if (verdict_) return verdict_;
-    if (run_id != run_id_ && !(run_id.empty() && is_drawn_))
-      return Refusal{.sentence = message("rendezvous: ", peer, " belongs to run \"", run_id, "\", but that of ", own,
-                                         " is run \"", run_id_, "\"; end what is left of the other one, or give each ",
-                                         "its own MASTER_PORT")};
+    if (auto other = refusal_of_run(peer, run_id, own, run_id_, is_drawn_)) return other;
     if (peer.world_size != own.world_size) {
       // Neither number is that of a job: nobody can go on.
       verdict_ = Refusal{.sentence = message("rendezvous: WORLD_SIZE is ", own.world_size, " on ", own, " but ",

@@ -42,8 +42,8 @@ class Lobby {
   /// Names of the poller from here on are the lobby's.
   static constexpr std::uint64_t first_name = 1ULL << 32;
 
-  Lobby(std::shared_ptr<Door> door, Poller& poller, const StarTerms& terms)
-      : door_(std::move(door)), poller_(&poller), terms_(terms) {
+  Lobby(Peer own, std::shared_ptr<Door> door, Poller& poller, const StarTerms& terms)
+      : own_(std::move(own)), door_(std::move(door)), poller_(&poller), terms_(terms) {
     door_->open_room(terms_.creation, poller.bell_number());
     poller.wake();  // somebody may have been waiting there
     listen();
@@ -77,7 +77,7 @@ class Lobby {
     for (std::size_t i = 0; i < words.size(); ++i) {
       const auto found = visitors_.find(words[i].first);
       if (found == visitors_.end() || listen_to(found->second, words[i].second, known)) continue;
-      if (!found->second.elsewhere) {
+      if (found->second.said.empty()) {
         drop(found);
         continue;
       }
@@ -106,6 +106,7 @@ class Lobby {
   static void refuse(Connection& connection, const Message& why) {
     connection.write(why);
     connection.flush();
+    connection.drain();
   }
 
  private:
@@ -145,10 +146,17 @@ class Lobby {
     for (auto& message : std::exchange(kept.said, {})) words_.emplace_back(name, std::move(message));
   }
 
-  /// False: he is no visitor any more.
+  /// False: he is no visitor any more. If there is something that he has said, it is for the accelerator he wants to.
   bool listen_to(Visitor& visitor, const Message& message, std::vector<Newcomer>& known) try {
     if (visitor.rank >= 0) {
       auto [peer, run_id] = introduced(message, visitor.rank);
+      if (visitor.creation != terms_.creation) {
+        if (const auto refused = refusal_of_run(peer, run_id, own_, terms_.run_id, terms_.is_drawn))
+          refuse(visitor.connection, refusal(*refused));
+        else
+          visitor.said.push_back(message);
+        return false;
+      }
       known.push_back({std::move(visitor.connection), std::move(peer), std::move(run_id)});
       return false;
     }
@@ -159,20 +167,18 @@ class Lobby {
     }
     if (hello.token != terms_.token || hello.rank < 0 || hello.rank > 1'000'000'000 || hello.creation < 0) return false;
     visitor.rank = static_cast<int>(hello.rank);
-    if (hello.creation == terms_.creation) return true;
-    visitor.elsewhere = hello.creation;
-    return false;
+    visitor.creation = hello.creation;
+    return true;
   } catch (const std::exception&) {
     return false;  // he speaks as no rank does
   }
 
   /// He wants to another accelerator of this process, which may be there already, or not yet.
   void hand_over(Visitor visitor) {
-    const std::int64_t creation = *std::exchange(visitor.elsewhere, std::nullopt);
     poller_->remove(visitor.connection.number());
-    if (door_->put_into_room(creation, visitor)) return;
+    if (door_->put_into_room(visitor, static_cast<std::size_t>(own_.world_size))) return;
     refuse(visitor.connection, refusal({.is_setting = false,
-                                        .sentence = message("rendezvous: accelerator number ", creation + 1,
+                                        .sentence = message("rendezvous: accelerator number ", visitor.creation + 1,
                                                             " of rank 0 at ", terms_.where, " has ended already")}));
   }
 
@@ -194,6 +200,7 @@ class Lobby {
   static constexpr std::chrono::seconds patience{5};
   static constexpr std::chrono::milliseconds patience_in_a_crowd{500};
 
+  Peer own_;
   std::shared_ptr<Door> door_;
   Poller* poller_;
   StarTerms terms_;

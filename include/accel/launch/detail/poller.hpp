@@ -41,9 +41,10 @@ class Poller {
   /// An eventfd: who writes to it wakes this.
   [[nodiscard]] int bell_number() const { return bell_.number(); }
 
-  /// Until something comes, or until `end`; calls `read(name)` for what there is to read, or has ended.
+  /// Until something comes, or until `end`; calls `read(name)` for what there is to read, or has ended. False if there
+  /// is more of it.
   template <class Read>
-  void wait(std::optional<Time> end, Read&& read) {
+  bool wait(std::optional<Time> end, Read&& read) {
     std::array<epoll_event, 256> events{};
     const int count = ::epoll_wait(epoll_.number(), events.data(), static_cast<int>(events.size()), milliseconds(end));
     for (int i = 0; i < count; ++i) {
@@ -54,6 +55,7 @@ class Poller {
       else if ((event.events & ~static_cast<std::uint32_t>(EPOLLOUT)) != 0U)
         read(event.data.u64);
     }
+    return count < static_cast<int>(events.size());
   }
 
  private:

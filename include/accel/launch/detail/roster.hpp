@@ -59,11 +59,14 @@ class Roster {
       ++comparisons_;
       behind_ = {static_cast<int>(who), now - std::chrono::duration_cast<Clock::duration>(ago), unpack_progress(body)};
     } else if (message.word == Word::left) {
-      const std::int64_t who = body.number();
-      if (who < 0 || who >= static_cast<std::int64_t>(peers_.size())) return;
-      left_[static_cast<int>(who)] = unpack_progress(body);
-      if (who == from) link.expected = false;
-      if (rank_ == 0) letters_.push_back({Letter::everybody, message});
+      while (!body.is_over()) {
+        const std::int64_t who = body.number();
+        const Progress progress = unpack_progress(body);
+        if (who < 0 || who >= static_cast<std::int64_t>(peers_.size())) return;
+        left_[static_cast<int>(who)] = progress;
+        if (who == from) link.expected = false;
+        if (rank_ == 0) pack(leavers_.number(who), progress);
+      }
     } else if (message.word == Word::failed) {
       fail(std::string(body.text()));
     }
@@ -77,14 +80,15 @@ class Roster {
   }
 
   /// Some time has passed: who is silent has failed, and when a beat is due it is sent. `own`: how far this rank is.
-  /// `host_answers(rank)`: whether that rank's host has taken what was sent to it.
-  void turn(const Progress& own, Time now, const std::function<bool(int)>& host_answers) {
+  /// `host_answers(rank)`: whether that rank's host has taken what was sent to it. `has_heard_all`: what has come so far
+  /// has been told; else nobody is known to be silent.
+  void turn(const Progress& own, Time now, const std::function<bool(int)>& host_answers, bool has_heard_all = true) {
     if (interval_.count() == 0) return;
     // After a pause of this very process: the others were silent only to it.
     if (now - last_turn_ > 2 * interval_)
       for (auto& link : links_) link.heard = now;
     last_turn_ = now;
-    if (now >= next_look_) {
+    if (now >= next_look_ && has_heard_all) {
       next_look_ = now + interval_ / 8;  // not at every turn: of a large job rank 0 has many
       for (std::size_t r = 0; r < links_.size(); ++r) check_silence(static_cast<int>(r), now, host_answers);
     }
@@ -94,14 +98,14 @@ class Roster {
   }
 
   /// How far this rank is, said to that one.
-  void beat(int to, const Progress& own) { letters_.push_back({to, {Word::beat, packed(Packer(), own)}}); }
+  void beat(int to, const Progress& own) { letters_.push_back({to, {Word::beat, pack(Packer(), own).take()}}); }
 
   /// On rank 0: who is furthest behind, said to that one.
   void compare(int to, const Progress& own, Time now) {
     const Standing last = hindmost(own, now);
-    letters_.push_back(
-        {to,
-         {Word::behind, packed(Packer().number(last.rank).real(Seconds(now - last.heard).count()), last.progress)}});
+    Packer body;
+    body.number(last.rank).real(Seconds(now - last.heard).count());
+    letters_.push_back({to, {Word::behind, pack(body, last.progress).take()}});
   }
 
   /// This rank has failed, or knows of one that has. The first sentence stays, and everybody hears it.
@@ -113,7 +117,7 @@ class Roster {
 
   /// This rank takes part in nothing more.
   void leave(const Progress& own) {
-    letters_.push_back({Letter::everybody, {Word::left, packed(Packer().number(rank_), own)}});
+    pack(leavers_.number(rank_), own);
   }
 
   // What is known
@@ -142,6 +146,8 @@ class Roster {
     return {};
   }
 
+  [[nodiscard]] bool has_left(int rank) const { return left_.contains(rank); }
+
   /// A sentence about that rank if it has left, or empty.
   [[nodiscard]] std::string departure_of(int rank) const {
     const auto found = left_.find(rank);
@@ -159,8 +165,12 @@ class Roster {
     return message(peer(last.rank), " was furthest behind, ", tenths(now - last.heard), " s ago ", last.progress);
   }
 
-  /// What is to be sent, in order.
-  [[nodiscard]] std::vector<Letter> take_letters() { return std::exchange(letters_, {}); }
+  /// What is to be sent, in order. Who has left stands in one letter, as at the end of a job all ranks do.
+  [[nodiscard]] std::vector<Letter> take_letters() {
+    if (std::string left = leavers_.take(); !left.empty())
+      letters_.push_back({Letter::everybody, {Word::left, std::move(left)}});
+    return std::exchange(letters_, {});
+  }
 
  private:
   /// How far a rank was when it was last heard of.
@@ -185,16 +195,13 @@ class Roster {
     return message(words.substr(0, most), " ... (", words.size() - most, " characters more)");
   }
 
-  [[nodiscard]] static std::string packed(Packer& packer, const Progress& progress) {
+  static Packer& pack(Packer& packer, const Progress& progress) {
     return packer.number(progress.steps)
         .number(progress.collectives)
         .number(progress.rounds)
-        .text(progress.operation)
-        .take();
+        .text(progress.operation);
   }
-  [[nodiscard]] static std::string packed(Packer&& packer, const Progress& progress) {
-    return packed(packer, progress);
-  }
+  static Packer& pack(Packer&& packer, const Progress& progress) { return pack(packer, progress); }
 
   [[nodiscard]] static Progress unpack_progress(Unpacker& body) {
     Progress progress;
@@ -246,6 +253,7 @@ class Roster {
   int comparisons_ = 0;
   std::string failure_;
   std::vector<Letter> letters_;
+  Packer leavers_;  // of whom the others have not heard yet
 };
 
 }  // namespace accel::inline v0_1::launch::detail

@@ -22,7 +22,7 @@ enum class Word : std::uint8_t {
   report,         // how far is everybody? By a beat
   compare,        // which rank is furthest behind?
   behind,         // that one, as rank 0 knows it
-  left,           // which rank has left, and how far it had come
+  left,           // which ranks have left, and how far they had come
   failed,         // a sentence: some rank has failed
   bring,          // a value for an exchange
   give,           // what came of the exchange
@@ -64,7 +64,7 @@ class Packer {
     return *this;
   }
 
-  [[nodiscard]] std::string take() { return std::move(bytes_); }
+  [[nodiscard]] std::string take() { return std::exchange(bytes_, {}); }
 
  private:
   std::string bytes_;
