@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <iostream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <accel/launch/control_plane.hpp>
@@ -115,6 +116,33 @@ TEST_CASE("a group without rank 0 hears soon that rank 0, over which it speaks, 
     CHECK(watch.seconds() < 5);
     CHECK_THAT(error, ContainsSubstring("between two gave up: rank 0 (host ") && ContainsSubstring("has left"));
     part.farewell();
+  });
+}
+
+TEST_CASE("a group hears at once of a member that has left without its round, and goes on where it had come",
+          "[launch]") {
+  on_ranks({3}, [](Rank rank) {
+    const auto meeting = meet();
+    auto whole = meeting.control_plane();
+    auto part = meeting.part(std::vector<int>{0, 2, 1}, "all").control_plane();
+    whole.barrier("start", soon());
+    if (rank.rank == 2) {
+      // It has come to the first round, and left before that was over.
+      std::thread([part]() mutable { (void)thrown_by<CommError>([&] { part.barrier("together", soon()); }); }).detach();
+      stay_for(0.3);
+      whole.farewell();
+      stay_for(2);
+      return;
+    }
+    if (rank.rank == 1) stay_for(1);
+    part.barrier("together", soon());
+    const Stopwatch watch;
+    const auto error = thrown_by<CommError>([&] { part.barrier("without it", soon()); });
+    CHECK(watch.seconds() < 3 * patience);
+    CHECK_THAT(error, ContainsSubstring("without it gave up: rank 2 (host ") &&
+                          ContainsSubstring("has left the training after 0 steps"));
+    std::cout << error << "\n";
+    whole.farewell();
   });
 }
 

@@ -1,5 +1,7 @@
 // The star as others meet it: strangers at the door, no descriptors left, a silent name server, settings by variables.
 #include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -10,7 +12,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -177,6 +181,37 @@ TEST_CASE("a stranger is dropped as soon as it says something else than a rank w
   });
 }
 
+TEST_CASE("no more strangers wait for other accelerators of rank 0 than the job has ranks", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    const auto meeting = meet_beating();
+    auto control = meeting.control_plane();
+    const auto together = [&] { control.barrier("test", Deadline::in(Seconds(20))); };
+    const auto open_files = [] {
+      return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator());
+    };
+    const auto before = open_files();
+    together();
+    std::vector<inner::Connection> crowd;
+    if (rank.rank == 1)
+      for (int i = 0; i < 200; ++i) {
+        auto& one = crowd.emplace_back(connect_to_rank_0());
+        one.write(inner::Hello::from(1, {.creation = 1000 + i}));
+        one.write(inner::introduction({1, "host", "net", 1, 2}, meeting.run_id));
+        one.flush();
+      }
+    stay_for(1);
+    together();
+    if (rank.rank == 0) CHECK(open_files() - before <= 2);
+    // One that is meant is let in all the same.
+    const auto other = launch::meet(launch::detect(), 7, {.timeout = Seconds(20)});
+    auto there = other.control_plane();
+    there.barrier("test", Deadline::in(Seconds(20)));
+    there.farewell();
+    together();
+    control.farewell();
+  });
+}
+
 TEST_CASE("without a descriptor left rank 0 waits for one, and does not spin", "[launch]") {
   on_ranks({2}, [](Rank rank) {
     const auto meeting = meet_beating();
@@ -267,13 +302,52 @@ TEST_CASE("rank 0 listens where the others look for it, and nowhere else", "[lau
 }
 
 TEST_CASE("an address that leads nowhere costs a moment, not the deadline", "[launch]") {
-  const inner::Descriptor listener = inner::listen_at({inner::look_up("127.0.0.1").front()}, 0);
-  auto addresses = inner::look_up("192.0.2.1");  // reserved for documentation: nobody answers, or nobody is there
-  addresses.push_back(inner::look_up("127.0.0.1").front());
+  const auto loopback = [](int last) { return inner::look_up("127.0.0." + std::to_string(last)).front(); };
+  const inner::Descriptor listener = inner::listen_at({loopback(1)}, 0);
+  const int port = inner::place_of(listener).port();
+  // Where nobody takes what has come, the system lets nobody else connect, and says nothing.
+  const inner::Descriptor full = inner::listen_at({loopback(2)}, port);
+  REQUIRE(::listen(full.number(), 0) == 0);
+  std::vector<inner::Descriptor> crowd;
+  for (int i = 0; i < 8; ++i) {
+    crowd.emplace_back(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    const auto place = loopback(2).with_port(port);
+    (void)::connect(crowd.back().number(), place.native(), place.size());
+  }
+  stay_for(0.1);
+  const Stopwatch alone;
+  CHECK_THROWS_AS(inner::connect_to({loopback(2)}, port, Deadline::in(Seconds(0.5))), CommError);
+  CHECK(alone.seconds() > 0.4);  // so it leads nowhere indeed
   const Stopwatch watch;
-  const auto socket = inner::connect_to(addresses, inner::place_of(listener).port(), Deadline::in(Seconds(20)));
-  CHECK(inner::place_of(socket).text() == "127.0.0.1");
-  CHECK(watch.seconds() < 2);
+  const auto socket = inner::connect_to({loopback(2), loopback(1)}, port, Deadline::in(Seconds(20)));
+  CHECK(watch.seconds() < 2 * patience);
+  sockaddr_in other{};
+  socklen_t size = sizeof other;
+  REQUIRE(::getpeername(socket.number(), reinterpret_cast<sockaddr*>(&other), &size) == 0);
+  CHECK(ntohl(other.sin_addr.s_addr) == 0x7f000001);
+}
+
+TEST_CASE("signals interrupt neither meeting nor talking", "[launch]") {
+  on_ranks({2}, [](Rank rank) {
+    struct sigaction nothing {};
+    nothing.sa_handler = [](int) {};  // and no SA_RESTART
+    REQUIRE(::sigaction(SIGUSR1, &nothing, nullptr) == 0);
+    std::atomic<bool> over{false};
+    std::thread storm([&over, own = ::pthread_self()] {
+      while (!over) {
+        ::pthread_kill(own, SIGUSR1);
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+    });
+    if (rank.rank == 0) stay_for(0.3);  // the other knocks meanwhile
+    Accelerator accelerator;
+    for (int i = 0; i < 200; ++i) {
+      REQUIRE(accelerator.reduce(torch::full({3}, i)).equal(torch::full({3}, 2 * i)));
+      accelerator.wait_for_everyone();
+    }
+    over = true;
+    storm.join();
+  });
 }
 
 TEST_CASE("a process that is left over of an earlier run is refused at once, and both runs are named", "[launch]") {
@@ -286,6 +360,11 @@ TEST_CASE("a process that is left over of an earlier run is refused at once, and
       CHECK(watch.seconds() < 5);
       CHECK_THAT(error, ContainsSubstring("belongs to run \"the earlier one\"") && ContainsSubstring("is run \""));
       std::cout << error << "\n";
+      // One that was at its second accelerator meets the first of the new run.
+      const Stopwatch again;
+      const auto second = thrown_by<ConfigError>([&] { (void)launch::meet(launch, 1, {.timeout = Seconds(20)}); });
+      CHECK(again.seconds() < 5);
+      CHECK_THAT(second, ContainsSubstring("belongs to run \"the earlier one\""));
       inner::RunIds::remember(launch, "");
     }
     const auto meeting = launch::meet(launch, 0, {.timeout = Seconds(20)});
