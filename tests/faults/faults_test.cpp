@@ -190,7 +190,8 @@ TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]"
     CHECK(results[static_cast<std::size_t>(victim)].timed_out);  // it is still stopped when all is over
     judge_survivors(results, victim, false);
     for (std::size_t rank = 0; rank < results.size(); ++rank)
-      if (static_cast<int>(rank) != victim) CHECK(left_after(results[rank]) <= timeout_s + 1 * patience);
+      if (static_cast<int>(rank) != victim)
+        CHECK(left_after(results[rank]) <= timeout_s + 2 * patience);  // the process
   };
   SECTION("the last of two") {
     stop_one(2, 1);
@@ -276,9 +277,11 @@ TEST_CASE("what a rank throws in the middle of an epoch is what the others read,
     bool in_run;  // accelerator.run knows the text of any exception
     std::string words;
   };
-  const std::vector<Throw> all = {{1, true, "was ended by an exception after 5 steps and "},
-                                  {0, true, ": no such sample"},
-                                  {1, false, "what it says stands in the output of that rank"}};
+  const std::vector<Throw> all = {
+      {1, true,
+       "was ended by an exception after 5 steps and 11 collectives, the last operation all_reduce: no such sample"},
+      {0, true, ": no such sample"},
+      {1, false, "what it says stands in the output of that rank"}};
   for (const auto& [thrower, in_run, words] : all) {
     const auto results = run_ranks(3,
                                    [&](Rank rank) {

@@ -84,11 +84,19 @@ auto optimizer_of(const Mlp& net) {
     return O(net.parameters(), 1e-2);
 }
 
+/// Ends the training of all, as Accelerator::abort.
+using Abort = std::function<void()>;
+/// Comes before each backward.
+using During = std::function<void(int step, const Abort&)>;
+
 /// Trains until the weights have changed `last` times, or a CommError, which is said, and when. Says every state that
-/// the weights have been in. `during(step)` comes before each backward.
+/// the weights have been in.
 template <class P, class O>
-void train(const std::function<void(int)>& during, std::size_t last) {
+void train(const During& during, std::size_t last) {
   RecordingDriver::faults.runs_ahead = true;
+  RecordingDriver::faults.connects_late = true;
+  // What others have given up before passes on to it what was there.
+  if (std::string(std::getenv("RANK")) == "0") RecordingDriver::faults.abort_takes_s = 0.2;
   typename Accelerator<RecordedNccl, P>::Options options;
   options.backend.timeout_s = 100;  // so far away that only news of the others can end a wait
   options.heartbeat_s = beat_s;
@@ -99,6 +107,7 @@ void train(const std::function<void(int)>& during, std::size_t last) {
   auto net = std::make_shared<Mlp>();
   auto [model, optimizer, loader] =
       accelerator.prepare(net, optimizer_of<O>(*net), data::DataLoader{Noise(200), {.batch_size = 4, .shuffle = true}});
+  const Abort abort = [&accelerator] { accelerator.abort("the disk is full"); };
   std::vector<std::uint64_t> states = {fingerprint(*net)};
   const auto look = [&] {
     if (const auto now = fingerprint(*net); now != states.back()) states.push_back(now);
@@ -109,7 +118,7 @@ void train(const std::function<void(int)>& during, std::size_t last) {
     for (int step = 0; states.size() <= last;)
       for (auto& batch : loader) {
         if (states.size() > last) break;
-        during(step++);
+        during(step++, abort);
         optimizer.zero_grad();
         auto loss = cross_entropy(model(batch.data), batch.target);
         accelerator.backward(loss);
@@ -130,19 +139,20 @@ void train(const std::function<void(int)>& during, std::size_t last) {
 /// A fault: what the rank does to itself, what the others say of it, and within what time.
 struct Fault {
   std::string kind;
-  std::function<void()> commit;
+  std::function<void(const Abort&)> commit;
   std::string words;
   double bound_s;
 };
 
 const std::vector<Fault>& faults() {
   static const std::vector<Fault> instance = {
-      {"kill -9", [] { ::raise(SIGKILL); }, "has ended without a word", 1.5},
-      {"SIGSTOP", [] { ::raise(SIGSTOP); }, "is silent since", 3 * beat_s / patience + 1.5},
-      {"exit", [] { ::_exit(3); }, "has ended without a word", 1.5},
-      {"uncaught", [] { std::thread([] { throw std::runtime_error("no such sample"); }).join(); }, "no such sample",
-       1.5},
-      {"abort", [] { std::abort(); }, "has ended without a word", 1.5},
+      {"kill -9", [](const Abort&) { ::raise(SIGKILL); }, "has ended without a word", 1.5},
+      {"SIGSTOP", [](const Abort&) { ::raise(SIGSTOP); }, "is silent since", 3 * beat_s / patience + 1.5},
+      {"exit", [](const Abort&) { ::_exit(3); }, "has ended without a word", 1.5},
+      {"uncaught", [](const Abort&) { std::thread([] { throw std::runtime_error("no such sample"); }).join(); },
+       "no such sample", 1.5},
+      {"std::abort", [](const Abort&) { std::abort(); }, "has ended without a word", 1.5},
+      {"abort", [](const Abort& abort) { abort(); }, "the disk is full", 1.5},
   };
   return instance;
 }
@@ -150,7 +160,7 @@ const std::vector<Fault>& faults() {
 /// The loops that are struck.
 struct Loop {
   std::string name;
-  void (*train)(const std::function<void(int)>&, std::size_t);
+  void (*train)(const During&, std::size_t);
 };
 
 const std::vector<Loop>& loops() {
@@ -164,11 +174,11 @@ const std::vector<Loop>& loops() {
 }
 
 /// Beside the training, so that the fault strikes wherever that is at the time.
-void commit_after(std::chrono::milliseconds delay, const std::function<void()>& commit) {
-  std::thread([delay, commit] {
+void commit_after(std::chrono::milliseconds delay, const Fault& fault, const Abort& abort) {
+  std::thread([delay, &fault, abort] {
     std::this_thread::sleep_for(delay);
     note_time("fault");
-    commit();
+    fault.commit(abort);
   }).detach();
 }
 
@@ -177,7 +187,7 @@ void commit_after(std::chrono::milliseconds delay, const std::function<void()>& 
 TEST_CASE("whatever ends a rank over NCCL's calls, every survivor names it, and has stepped by nothing that was lost",
           "[faults][nccl]") {
   const char* const wish = std::getenv("ACCEL_FAULTS");
-  const int count = wish == nullptr ? 5 : std::stoi(wish);
+  const int count = wish == nullptr ? 6 : std::stoi(wish);
   // The ranks draw the same faults.
   const char* const given = std::getenv("ACCEL_FAULT_SEED");
   const std::string seed = given == nullptr ? std::to_string(std::random_device{}()) : given;
@@ -194,8 +204,8 @@ TEST_CASE("whatever ends a rank over NCCL's calls, every survivor names it, and 
     const auto results = run_ranks(
         world_size,
         [&](Rank rank) {
-          const auto strike = [&](int step) {
-            if (rank.rank == culprit && step == 0) commit_after(delay, fault.commit);
+          const auto strike = [&](int step, const Abort& abort) {
+            if (rank.rank == culprit && step == 0) commit_after(delay, fault, abort);
           };
           loop.train(strike, 1'000'000);
         },
@@ -207,7 +217,7 @@ TEST_CASE("whatever ends a rank over NCCL's calls, every survivor names it, and 
         run_ranks(world_size,
                   [&](Rank) {
                     const char* const steps = std::getenv("ACCEL_UNDISTURBED_STEPS");
-                    loop.train([](int) {}, steps == nullptr ? 0 : std::stoul(steps));
+                    loop.train([](int, const Abort&) {}, steps == nullptr ? 0 : std::stoul(steps));
                   },
                   {.deadline = Seconds(30),
                    .variables = {{"ACCEL_FAULT_SEED", seed}, {"ACCEL_UNDISTURBED_STEPS", std::to_string(last)}}});

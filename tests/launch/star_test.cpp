@@ -329,7 +329,7 @@ TEST_CASE("an address that leads nowhere costs a moment, not the deadline", "[la
 
 TEST_CASE("signals interrupt neither meeting nor talking", "[launch]") {
   on_ranks({2}, [](Rank rank) {
-    struct sigaction nothing {};
+    struct sigaction nothing{};
     nothing.sa_handler = [](int) {};  // and no SA_RESTART
     REQUIRE(::sigaction(SIGUSR1, &nothing, nullptr) == 0);
     std::atomic<bool> over{false};

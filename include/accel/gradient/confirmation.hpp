@@ -183,9 +183,9 @@ class Confirmation {
   B* backend_ = nullptr;
   std::size_t parameters_ = 0;
   backend::Witness witness_;
-  at::Tensor mine_;     // u8[size()], on the host
-  at::Tensor message_;  // the same on the device; the same tensor where that is the host
-  at::Tensor read_;     // the answer, on the host
+  at::Tensor mine_;                         // u8[size()], on the host
+  at::Tensor message_;                      // the same on the device; the same tensor where that is the host
+  at::Tensor read_;                         // the answer, on the host
   at::Tensor arrived_witness_;              // of the message, see Witness::compare
   at::Tensor lost_;                         // f32[] on the device
   std::optional<backend::WorkOf<B>> work_;  // until the host has seen its end

@@ -119,7 +119,9 @@ class ControlPlane {
     }
     // Another rank may have said the very same a moment before: it is said once.
     const std::size_t same = blame.find(what + ": ");
-    lose(what.find(blame) != std::string::npos ? what : same != std::string::npos ? blame.substr(same) : message(what, ": ", blame));
+    lose(what.find(blame) != std::string::npos ? what
+         : same != std::string::npos           ? blame.substr(same)
+                                               : message(what, ": ", blame));
   }
 
   /// From now on every call throws, on every rank of the job. The first reason stays.

@@ -372,7 +372,8 @@ class Star {
   /// its last answers come.
   template <class IsOver>
   void wait_for_rank_0(std::unique_lock<std::mutex>& lock, Deadline deadline, IsOver&& is_over) {
-    changed_.wait_for(lock, deadline.remaining(), [&] { return is_over() || failed() || board_->roster().has_left(0); });
+    changed_.wait_for(lock, deadline.remaining(),
+                      [&] { return is_over() || failed() || board_->roster().has_left(0); });
     if (is_over() || failed() || deadline.passed()) return;
     changed_.wait_for(lock, std::min<Seconds>(deadline.remaining(), farewell_timeout),
                       [&] { return is_over() || failed(); });
@@ -451,7 +452,7 @@ class Star {
   static constexpr Seconds farewell_timeout_after_failure{0.3};  // some are gone; the rest may still ask who
   static constexpr Seconds answer_timeout{0.5};                  // of a rank 0 that is well
   static constexpr Seconds answer_timeout_per_rank{0.001};
-  static constexpr Seconds report_timeout{0.15};                 // of star threads, which have little else to do
+  static constexpr Seconds report_timeout{0.15};  // of star threads, which have little else to do
   static constexpr Seconds report_timeout_per_rank{0.0001};
 
   int rank_;

@@ -70,7 +70,8 @@ class NcclGroup {
     const auto is_vain = [&] { return control.failed(); };
     flights_.await(Deadline::in(Seconds(1)), is_vain);
     // The others must not take for a result what an abort makes of it.
-    if (!is_vain() && !flights_.empty()) control.give_up(message(flights_.first(), " was under way when its rank ended"));
+    if (!is_vain() && !flights_.empty())
+      control.give_up(message(flights_.first(), " was under way when its rank ended"));
     if (is_vain()) {
       drop();
       return;
@@ -221,9 +222,7 @@ class NcclGroup {
     return comm_ == nullptr ? was_aborted() : driver.state(comm_);
   }
 
-  [[nodiscard]] static NcclAnswer was_aborted() {
-    return {NcclAnswer::State::failed, "the communicator was aborted"};
-  }
+  [[nodiscard]] static NcclAnswer was_aborted() { return {NcclAnswer::State::failed, "the communicator was aborted"}; }
 
   /// One at a time: what the first says is the reason for all.
   [[noreturn]] void tell(const Called& called, const Failing& how) {

@@ -116,9 +116,7 @@ class Roster {
   }
 
   /// This rank takes part in nothing more.
-  void leave(const Progress& own) {
-    pack(leavers_.number(rank_), own);
-  }
+  void leave(const Progress& own) { pack(leavers_.number(rank_), own); }
 
   // What is known
 
@@ -196,10 +194,7 @@ class Roster {
   }
 
   static Packer& pack(Packer& packer, const Progress& progress) {
-    return packer.number(progress.steps)
-        .number(progress.collectives)
-        .number(progress.rounds)
-        .text(progress.operation);
+    return packer.number(progress.steps).number(progress.collectives).number(progress.rounds).text(progress.operation);
   }
   static Packer& pack(Packer&& packer, const Progress& progress) { return pack(packer, progress); }
 
