@@ -40,8 +40,8 @@ struct NcclOptions {
 /// 2. Between group_start() and group_end() calls are only collected. What is not collected takes place in its order:
 ///    a send waits on the engine until its peer receives.
 /// 3. abort() and destroy() free the communicator, and wait for no peer beyond the deadline, abort() at
-///    most a few seconds. If abort() says true, the engine's work ends and its events pass, and what peers have got from
-///    it is anything; else it hangs, and that work may go on.
+///    most a few seconds. If abort() says true, the engine's work ends and its events pass, and what peers have got
+///    from it is anything; else it hangs, and that work may go on.
 /// 4. state() and abort() may be called by another thread than the rest. state() never waits; the state of an event
 ///    may, for the device, until abort().
 template <class D>

@@ -34,8 +34,8 @@ enum class Use : std::uint8_t {
 /// message of a reduction, so that nothing is lost where it has come: of a backend whose host does not wait, a byte per
 /// rank is the witness of that.
 ///
-/// Cost     one all_reduce of a byte per parameter, and of that witness. A GPU's answer is waited for only where a parameter may
-///          have been unused or unannounced somewhere; else it is read when the next reduction begins.
+/// Cost     one all_reduce of a byte per parameter, and of that witness. A GPU's answer is waited for only where a
+///          parameter may have been unused or unannounced somewhere; else it is read when the next reduction begins.
 template <Backend B>
 class Confirmation {
  public:

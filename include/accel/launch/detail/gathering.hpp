@@ -23,8 +23,8 @@ struct Refusal {
   }
 };
 
-/// Why a process of run `run_id` cannot take part in `own`'s; nothing if it can. `is_drawn`: no launcher gave that run's
-/// id, so that those who come for the first time have none.
+/// Why a process of run `run_id` cannot take part in `own`'s; nothing if it can. `is_drawn`: no launcher gave that
+/// run's id, so that those who come for the first time have none.
 [[nodiscard]] inline std::optional<Refusal> refusal_of_run(const Peer& peer, const std::string& run_id, const Peer& own,
                                                            const std::string& own_run_id, bool is_drawn) {
   if (run_id == own_run_id || (run_id.empty() && is_drawn)) return std::nullopt;

@@ -80,8 +80,8 @@ class Roster {
   }
 
   /// Some time has passed: who is silent has failed, and when a beat is due it is sent. `own`: how far this rank is.
-  /// `host_answers(rank)`: whether that rank's host has taken what was sent to it. `has_heard_all`: what has come so far
-  /// has been told; else nobody is known to be silent.
+  /// `host_answers(rank)`: whether that rank's host has taken what was sent to it. `has_heard_all`: what has come so
+  /// far has been told; else nobody is known to be silent.
   void turn(const Progress& own, Time now, const std::function<bool(int)>& host_answers, bool has_heard_all = true) {
     if (interval_.count() == 0) return;
     // After a pause of this very process: the others were silent only to it.

@@ -23,8 +23,8 @@
 
 namespace accel::inline v0_1::launch::detail {
 
-/// One rank's end of the star, once all have met: what it knows of the others, and what it has asked rank 0 for. On rank
-/// 0 the hub, too, which it asks without a connection in between.
+/// One rank's end of the star, once all have met: what it knows of the others, and what it has asked rank 0 for. On
+/// rank 0 the hub, too, which it asks without a connection in between.
 ///
 /// `own` is always how far this rank is. What is to be sent lies in take_letters().
 class Switchboard {
