@@ -465,6 +465,7 @@ TEST_CASE("what an abort has not ended yet keeps its tensors, whoever else gives
   on_ranks({1}, [](Rank) {
     for (const bool hangs : {false, true}) {
       faults().never_finishes = true;
+      faults().aborts_over = 0;
       faults().abort_takes_s = 2;  // longer than another thread waits for its turn
       faults().abort_hangs = hangs;
       at::Tensor tensor = at::ones({3});
@@ -476,9 +477,11 @@ TEST_CASE("what an abort has not ended yet keeps its tensors, whoever else gives
       const Stopwatch watch;
       std::thread other([&] { (void)thrown_by<CommError>([&] { work.wait_until(Deadline::in(Seconds(15))); }); });
       auto least = holders;
-      for (; watch.seconds() < 2.2; stay_for(0.01)) least = std::min(least, storage.use_count());
+      for (; watch.seconds() < 1.9; stay_for(0.01)) least = std::min(least, storage.use_count());
       CHECK(least == holders);
       other.join();
+      for (const Stopwatch end; faults().aborts_over == 0 && end.seconds() < 10;) stay_for(0.01);
+      stay_for(0.1);  // what comes behind it
       for (const Stopwatch end; !hangs && !storage.expired() && end.seconds() < 10;) stay_for(0.01);
       CHECK(storage.use_count() == (hangs ? holders : 0));  // what goes on writes there
       faults().abort_takes_s = 0;

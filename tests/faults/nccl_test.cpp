@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -107,7 +108,12 @@ void train(const During& during, std::size_t last) {
   auto net = std::make_shared<Mlp>();
   auto [model, optimizer, loader] =
       accelerator.prepare(net, optimizer_of<O>(*net), data::DataLoader{Noise(200), {.batch_size = 4, .shuffle = true}});
-  const Abort abort = [&accelerator] { accelerator.abort("the disk is full"); };
+  std::atomic<int> aborting{0};  // by another thread, which must not find the accelerator gone
+  const Abort abort = [&] {
+    ++aborting;
+    accelerator.abort("the disk is full");
+    --aborting;
+  };
   std::vector<std::uint64_t> states = {fingerprint(*net)};
   const auto look = [&] {
     if (const auto now = fingerprint(*net); now != states.back()) states.push_back(now);
@@ -132,6 +138,7 @@ void train(const During& during, std::size_t last) {
     CHECK_THAT(thrown_by<CommError>([&] { (void)accelerator.reduce(torch::ones({2})); }),
                ContainsSubstring("given up"));
   }
+  while (aborting > 0) std::this_thread::yield();
   look();
   for (const auto state : states) say(message("weights: ", state));
 }

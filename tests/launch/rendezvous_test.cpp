@@ -335,6 +335,25 @@ TEST_CASE("several accelerators in one process do not meet", "[launch]") {
   });
 }
 
+TEST_CASE("accelerators that are made at the same time are of one run", "[launch]") {
+  on_ranks({2, 3}, [](Rank) {
+    const auto launch = launch::detect();
+    const auto meet_as = [&](int creation) { return launch::meet(launch, creation, {.timeout = Seconds(20)}); };
+    std::vector<launch::Meeting> met(4);
+    std::vector<std::thread> threads;
+    for (int creation = 0; creation < 3; ++creation)
+      threads.emplace_back([&, creation] { met[static_cast<std::size_t>(creation)] = meet_as(creation); });
+    for (auto& one : threads) one.join();
+    met.back() = meet_as(3);
+    for (const auto& one : met) {
+      CHECK(one.run_id == met.front().run_id);
+      auto control = one.control_plane();
+      control.barrier("test", accel::Deadline::in(Seconds(20)));
+      control.farewell();
+    }
+  });
+}
+
 TEST_CASE("accelerators come and go many times", "[launch]") {
   on_ranks({2, 3}, [](Rank rank) {
     for (int i = 0; i < 20; ++i) {

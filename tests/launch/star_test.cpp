@@ -201,7 +201,7 @@ TEST_CASE("no more strangers wait for other accelerators of rank 0 than the job 
       }
     stay_for(1);
     together();
-    if (rank.rank == 0) CHECK(open_files() - before <= 2);
+    if (rank.rank == 0) CHECK(open_files() - before < 20);  // and not 200
     // One that is meant is let in all the same.
     const auto other = launch::meet(launch::detect(), 7, {.timeout = Seconds(20)});
     auto there = other.control_plane();

@@ -25,6 +25,7 @@ using accel::launch::detail::Inquest;
 using accel::launch::detail::Inquiry;
 using accel::launch::detail::Letter;
 using accel::launch::detail::Message;
+using accel::launch::detail::Packer;
 using accel::launch::detail::Switchboard;
 using accel::launch::detail::Time;
 using accel::launch::detail::Word;
@@ -187,4 +188,15 @@ TEST_CASE("who is missing is said once, however many ask", "[launch]") {
     CHECK_THAT(job.of(rank).roster().failure(),
                ContainsSubstring("test gave up after 0.5 s: no word from rank 0 (host node0"));
   CHECK(job.letters[Word::failed] == 2 * (ranks - 1));  // and back, as each passes on what it hears
+}
+
+TEST_CASE("a rank that found the meeting overdue, just before it was let in, is heard all the same", "[launch]") {
+  Boards job(2);
+  job.of(0).hear(1, {Word::overdue, Packer().real(2).take()}, {}, job.now);
+  job.deliver();
+  for (int rank = 0; rank < 2; ++rank) CHECK(job.of(rank).roster().failure().empty());
+  const ExchangeKey key{"", 1};
+  for (int rank = 0; rank < 2; ++rank) job.bring(rank, key, rank, 2, "");
+  job.deliver();
+  CHECK(job.of(1).has_result(key));
 }

@@ -48,6 +48,7 @@ struct RecordingFaults {
   std::atomic<bool> connects_late{false};    // the first collective is in progress until all have called it
   std::atomic<double> abort_takes_s{0};      // until the engine's work ends
   std::atomic<bool> abort_hangs{false};      // it never does: the driver goes on without
+  std::atomic<int> aborts_over{0};           // so many have returned
 };
 
 /// The engine is a thread that works through a queue, as a stream does; the current stream is the
@@ -159,6 +160,7 @@ class RecordingDriver {
     comm->aborted = !hangs;
     *engine_->aborted = !hangs;
     end(comm);
+    ++faults.aborts_over;
     return !hangs;
   }
 

@@ -212,8 +212,9 @@ class BasicNccl {
   [[nodiscard]] launch::ControlPlane& control() { return group_->control; }
 
   void abort(std::string_view reason) noexcept {
-    group_->control.give_up(reason);
-    group_->stop();
+    const auto group = group_;  // another thread may let go of this backend meanwhile
+    group->control.give_up(reason);
+    group->stop();
   }
 
  protected:

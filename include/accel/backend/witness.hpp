@@ -15,8 +15,9 @@ namespace accel::inline v0_1::backend {
 /// gives no such message: a kernel of NCCL's that is aborted sends on what it has, without that of the rank for which
 /// it has waited. It is another number each time, as what it has may be what an earlier message has brought.
 ///
-/// Not seen is a rank that aborts one collective for want of a peer whose next one then comes in time after all: some
-/// microseconds, at the end of a timeout.
+/// Not seen is a rank that aborts one collective for want of a peer, whose message then comes in time for the next: it
+/// would have to come within the microseconds in which aborted kernels follow each other. Before that the others have
+/// heard of the failure, and have aborted theirs.
 class Witness {
  public:
   Witness() = default;

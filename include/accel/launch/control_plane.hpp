@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -98,6 +99,25 @@ class ControlPlane {
     return star_ && is_whole() && !star_->missed_by(collective, round).empty();
   }
 
+  /// For a thread that watches: until a rank has failed, or this group was given up, or nudge() where `is_over`; not
+  /// longer than `patience`.
+  void wait_for_failure(Seconds patience, const std::atomic<bool>& is_over) const {
+    const Deadline end = Deadline::in(patience);
+    while (!failed() && !is_over && !end.passed()) {
+      if (star_) {
+        star_->wait_for_news(end.remaining(), is_over);
+      } else {
+        std::unique_lock lock(shared_->mutex);
+        shared_->changed.wait_for(lock, end.remaining(), [&] { return shared_->given_up || is_over; });
+      }
+    }
+  }
+  void nudge() const {
+    if (star_) return star_->nudge();
+    const std::lock_guard lock(shared_->mutex);
+    shared_->changed.notify_all();
+  }
+
   /// A sentence about rank `peer` of this group if it has left the training; else empty.
   [[nodiscard]] std::string departure_of(int peer) const {
     return star_ ? star_->departure_of(peers_[static_cast<std::size_t>(peer)].rank) : std::string();
@@ -131,6 +151,7 @@ class ControlPlane {
       if (shared_->given_up) return;
       shared_->reason = reason.empty() ? "no reason given" : reason;
       shared_->given_up = true;
+      shared_->changed.notify_all();
       if (star_) star_->publish(shared_->reason);
     } catch (const std::exception&) {
       shared_->given_up = true;  // without memory for words
@@ -223,8 +244,9 @@ class ControlPlane {
     std::atomic<std::int64_t> messages{0};
     std::atomic<std::int64_t> rounds{0};
     std::atomic<bool> given_up{false};
-    std::mutex mutex;    // of the reason
-    std::string reason;  // why it was given up
+    std::mutex mutex;                 // of the reason
+    std::condition_variable changed;  // at one rank
+    std::string reason;               // why it was given up
   };
 
   std::shared_ptr<Star> star_;  // null at one rank

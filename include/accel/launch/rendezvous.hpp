@@ -86,21 +86,37 @@ struct Meeting {
 
 namespace detail {
 
+[[nodiscard]] inline std::string random_name() {
+  std::random_device random;
+  return message(std::hex, random(), random());
+}
+
 /// The run that this process takes part in: the launcher's, or else the one of the rank 0 that it has met first at this
 /// place. A process that is left over of an earlier run is so known to be.
 class RunIds {
  public:
   [[nodiscard]] static std::string of(const Launch& launch) {
     const std::lock_guard lock(mutex());
-    return launch.run_id.empty() ? all()[launch.master->host + ":" + std::to_string(launch.master->port)]
-                                 : launch.run_id;
+    return launch.run_id.empty() ? all()[place_of(launch)] : launch.run_id;
+  }
+  /// The same on a rank 0, which draws one where there is none: one for all its accelerators, however many begin at
+  /// once.
+  [[nodiscard]] static std::string drawn_for(const Launch& launch) {
+    if (!launch.run_id.empty()) return launch.run_id;
+    const std::lock_guard lock(mutex());
+    std::string& run_id = all()[place_of(launch)];
+    if (run_id.empty()) run_id = random_name();
+    return run_id;
   }
   static void remember(const Launch& launch, const std::string& run_id) {
     const std::lock_guard lock(mutex());
-    all()[launch.master->host + ":" + std::to_string(launch.master->port)] = run_id;
+    all()[place_of(launch)] = run_id;
   }
 
  private:
+  [[nodiscard]] static std::string place_of(const Launch& launch) {
+    return launch.master->host + ":" + std::to_string(launch.master->port);
+  }
   static std::mutex& mutex() {
     static std::mutex instance;
     return instance;
@@ -110,11 +126,6 @@ class RunIds {
     return instance;
   }
 };
-
-[[nodiscard]] inline std::string random_name() {
-  std::random_device random;
-  return message(std::hex, random(), random());
-}
 
 /// What a rank has met by, and where the others reach it; empty: nowhere but on its own host.
 struct Met {
@@ -127,7 +138,7 @@ struct Met {
   const Endpoint& master = *launch.master;
   const auto addresses = addresses_of_master(master.host, deadline);
   terms.is_drawn = launch.run_id.empty();
-  if (terms.run_id.empty()) terms.run_id = random_name();
+  terms.run_id = RunIds::drawn_for(launch);
   // It may be right, where something forwards to this host. If nobody comes, it is what is wrong.
   if (!is_own(addresses)) terms.where += message(" (no address of this host, ", own.host, ", on which rank 0 runs)");
   std::shared_ptr<Door> door;

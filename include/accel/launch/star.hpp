@@ -78,6 +78,7 @@ class Star {
     terms_.interval = joined.welcome.interval;
     board_.emplace(rank_, std::move(joined.welcome.peers), terms_.interval, Clock::now());
     for (const auto& message : joined.more) hear(0, message, Clock::now());
+    pass_on();
     start();
   }
 
@@ -105,8 +106,12 @@ class Star {
   // What this rank does
 
   /// `operation` is a literal: only its address is kept.
-  void began(const char* operation, std::int64_t number) noexcept { pace_.began(operation, number); }
+  void began(const char* operation, std::int64_t number) noexcept {
+    pace_.began(operation, number);
+    forget_handled_error();
+  }
   void began_round(std::string_view purpose, std::int64_t number) {
+    forget_handled_error();
     const std::lock_guard lock(mutex_);
     pace_.began_round(purpose, number);
   }
@@ -117,6 +122,7 @@ class Star {
   void note_error(std::weak_ptr<const std::string> text) {
     const std::lock_guard lock(mutex_);
     last_error_ = std::move(text);
+    has_error_ = true;
   }
 
   // What the others hear of it
@@ -161,6 +167,16 @@ class Star {
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, patience, [&] { return failed(); });
     return board_->roster().failure();
+  }
+
+  /// Until a rank has failed, or `is_over` and nudge(), or something else has come; not longer than `patience`.
+  void wait_for_news(Seconds patience, const std::atomic<bool>& is_over) {
+    std::unique_lock lock(mutex_);
+    if (!failed() && !is_over) changed_.wait_for(lock, patience);
+  }
+  void nudge() {
+    const std::lock_guard lock(mutex_);
+    changed_.notify_all();
   }
 
   /// See detail::Roster.
@@ -254,6 +270,15 @@ class Star {
                 " must not be negative; with 0 nobody is given up for being silent");
     constexpr Seconds as_good_as_never = std::chrono::hours(24 * 365);
     if (terms_.interval > as_good_as_never) terms_.interval = Seconds(0);
+  }
+
+  /// Who goes on, outside of a handler, has done with what was thrown before, though he may keep it.
+  void forget_handled_error() {
+    if (!has_error_.load(std::memory_order_relaxed)) return;
+    if (std::uncaught_exceptions() > 0 || std::current_exception() != nullptr) return;
+    const std::lock_guard lock(mutex_);
+    last_error_.reset();
+    has_error_ = false;
   }
 
   // 1. The ranks meet at rank 0. No thread yet.
@@ -398,7 +423,7 @@ class Star {
     try {
       if (board_)
         board_->hear(from, message, pace_.now(), now);
-      else if (message.word == Word::late)  // rank 0 still gathers
+      else if (message.word == Word::overdue)  // rank 0 still gathers
         gathering_->give_up(detail::Unpacker(message.body).real(), terms_.where);
     } catch (const std::exception&) {
       ended_.push_back(from);  // it does not speak as a rank does
@@ -420,13 +445,15 @@ class Star {
     fail(message(self(), " was ended by an exception ", pace_.now(), what));
   }
 
-  /// What the switchboard has for others is sent, and who waits here looks again.
+  /// Who waits here looks again, and what the switchboard has for others is sent. In this order: what others do when
+  /// they hear of a failure, this rank is not to take for well.
   void pass_on() {
+    if (board_->take_news()) {
+      if (!board_->roster().failure().empty()) failed_.store(true, std::memory_order_release);
+      changed_.notify_all();
+    }
     for (const auto& letter : board_->take_letters()) links_.write(letter);
     links_.flush();
-    if (!board_->take_news()) return;
-    if (!board_->roster().failure().empty()) failed_.store(true, std::memory_order_release);
-    changed_.notify_all();
   }
 
   /// An exception that nobody caught: the program ends when this returns.
@@ -460,6 +487,7 @@ class Star {
   std::optional<detail::Address> own_address_;  // not on rank 0
 
   std::atomic<bool> failed_{false};
+  std::atomic<bool> has_error_{false};  // see last_error_
   std::atomic<bool> ending_{false};
 
   detail::Poller poller_;

@@ -93,7 +93,7 @@ inline constexpr std::string_view no_answer = "a peer has ended, hangs, or does 
     throw CommError(text);
   }
   if (!how.native.empty()) what += "; " + how.native;
-  if (call.is_message() || control.is_whole())
+  if (call.is_message() || (control.is_whole() && how.native.empty()))
     if (const std::string departure = departure_from(control, call); !departure.empty())
       what = message(what, ": ", departure);
   // What the engine itself has an error for is no suspicion of whoever may be slow.

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -134,19 +135,19 @@ class Flights {
     gone.swap(state_->entries);
   }
 
-  [[nodiscard]] bool empty() {
-    const std::lock_guard lock(state_->mutex);
-    return state_->entries.empty();
-  }
-
-  /// Until all are over; not longer than `moment`, and not once `is_vain()`.
+  /// Until all are over; not longer than `moment`, and not once `is_vain()`. The oldest that is not. Somebody has
+  /// looked since, unless a look takes seconds.
   template <class IsVain>
-  void await(Deadline moment, IsVain&& is_vain) {
+  [[nodiscard]] std::optional<Called> await(Deadline moment, IsVain&& is_vain) {
+    const Deadline seconds = Deadline::in(Seconds(5));
     std::unique_lock lock(state_->mutex);
+    const std::int64_t looked = state_->looks + 1;  // one may be under way
     state_->interval = std::chrono::milliseconds(1);
     state_->wake.notify_all();
-    while (!state_->entries.empty() && !is_vain() && !moment.passed())
+    const auto is_known = [&] { return moment.passed() && (state_->looks > looked || seconds.passed()); };
+    while (!state_->entries.empty() && !is_vain() && !is_known())
       state_->changed.wait_for(lock, std::chrono::milliseconds(1));
+    return state_->entries.empty() ? std::nullopt : std::optional(state_->first());
   }
 
   /// The thread ends, if the device lets it.
@@ -180,6 +181,7 @@ class Flights {
         lock.unlock();
         trim();
         lock.lock();
+        ++looks;
         changed.notify_all();
       }
       ended = true;
@@ -211,6 +213,7 @@ class Flights {
     std::chrono::milliseconds interval{100};  // as c10d's watchdog
     std::list<Entry> entries;
     std::string error;
+    std::int64_t looks = 0;  // of the thread
     bool ending = false;
     bool ended = false;
   };

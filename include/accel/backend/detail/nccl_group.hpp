@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <exception>
 #include <list>
@@ -60,18 +59,14 @@ class NcclGroup {
   // A program that ends without a look at its last results has them under way: they get a moment. A
   // healthy, idle communicator is destroyed, any other is aborted, which waits for no peer.
   ~NcclGroup() {
-    {
-      const std::lock_guard lock(watch_mutex_);
-      ending_ = true;
-    }
-    wake_.notify_all();
+    ending_ = true;
+    control.nudge();
     if (watchdog_.joinable()) watchdog_.join();
     if (comm_ == nullptr) return;
     const auto is_vain = [&] { return control.failed(); };
-    flights_.await(Deadline::in(Seconds(1)), is_vain);
     // The others must not take for a result what an abort makes of it.
-    if (!is_vain() && !flights_.empty())
-      control.give_up(message(flights_.first(), " was under way when its rank ended"));
+    if (const auto first = flights_.await(Deadline::in(Seconds(1)), is_vain); first && !is_vain())
+      control.give_up(message(*first, " was under way when its rank ended"));
     if (is_vain()) {
       drop();
       return;
@@ -188,18 +183,17 @@ class NcclGroup {
     typename Driver::Window handle;
   };
 
+  /// Looks ten times a second; when a rank fails at once, before what that one aborts can pass for a result here.
   void watch() {
-    std::unique_lock lock(watch_mutex_);
-    while (!wake_.wait_for(lock, watch_interval, [this] { return ending_; })) {
-      lock.unlock();
-      if (is_stopped_) return;
+    for (;;) {
+      control.wait_for_failure(watch_interval, ending_);
+      if (ending_ || is_stopped_) return;
       if (control.failed()) return follow();
       try {
         if (const auto trouble = find_trouble()) fail(trouble->call, trouble->how);
       } catch (const CommError&) {
         return;  // the same
       }
-      lock.lock();
     }
   }
 
@@ -240,7 +234,7 @@ class NcclGroup {
     }
     if (doomed == nullptr) return;  // another thread is at it: until it is done kernels write to the tensors
     // A kernel that is aborted passes on what is there, and those of its peers end as if all were well: these hear
-    // first why that is none.
+    // first why that is none, and abort theirs.
     std::this_thread::sleep_for(news_time);
     if (driver.abort(doomed))
       flights_.clear();
@@ -377,8 +371,8 @@ class NcclGroup {
     return pool_.emplace_back(std::make_shared<Flight>(driver.make_event()));
   }
 
-  static constexpr std::chrono::milliseconds watch_interval{100};  // as c10d's watchdog
-  static constexpr std::chrono::milliseconds news_time{20};        // by way of rank 0 they take one or two
+  static constexpr Seconds watch_interval{0.1};              // as c10d's watchdog
+  static constexpr std::chrono::milliseconds news_time{50};  // by way of rank 0, who tells a thousand others
 
   std::mutex calls_;  // one call at a time, until it has settled
   std::vector<Message> collected_;
@@ -393,9 +387,7 @@ class NcclGroup {
   std::atomic<bool> is_stopped_{false};
   Flights<typename Driver::Event> flights_;
 
-  std::mutex watch_mutex_;
-  std::condition_variable wake_;
-  bool ending_ = false;
+  std::atomic<bool> ending_{false};
   std::thread watchdog_;
 };
 

@@ -88,20 +88,25 @@ class Door {
     closed_.insert(creation);
   }
 
-  /// False if that accelerator has ended already. Where `most` wait, one that has waited for some time makes room, else
-  /// the newcomer is dropped: a rank comes again.
+  /// False if that accelerator has ended already. Of those whose accelerator is not there yet `most` may wait. Where
+  /// there are more, who has waited for some time is dropped, or else the newcomer: a rank comes again.
   [[nodiscard]] bool put_into_room(Visitor& visitor, std::size_t most) {
     constexpr std::chrono::seconds patience(5);
     const std::lock_guard lock(mutex_);
     if (closed_.contains(visitor.creation)) return false;
     const Time now = Clock::now();
-    std::size_t waiting = 0;
-    for (const auto& [creation, room] : rooms_) waiting += room.visitors.size();
-    for (auto& [creation, room] : rooms_)
-      if (waiting >= most)
-        waiting -= std::erase_if(room.visitors, [&](const Visitor& one) { return now - one.came > patience; });
-    std::erase_if(rooms_, [](const auto& room) { return room.second.wake < 0 && room.second.visitors.empty(); });
-    if (waiting >= most) return true;
+    const auto waiting = [&] {
+      std::size_t count = 0;
+      for (const auto& [creation, room] : rooms_) count += room.wake < 0 ? room.visitors.size() : 0;
+      return count;
+    };
+    const auto known = rooms_.find(visitor.creation);
+    if ((known == rooms_.end() || known->second.wake < 0) && waiting() >= most) {
+      for (auto& [creation, room] : rooms_)
+        if (room.wake < 0) std::erase_if(room.visitors, [&](const Visitor& one) { return now - one.came > patience; });
+      std::erase_if(rooms_, [](const auto& room) { return room.second.wake < 0 && room.second.visitors.empty(); });
+      if (waiting() >= most) return true;
+    }
     Room& room = rooms_[visitor.creation];
     visitor.came = now;
     room.visitors.push_back(std::move(visitor));

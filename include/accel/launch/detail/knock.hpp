@@ -61,7 +61,7 @@ struct NotYet : std::runtime_error {
   const Deadline end = Deadline::in(deadline.remaining() + moment);
   while (heard.empty()) {
     if (deadline.passed() && !std::exchange(asked, true)) {
-      connection.write({Word::late, Packer().real(deadline.span_s()).take()});
+      connection.write({Word::overdue, Packer().real(deadline.span_s()).take()});
       connection.flush();
     }
     ACCEL_CHECK(!end.passed(), CommError, "rendezvous: somebody is at ", terms.where, ", but within ",

@@ -1,4 +1,4 @@
-// NoSignals: threads of ours are none of those that a program's signals are for.
+// NoSignals: the star's thread is none of those that a program's signals are for.
 #pragma once
 
 #include <pthread.h>

@@ -55,7 +55,7 @@ class Poller {
       else if ((event.events & ~static_cast<std::uint32_t>(EPOLLOUT)) != 0U)
         read(event.data.u64);
     }
-    return count < static_cast<int>(events.size());
+    return count >= 0 && count < static_cast<int>(events.size());  // not where a signal came
   }
 
  private:

@@ -27,7 +27,7 @@ namespace accel::inline v0_1::launch::detail {
 /// rank 0 only, which passes the news on. The first failure that a rank hears of is the one it keeps: what follows
 /// from it is no news.
 ///
-/// What happens is told to it with the time at which it did; what it has to say lies in letters().
+/// What happens is told to it with the time at which it did; what it has to say lies in take_letters().
 class Roster {
  public:
   /// All are connected by now. `interval` 0: silence is never a failure.

@@ -26,7 +26,8 @@ enum class Word : std::uint8_t {
   failed,         // a sentence: some rank has failed
   bring,          // a value for an exchange
   give,           // what came of the exchange
-  late,           // the exchange, or before the welcome the meeting, takes too long: who is missing?
+  late,           // the exchange takes too long: who is missing?
+  overdue,        // before the welcome: the meeting does
   ask,            // something of the shelf
   tell,           // the answer
 };
