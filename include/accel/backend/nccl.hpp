@@ -285,6 +285,7 @@ class NcclDriver {
       launch::within(Deadline::in(Seconds(5)), std::move(body));
       return true;
     } catch (const std::exception& error) {
+      // NOLINTNEXTLINE(modernize-use-std-print): of C++23
       std::fprintf(stderr, "accel: warning: %s on cuda:%d is left behind: %s\n", call, device.index(), error.what());
       return false;
     }

@@ -76,7 +76,7 @@ class RepeatedBroadcast {
     arrived_ = message_;
     if constexpr (backend::waits_on_stream<B>) arrived_ = at::zeros_like(message_);
     std::int64_t begin = 0;
-    for (auto& group : groups_)
+    for (auto& group : groups_) {
       for (const auto& part : group.elements) {
         const auto size = static_cast<std::int64_t>(part.nbytes());
         const auto view = [&](const at::Tensor& bytes_of) {
@@ -86,6 +86,7 @@ class RepeatedBroadcast {
         group.arrived_parts.push_back(view(arrived_));
         begin = end_of(begin, part);
       }
+    }
     const c10::AutoGradMode no_grad(false);
     for (auto& group : groups_)
       if (!group.parts.empty()) at::_foreach_copy_(group.arrived_parts, group.elements);

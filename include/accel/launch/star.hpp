@@ -68,7 +68,7 @@ class Star {
   /// On the others: goes to rank 0 at one of `addresses`, and waits for its word that all have come.
   ///
   /// Throws   what rank 0 does; CommError if it does not answer.
-  Star(Peer own, StarTerms terms, const std::vector<detail::Address>& addresses, int port, Deadline deadline)
+  Star(const Peer& own, StarTerms terms, const std::vector<detail::Address>& addresses, int port, Deadline deadline)
       : Star(own.rank, 1, std::move(terms)) {
     detail::Joined joined = detail::join(own, terms_, addresses, port, deadline);
     own_address_ = detail::place_of(joined.connection.descriptor());

@@ -9,6 +9,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <thread>
@@ -121,11 +122,15 @@ class Flights {
 
   /// When it has hung, and the device may still write to them: they are never let go.
   void leave_behind() noexcept {
-    static auto& kept = *new std::list<std::list<Entry>>;  // outlives static destruction
-    static std::mutex of_kept;
     const std::lock_guard lock(state_->mutex);
-    const std::lock_guard lock_kept(of_kept);
-    kept.emplace_back().swap(state_->entries);
+    try {
+      static auto& kept = *new std::list<std::list<Entry>>;  // outlives static destruction
+      static std::mutex of_kept;
+      const std::lock_guard lock_kept(of_kept);
+      kept.emplace_back().swap(state_->entries);
+    } catch (const std::bad_alloc&) {
+      // Without memory for that: they stay where they are, until the group ends.
+    }
   }
 
   /// After it.

@@ -42,8 +42,8 @@ class Lobby {
   /// Names of the poller from here on are the lobby's.
   static constexpr std::uint64_t first_name = 1ULL << 32;
 
-  Lobby(Peer own, std::shared_ptr<Door> door, Poller& poller, const StarTerms& terms)
-      : own_(std::move(own)), door_(std::move(door)), poller_(&poller), terms_(terms) {
+  Lobby(Peer own, std::shared_ptr<Door> door, Poller& poller, StarTerms terms)
+      : own_(std::move(own)), door_(std::move(door)), poller_(&poller), terms_(std::move(terms)) {
     door_->open_room(terms_.creation, poller.bell_number());
     poller.wake();  // somebody may have been waiting there
     listen();
