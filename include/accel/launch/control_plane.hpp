@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -88,7 +89,8 @@ class ControlPlane {
   /// A sentence about a member that has left, and so takes part in nothing more; else empty. What it did before may
   /// still be under way. Of a part of the job that is all that is known: how far it had come there it has not said.
   [[nodiscard]] std::string departed_member() const {
-    if (!star_) return {};
+    // Asked again and again by who waits, and as a rule nobody has: that is one look, not one per peer.
+    if (!star_ || star_->missed_by(std::numeric_limits<std::int64_t>::max(), 0).empty()) return {};
     for (const Peer& peer : peers_)
       if (std::string sentence = star_->departure_of(peer.rank); !sentence.empty()) return sentence;
     return {};

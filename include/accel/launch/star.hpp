@@ -50,7 +50,7 @@ namespace accel::inline v0_1::launch {
 /// the lock.
 ///
 /// Cost     a thread, and some 60 bytes per rank and beat. On the way of a step nothing but two relaxed stores per
-///          collective and two loads.
+///          collective and three loads.
 class Star {
  public:
   /// On rank 0: waits at the door until all have come.
