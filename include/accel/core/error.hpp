@@ -69,6 +69,13 @@ class CheckpointError : public Error {
   using Error::Error;
 };
 
+/// A dataset's file is not what was expected, or a dataset could not give a row. Carries path and offset, or the
+/// number of the row.
+class DataError : public Error {
+ public:
+  using Error::Error;
+};
+
 namespace detail {
 
 /// A piece of a message: something that can be streamed, by reference. What streams a type is compiled once for
