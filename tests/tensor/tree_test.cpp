@@ -69,6 +69,18 @@ struct One {
   at::Tensor tensor;
 };
 
+class Listed {
+ public:
+  Listed(at::Tensor image, std::vector<at::Tensor> boxes) : image_(std::move(image)), boxes_(std::move(boxes)) {}
+  static constexpr auto fields() {
+    return std::tuple(accel::Field{"image", &Listed::image_}, accel::Field{"boxes", &Listed::boxes_});
+  }
+
+ private:
+  at::Tensor image_;
+  std::vector<at::Tensor> boxes_;
+};
+
 }  // namespace
 
 TEST_CASE("a tensor is a tree of one, an undefined one of none", "[tensor]") {
@@ -86,6 +98,27 @@ TEST_CASE("standard containers are visited in their order", "[tensor]") {
   CHECK(numbers(std::map<std::string, at::Tensor>{{"b", number(2)}, {"a", number(1)}}) == Found{1, 2});
   CHECK(numbers(std::unordered_map<int, at::Tensor>{{5, number(1)}}) == Found{1});
   CHECK(numbers(std::vector<at::Tensor>{}).empty());
+  CHECK(numbers(std::pair(std::vector<bool>{true}, number(1))) == Found{1});
+}
+
+TEST_CASE("an unordered_map is visited in the order of its keys, whatever its history", "[tensor]") {
+  std::unordered_map<std::string, at::Tensor> grown;
+  for (int i = 0; i < 20; ++i) grown.emplace("k" + std::to_string(i), number(i));
+  std::unordered_map<std::string, at::Tensor> roomy;
+  roomy.reserve(10'000);
+  for (int i = 19; i >= 0; --i) roomy.emplace("k" + std::to_string(i), number(i));
+  std::vector<std::string> first, second;
+  for (const auto& [key, tensor] : grown) first.push_back(key);
+  for (const auto& [key, tensor] : roomy) second.push_back(key);
+  REQUIRE(first != second);  // what two ranks may have
+  CHECK(numbers(grown) == numbers(roomy));
+  CHECK(numbers(grown) == Found{0, 1, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 2, 3, 4, 5, 6, 7, 8, 9});
+  visit(roomy, [](at::Tensor& tensor) { tensor = tensor + 1; });
+  CHECK(roomy.at("k7").item<int>() == 8);
+}
+
+TEST_CASE("a struct that lists its fields is visited by that list", "[tensor]") {
+  CHECK(numbers(Listed(number(1), {number(2), number(3)})) == Found{1, 2, 3});
 }
 
 TEST_CASE("containers may be nested", "[tensor]") {

@@ -1,10 +1,13 @@
 // Tree: visit and map every tensor in a tensor, pair, tuple, vector, array, optional, map or struct.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -16,6 +19,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/fields.hpp>
 
 namespace accel::inline v0_1::tensor {
 
@@ -55,6 +59,13 @@ consteval std::size_t field_count() {
   return sizeof...(Fields);
 }
 
+/// Whether the list of its fields is whole, as far as that can be told.
+template <HasFields T>
+consteval bool lists_all_fields() {
+  if constexpr (std::is_aggregate_v<T>) return std::tuple_size_v<decltype(T::fields())> >= field_count<T>();
+  return true;
+}
+
 /// The fields of an aggregate, as a tuple of references.
 template <class T>
 auto fields(T& object) {
@@ -89,9 +100,10 @@ auto fields(T& object) {
   }
 }
 
-/// Holds no tensor and is passed over: numbers, texts, flags.
+/// Holds no tensor and is passed over: numbers, texts, flags. A vector of flags has none that could be referred to.
 template <class T>
-concept Leaf = std::is_arithmetic_v<T> || std::is_enum_v<T> || std::convertible_to<const T&, std::string_view>;
+concept Leaf = std::is_arithmetic_v<T> || std::is_enum_v<T> || std::convertible_to<const T&, std::string_view> ||
+               std::same_as<T, std::vector<bool>>;
 
 template <class T>
 inline constexpr bool unknown = false;
@@ -105,38 +117,97 @@ consteval bool is_tree() {
                 is_a<T, std::optional> || detail::MapLike<T>)
     return true;
   else
-    return detail::ExampleLike<T> || (std::is_aggregate_v<T> && !std::is_array_v<T>);
+    return HasFields<T> || detail::ExampleLike<T> || (std::is_aggregate_v<T> && !std::is_array_v<T>);
 }
 
-/// Calls `visitor(tensor&)` for every tensor of `tree`, in order of declaration. Numbers, strings
+// How a part is called within its tree.
+
+struct Itself {};  // what an optional holds
+struct Place {     // in a list
+  std::size_t number;
+};
+struct Member {           // of a struct
+  std::string_view name;  // empty where C++ does not say it
+  std::size_t number;
+};
+template <class K>
+struct Key {  // of a map
+  const K& value;
+};
+
+namespace detail {
+
+/// In the order of their keys. That of an unordered_map depends on its history, and so on the rank.
+template <class Map>
+[[nodiscard]] auto sorted_entries(Map& map) {
+  static_assert(
+      requires(const typename Map::key_type& a, const typename Map::key_type& b) { a < b; },
+      "accel visits an unordered_map in the order of its keys, as its own differs between ranks: they need operator<");
+  std::vector<decltype(std::addressof(*map.begin()))> entries;
+  entries.reserve(map.size());
+  for (auto& entry : map) entries.push_back(std::addressof(entry));
+  std::sort(entries.begin(), entries.end(), [](const auto* a, const auto* b) { return a->first < b->first; });
+  return entries;
+}
+
+template <class Tuple, class Function>
+void for_each_member(Tuple&& members, Function&& function) {
+  std::size_t number = 0;
+  std::apply([&](auto&... member) { (function(Member{{}, number++}, member), ...); }, members);
+}
+
+}  // namespace detail
+
+/// Calls `function(step, part&)` for what `tree` consists of, one level deep, in an order that all ranks share: that of
+/// declaration, of places, of keys. `step` is how the part is called: Itself, Place, Member or Key. What has no parts,
+/// such as a tensor, is not taken.
+template <class Tree, class Function>
+void for_each_part(Tree& tree, Function&& function) {
+  using T = std::remove_const_t<Tree>;
+  if constexpr (is_a<T, std::pair>) {
+    function(Member{"first", 0}, tree.first);
+    function(Member{"second", 1}, tree.second);
+  } else if constexpr (is_a<T, std::tuple>) {
+    detail::for_each_member(tree, function);
+  } else if constexpr (is_a<T, std::vector> || detail::is_array<T>) {
+    std::size_t place = 0;
+    for (auto& part : tree) function(Place{place++}, part);
+  } else if constexpr (is_a<T, std::optional>) {
+    if (tree) function(Itself{}, *tree);
+  } else if constexpr (is_a<T, std::map>) {
+    for (auto& [key, part] : tree) function(Key<typename T::key_type>{key}, part);
+  } else if constexpr (is_a<T, std::unordered_map>) {
+    for (auto* const entry : detail::sorted_entries(tree))
+      function(Key<typename T::key_type>{entry->first}, entry->second);
+  } else if constexpr (HasFields<T>) {
+    static_assert(detail::lists_all_fields<T>(),
+                  "fields() of this struct leaves out some that accel would then not see");
+    std::size_t number = 0;
+    for_each_field(tree, [&](std::string_view name, auto& part) { function(Member{name, number++}, part); });
+  } else if constexpr (detail::ExampleLike<T>) {
+    function(Member{"data", 0}, tree.data);
+    if constexpr (requires { tree.target; }) function(Member{"target", 1}, tree.target);
+  } else if constexpr (std::is_aggregate_v<T> && !std::is_array_v<T>) {
+    detail::for_each_member(detail::fields(tree), function);
+  } else {
+    static_assert(detail::unknown<T>,
+                  "accel cannot look for tensors in this type: it takes tensors, pair, tuple, array, vector, "
+                  "optional, map, torch::data::Example, and structs without constructors that hold these");
+  }
+}
+
+/// Calls `visitor(tensor&)` for every tensor of `tree`, in the order of for_each_part. Numbers, strings
 /// and undefined tensors are passed over.
 ///
-/// Takes    at::Tensor, pair, tuple, array, vector, optional, map, torch::data::Example, and
-///          aggregates of up to 8 such fields.
+/// Takes    at::Tensor, pair, tuple, array, vector, optional, map, torch::data::Example, aggregates of up
+///          to 8 such fields, and structs that list theirs in fields(), all of them.
 template <class Tree, class Visitor>
 void visit(Tree& tree, Visitor&& visitor) {
   using T = std::remove_const_t<Tree>;
   if constexpr (std::derived_from<T, at::Tensor>) {
     if (tree.defined()) visitor(tree);
-  } else if constexpr (detail::Leaf<T>) {
-    return;
-  } else if constexpr (detail::TupleLike<T>) {
-    std::apply([&](auto&... parts) { (visit(parts, visitor), ...); }, tree);
-  } else if constexpr (is_a<T, std::vector>) {
-    for (auto& part : tree) visit(part, visitor);
-  } else if constexpr (is_a<T, std::optional>) {
-    if (tree) visit(*tree, visitor);
-  } else if constexpr (detail::MapLike<T>) {
-    for (auto& [key, part] : tree) visit(part, visitor);
-  } else if constexpr (detail::ExampleLike<T>) {
-    visit(tree.data, visitor);
-    if constexpr (requires { tree.target; }) visit(tree.target, visitor);
-  } else if constexpr (std::is_aggregate_v<T>) {
-    std::apply([&](auto&... parts) { (visit(parts, visitor), ...); }, detail::fields(tree));
-  } else {
-    static_assert(detail::unknown<T>,
-                  "accel cannot look for tensors in this type: it takes tensors, pair, tuple, array, vector, "
-                  "optional, map, torch::data::Example, and structs without constructors that hold these");
+  } else if constexpr (!detail::Leaf<T>) {
+    for_each_part(tree, [&](const auto&, auto& part) { visit(part, visitor); });
   }
 }
 
