@@ -41,9 +41,10 @@
 #endif
 #include <accel/backend/single.hpp>
 #include <accel/backend/traced.hpp>
-#include <accel/data/batch_sampler.hpp>
+#include <accel/data/batch_plan.hpp>
 #include <accel/data/loader.hpp>
 #include <accel/data/sampler.hpp>
+#include <accel/data/stream_loader.hpp>
 #include <accel/precision/bf16.hpp>
 #include <accel/precision/bf16_weights.hpp>
 #include <accel/precision/fp16.hpp>

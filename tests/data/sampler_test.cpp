@@ -5,7 +5,8 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <accel/core/error.hpp>
-#include <accel/data/batch_sampler.hpp>
+#include <accel/data/batch_plan.hpp>
+#include <accel/data/distributed_sampler.hpp>
 #include <accel/data/sampler.hpp>
 
 // After LibTorch, whose own CHECK ends the program.
@@ -15,12 +16,19 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <nlohmann/json.hpp>
 
+#include "support/orders.hpp"
+
 namespace {
 
 using accel::data::BatchPlan;
 using accel::data::DistributedSampler;
-using accel::data::epoch_order;
+using accel::testing::epoch_order;
+using accel::testing::listed;
 using Order = std::vector<std::int64_t>;
+
+Order sequence(std::int64_t rows) {
+  return listed(accel::data::Order::sequential(rows));
+}
 
 nlohmann::json recorded() {
   std::ifstream file(ACCEL_TEST_DIR "/parity/recorded/shuffle.json");
@@ -35,7 +43,7 @@ TEST_CASE("the order of an epoch is PyTorch's permutation for seed + epoch", "[d
   for (const auto& entry : all.at("cases")) {
     if (entry.at("kind") != "seedable_random_sampler") continue;
     const auto order = epoch_order(entry.at("samples").get<std::int64_t>(), entry.at("seed").get<std::uint64_t>(),
-                                   entry.at("epoch").get<std::int64_t>(), true);
+                                   entry.at("epoch").get<std::int64_t>());
     REQUIRE(order == entry.at("order").get<Order>());
     ++compared;
   }
@@ -63,18 +71,18 @@ TEST_CASE("a distributed sampler has the indices of PyTorch's", "[data][parity]"
 }
 
 TEST_CASE("the well-known orders of small seeds", "[data]") {
-  CHECK(epoch_order(10, 0, 0, true) == Order{4, 1, 7, 5, 3, 9, 0, 8, 6, 2});
-  CHECK(epoch_order(10, 1, 0, true) == Order{5, 6, 1, 2, 0, 8, 9, 3, 7, 4});
-  CHECK(epoch_order(10, 42, 0, true) == Order{2, 6, 1, 8, 4, 5, 0, 9, 3, 7});
-  CHECK(epoch_order(8, 42, 0, true) == Order{6, 3, 0, 7, 2, 1, 4, 5});
-  CHECK(epoch_order(8, 42, 2, true) == Order{4, 7, 3, 2, 1, 5, 6, 0});
+  CHECK(epoch_order(10, 0, 0) == Order{4, 1, 7, 5, 3, 9, 0, 8, 6, 2});
+  CHECK(epoch_order(10, 1, 0) == Order{5, 6, 1, 2, 0, 8, 9, 3, 7, 4});
+  CHECK(epoch_order(10, 42, 0) == Order{2, 6, 1, 8, 4, 5, 0, 9, 3, 7});
+  CHECK(epoch_order(8, 42, 0) == Order{6, 3, 0, 7, 2, 1, 4, 5});
+  CHECK(epoch_order(8, 42, 2) == Order{4, 7, 3, 2, 1, 5, 6, 0});
 }
 
 TEST_CASE("two ranks share out the shuffled epoch as Accelerate does", "[data]") {
   // accelerate, data_seed 42: 8 rows in batches of 2 on 2 ranks, two epochs
   const BatchPlan plan({.rows = 8, .batch_size = 2, .world_size = 2});
   const auto rows_of = [&plan](std::int64_t epoch, int rank) {
-    const auto order = epoch_order(8, 42, epoch, true);
+    const auto order = epoch_order(8, 42, epoch);
     Order rows;
     for (std::int64_t round = 0; round < plan.rounds(); ++round) {
       for (const auto position : plan.share(round, rank).positions) {
@@ -90,25 +98,24 @@ TEST_CASE("two ranks share out the shuffled epoch as Accelerate does", "[data]")
 }
 
 TEST_CASE("without shuffling every epoch is 0, 1, 2, ...", "[data]") {
-  CHECK(epoch_order(4, 7, 3, false) == Order{0, 1, 2, 3});
-  CHECK(epoch_order(0, 7, 3, false).empty());
-  CHECK(epoch_order(0, 7, 3, true).empty());
+  CHECK(listed(accel::data::sampler::sequential().order({.rows = 4, .seed = 7, .epoch = 3})) == Order{0, 1, 2, 3});
+  CHECK(epoch_order(0, 7, 3).empty());
 }
 
 TEST_CASE("drawing an order leaves LibTorch's default generator alone", "[data]") {
   auto generator = at::detail::getDefaultCPUGenerator();
   generator.set_current_seed(5);
   const auto before = generator.get_state();
-  (void)epoch_order(1000, 1, 0, true);
+  (void)epoch_order(1000, 1, 0);
   CHECK(before.equal(generator.get_state()));
 }
 
 TEST_CASE("a permutation of many rows holds each of them once", "[data]") {
   for (const std::int64_t rows : {1, 2, 1000, 100'003}) {
-    auto order = epoch_order(rows, 18'446'744'073'709'551'615U, 3, true);  // seed + epoch wraps to 2
-    CHECK(order == epoch_order(rows, 2, 0, true));
+    auto order = epoch_order(rows, 18'446'744'073'709'551'615U, 3);  // seed + epoch wraps to 2
+    CHECK(order == epoch_order(rows, 2, 0));
     std::ranges::sort(order);
-    CHECK(order == epoch_order(rows, 0, 0, false));
+    CHECK(order == sequence(rows));
   }
 }
 
@@ -123,7 +130,7 @@ TEST_CASE("each rank of a distributed sampler has as many rows, all of them toge
       }
       std::ranges::sort(seen);
       seen.erase(std::ranges::unique(seen).begin(), seen.end());
-      REQUIRE(seen == epoch_order(rows, 0, 0, false));
+      REQUIRE(seen == sequence(rows));
     }
   }
 }
@@ -133,6 +140,5 @@ TEST_CASE("a rank outside the world is refused", "[data]") {
   CHECK_THROWS_MATCHES(DistributedSampler(10, 2, 2), accel::InvalidArgument, Message("rank: expected 0 to 1, found 2"));
   CHECK_THROWS_AS(DistributedSampler(10, -1, 2), accel::InvalidArgument);
   CHECK_THROWS_AS(DistributedSampler(10, 0, 0), accel::InvalidArgument);
-  CHECK_THROWS_MATCHES(epoch_order(-1, 0, 0, true), accel::InvalidArgument,
-                       Message("rows: expected 0 or more, found -1"));
+  CHECK_THROWS_MATCHES(epoch_order(-1, 0, 0), accel::InvalidArgument, Message("rows: expected 0 or more, found -1"));
 }

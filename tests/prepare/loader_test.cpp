@@ -1,4 +1,5 @@
 #include "support/models.hpp"
+#include "support/orders.hpp"
 #include "support/ranks.hpp"
 
 #include <accel/accelerator.hpp>
@@ -56,7 +57,7 @@ TEST_CASE("a seed that is left open is rank 0's on all ranks", "[loader]") {
     torch::manual_seed(static_cast<std::uint64_t>(100 + rank.rank));
     Gloo accelerator;
     auto loader = accelerator.prepare(DataLoader{Numbers{30}, {.batch_size = 5, .shuffle = true}});
-    const auto order = data::epoch_order(30, 100, 0, true);
+    const auto order = accel::testing::epoch_order(30, 100, 0);
     std::vector<std::int64_t> mine;
     const auto world = static_cast<std::size_t>(rank.world_size);
     for (std::size_t i = 0; i < order.size(); ++i)
@@ -117,7 +118,7 @@ TEST_CASE("every row comes once, by default; the last one waits for nobody", "[l
         for (const auto row : list(all)) seen.push_back(row);
       }
       REQUIRE(batches == (rows + 3 * rank.world_size - 1) / (3 * rank.world_size));
-      REQUIRE(seen == data::epoch_order(rows, 1, 0, true));  // in the order of the samples
+      REQUIRE(seen == accel::testing::epoch_order(rows, 1, 0));  // in the order of the samples
     }
   });
 }

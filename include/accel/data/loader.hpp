@@ -1,136 +1,137 @@
-// DataLoader: a dataset and how its rows become batches.
+// DataLoader: a dataset, how it is visited, and how its rows become batches.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/tensor.h>
-
 #include <accel/core/error.hpp>
-#include <accel/data/batch_sampler.hpp>
-#include <accel/data/position.hpp>
+#include <accel/data/batch_list.hpp>
+#include <accel/data/batch_plan.hpp>
+#include <accel/data/collate.hpp>
+#include <accel/data/fetch.hpp>
+#include <accel/data/order.hpp>
+#include <accel/data/random.hpp>
 #include <accel/data/sampler.hpp>
-#include <accel/tensor/spec.hpp>
 #include <accel/tensor/tree.hpp>
 
 namespace accel::inline v0_1::data {
 
 struct DataLoaderOptions {
   std::int64_t batch_size = 1;  // rows of one rank's batch
-  bool shuffle = false;         // a new order every epoch, the same on all ranks
+
+  // The order of an epoch, the same on all ranks: row by row, or
+  bool shuffle = false;                 // a new permutation every epoch, PyTorch's, or
+  std::optional<Sampler> sampler{};     // what this draws
+  std::optional<std::uint64_t> seed{};  // of the order; unset: LibTorch's seed on rank 0, for all
 
   // What becomes of rows that do not fill the last round. Neither: they are split evenly, every row
   // counts once, and gradients are weighted by rows.
   bool drop_last = false;     // they are left out
   bool even_batches = false;  // the round is filled up with the first rows of the epoch again
+  bool uneven = false;        // some ranks get a short batch or none: for evaluation without collectives in the loop
 
-  bool split_batches = false;           // batch_size is that of all ranks together
-  std::optional<std::uint64_t> seed{};  // of the order; unset: LibTorch's seed on rank 0, for all
+  bool split_batches = false;          // batch_size is that of all ranks together
+  std::optional<Batching> batching{};  // batches of different sizes, in place of batch_size
+
+  // Threads that ask the dataset ahead of time. None: the training thread asks, when it needs a batch.
+  int workers = 0;
+  int prefetch = 2;         // batches that each of them may be ahead
+  double timeout_s = 1800;  // for a batch of theirs
 
   [[nodiscard]] Tail tail() const {
     if (drop_last) return Tail::drop;  // where both are set, as in Accelerate
-    return even_batches ? Tail::wrap_around : Tail::every_row;
+    if (even_batches) return Tail::wrap_around;
+    return uneven ? Tail::uneven : Tail::every_row;
   }
 };
 
-namespace detail {
+namespace compat {
 
-template <class D>
-concept ByIndices = requires(D& dataset, std::vector<std::size_t> indices) { dataset.get_batch(indices); };
-template <class D>
-concept BySignedIndices = requires(D& dataset, std::vector<std::int64_t> indices) { dataset.get_batch(indices); };
-template <class D>
-concept ByTensor = requires(D& dataset, at::Tensor indices) { dataset.get_batch(indices); };
-template <class D>
-concept ByRow = requires(D& dataset, std::size_t index) { dataset.get(index); };
-
-template <class Value>
-auto unwrapped(Value value) {
-  if constexpr (tensor::is_a<Value, std::optional>) {
-    ACCEL_CHECK(value.has_value(), InvalidArgument, "the dataset's get_batch returned nothing");
-    return *std::move(value);
-  } else {
-    return value;
-  }
-}
-
-/// Rows of equal shape, put on top of each other tensor by tensor.
-template <class Row>
-Row stacked(std::vector<Row> rows) {
-  std::vector<std::vector<at::Tensor>> columns;
-  for (auto& row : rows) {
-    auto tensors = tensor::leaves(row);
-    columns.resize(tensors.size());
-    for (std::size_t k = 0; k < tensors.size(); ++k) {
-      columns[k].push_back(std::move(tensors[k]));
-      const auto& first = columns[k].front();
-      const auto& own = columns[k].back();
-      ACCEL_CHECK(own.sizes() == first.sizes() && own.scalar_type() == first.scalar_type(), InvalidArgument,
-                  "rows of one batch differ: ", tensor::spec(first), " and ", tensor::spec(own),
-                  "; pad them, or give the dataset a get_batch(indices)");
-    }
-  }
-  Row batch = std::move(rows.front());
-  std::size_t k = 0;
-  tensor::visit(batch, [&](at::Tensor& tensor) { tensor = at::stack(columns[k++]); });
-  return batch;
-}
-
-/// torch::data's own get_batch returns a vector of rows; others return the batch.
-template <class Value>
-auto batch_of(Value value) {
-  if constexpr (tensor::is_a<Value, std::vector> && !std::same_as<Value, std::vector<at::Tensor>>) {
-    return stacked(std::move(value));
-  } else {
-    return value;
-  }
-}
-
-template <class D>
-auto fetch(D& dataset, const std::vector<std::int64_t>& rows) {
-  if constexpr (ByIndices<D>) {
-    return batch_of(unwrapped(dataset.get_batch(std::vector<std::size_t>(rows.begin(), rows.end()))));
-  } else if constexpr (BySignedIndices<D>) {
-    return batch_of(unwrapped(dataset.get_batch(rows)));
-  } else if constexpr (ByTensor<D>) {
-    return batch_of(unwrapped(dataset.get_batch(at::tensor(rows))));
-  } else {
-    std::vector<decltype(dataset.get(std::size_t{}))> examples;
-    examples.reserve(rows.size());
-    for (const auto row : rows) examples.push_back(dataset.get(static_cast<std::size_t>(row)));
-    return stacked(std::move(examples));
-  }
-}
-
-}  // namespace detail
-
-/// What a DataLoader takes: size(), and get(i) for one row or get_batch(indices) for a whole batch.
-/// Indices come as std::vector<std::size_t> (or ArrayRef, span), of std::int64_t, or as a tensor
-/// i64[n]. Datasets of torch::data qualify, mapped ones included.
-template <class D>
-concept Dataset = requires(D& dataset) { dataset.size(); } &&
-                  (detail::ByIndices<D> || detail::BySignedIndices<D> || detail::ByTensor<D> || detail::ByRow<D>);
-
-/// A dataset and its options. `accelerator.prepare` makes it iterable, with this rank's batches.
+/// The options with Accelerate's defaults in place of ours: the last round is filled up with rows that come again.
 ///
-/// A batch is what get_batch returns; rows of get(i) are stacked into one object of their own type:
-/// a tensor, a pair or tuple of tensors, a struct of tensors, torch::data::Example.
-template <class D>
+/// Source   accelerate 1.15.0, DataLoaderConfiguration: even_batches = True.
+[[nodiscard]] inline DataLoaderOptions accelerate(DataLoaderOptions options) {
+  options.even_batches = !options.uneven;
+  return options;
+}
+
+}  // namespace compat
+
+/// One epoch, planned: which rows, and who gets which of them when. A pure function of options, seed and epoch.
+class EpochPlan {
+ public:
+  EpochPlan(Order order, BatchPlan plan) : order_(std::move(order)), plan_(std::move(plan)) {}
+  EpochPlan(Order order, BatchList plan) : order_(std::move(order)), plan_(std::move(plan)) {}
+
+  [[nodiscard]] const Order& order() const { return order_; }
+  /// Who holds what.
+  [[nodiscard]] const Rounds& parts() const {
+    return std::visit([](const auto& plan) -> const Rounds& { return plan; }, plan_);
+  }
+  [[nodiscard]] std::int64_t rounds() const {
+    return std::visit([](const auto& plan) { return plan.rounds(); }, plan_);
+  }
+  [[nodiscard]] std::int64_t batches(int rank) const {
+    return std::visit([&](const auto& plan) { return plan.batches(rank); }, plan_);
+  }
+  [[nodiscard]] std::int64_t remainder() const {
+    return std::visit([](const auto& plan) { return plan.remainder(); }, plan_);
+  }
+  [[nodiscard]] Share share(std::int64_t round, int rank) const {
+    return std::visit([&](const auto& plan) { return plan.share(round, rank); }, plan_);
+  }
+  [[nodiscard]] std::int64_t rows_after(std::int64_t rounds_done) const {
+    return std::visit([&](const auto& plan) { return plan.rows_after(rounds_done); }, plan_);
+  }
+
+ private:
+  Order order_;
+  std::variant<BatchPlan, BatchList> plan_;
+};
+
+/// A dataset, its options, and how rows become a batch. `accelerator.prepare` makes it iterable, with this rank's
+/// batches.
+///
+/// A batch is what get_batch returns; rows of get(i) are collated: see Stack, which is the default, and Pad. Any
+/// function of a std::vector of rows will do.
+///
+/// Workers  share the dataset if a const one can be asked, as std::vector can; it is then asked by several threads at
+///          once. Otherwise each has a copy. The batches are the same, and in the same order, however many there are.
+/// Throws   InvalidArgument for options that contradict each other, and for workers of a dataset that can neither be
+///          shared nor copied.
+template <class D, class C = Stack>
 class DataLoader {
  public:
   static_assert(Dataset<D>,
-                "a dataset needs size(), and get(std::size_t index) or get_batch(std::vector<std::size_t> indices)");
+                "a dataset needs size(), and get(std::size_t row) or get_batch(std::vector<std::int64_t> rows)");
 
-  explicit DataLoader(D dataset, DataLoaderOptions options = {}) : dataset_(std::move(dataset)), options_(options) {}
+  explicit DataLoader(D dataset, DataLoaderOptions options = {}, C collate = {})
+      : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {
+    ACCEL_CHECK(!options_.shuffle || !options_.sampler, InvalidArgument,
+                "shuffle and a sampler are set, and both say what the order is; leave one of them out");
+    ACCEL_CHECK(!options_.batching || (!options_.split_batches && options_.batch_size == 1), InvalidArgument,
+                "batching says what the batches are; leave batch_size and split_batches out");
+    ACCEL_CHECK(!options_.uneven || !options_.even_batches, InvalidArgument,
+                "uneven and even_batches contradict each other; set one of them");
+    ACCEL_CHECK(options_.workers >= 0 && options_.workers <= 1024, InvalidArgument,
+                "workers: expected 0 to 1024 threads, found ", options_.workers);
+    ACCEL_CHECK(options_.prefetch >= 1, InvalidArgument, "prefetch: expected at least 1 batch, found ",
+                options_.prefetch);
+    ACCEL_CHECK(options_.timeout_s > 0, InvalidArgument, "timeout_s: expected more than 0, found ", options_.timeout_s);
+    if constexpr (!SharedDataset<D> && !std::copy_constructible<D>)
+      ACCEL_CHECK(options_.workers <= 1, InvalidArgument, "workers: a dataset that is not const when it is asked, and ",
+                  "that can not be copied, has room for 1, found ", options_.workers,
+                  "; make get or get_batch const, if threads may call it at once");
+  }
 
   [[nodiscard]] D& dataset() { return dataset_; }
   [[nodiscard]] const DataLoaderOptions& options() const { return options_; }
@@ -142,30 +143,121 @@ class DataLoader {
     const auto size = dataset_.size();
     if constexpr (tensor::is_a<std::remove_const_t<decltype(size)>, std::optional>) {
       ACCEL_CHECK(size.has_value(), InvalidArgument,
-                  "the dataset does not know its size; accel shards only those that do");
+                  "the dataset does not know its size; a data::StreamLoader takes such a one");
       return static_cast<std::int64_t>(*size);
     } else {
       return static_cast<std::int64_t>(size);
     }
   }
 
-  /// How its epochs are cut for `world_size` ranks.
-  [[nodiscard]] BatchPlan plan(int world_size) const {
-    return BatchPlan({.rows = rows(),
+  /// Rows of an epoch.
+  [[nodiscard]] std::int64_t samples() const { return sampler().samples(rows()); }
+
+  /// What is the same on every rank, and in a run that goes on from this one.
+  [[nodiscard]] std::string describe() const {
+    return message(rows(), " rows, ", sampler().name, options_.batching ? ", " + options_.batching->name : "");
+  }
+  /// What is the same on every rank, and may change between runs.
+  [[nodiscard]] std::string describe_batches() const {
+    if (options_.batching) return message(", tail ", static_cast<int>(options_.tail()));
+    return message(", batch_size ", options_.batch_size, options_.drop_last ? ", drop_last" : "",
+                   options_.even_batches ? ", even_batches" : "", options_.uneven ? ", uneven" : "",
+                   options_.split_batches ? ", split_batches" : "");
+  }
+
+  /// How its epochs are cut for `world_size` ranks, by arithmetic alone.
+  ///
+  /// Throws   InvalidArgument if batching cuts them.
+  [[nodiscard]] BatchPlan plan(int world_size, std::int64_t done_rows = 0, std::int64_t done_rounds = 0) const {
+    ACCEL_CHECK(!options_.batching, InvalidArgument, "how batching cuts an epoch depends on its order");
+    return BatchPlan({.rows = samples(),
                       .batch_size = options_.batch_size,
                       .world_size = world_size,
                       .tail = options_.tail(),
-                      .split_batches = options_.split_batches});
+                      .split_batches = options_.split_batches,
+                      .done_rows = done_rows,
+                      .done_rounds = done_rounds});
   }
 
-  /// The batch of these rows of the dataset.
-  [[nodiscard]] auto fetch(const std::vector<std::int64_t>& rows) { return detail::fetch(dataset_, rows); }
+  /// The epoch from where `done_rows` of its rows are done.
+  ///
+  /// Cost     what the sampler and the batching take: by default O(1), whatever is done; with shuffle O(rows).
+  [[nodiscard]] EpochPlan epoch(std::uint64_t seed, std::int64_t number, int world_size, std::int64_t done_rows = 0,
+                                std::int64_t done_rounds = 0) const {
+    const std::int64_t all = samples();
+    const std::int64_t global =
+        options_.split_batches ? options_.batch_size : options_.batch_size * static_cast<std::int64_t>(world_size);
+    Order order = sampler().order({.rows = rows(), .seed = seed, .epoch = number, .global_batch = global});
+    ACCEL_CHECK(order.size() == all, InvalidArgument, "the sampler ", sampler().name, " gave ", order.size(),
+                " rows for an epoch, and had said ", all);
+    if (!options_.batching) return {std::move(order), plan(world_size, done_rows, done_rounds)};
+    BatchList list({.rows = all,
+                    .sizes = options_.batching->sizes(order),
+                    .world_size = world_size,
+                    .tail = options_.tail(),
+                    .done_rows = done_rows,
+                    .done_rounds = done_rounds});
+    return {std::move(order), std::move(list)};
+  }
 
-  using Batch = decltype(detail::fetch(std::declval<D&>(), std::vector<std::int64_t>()));
+  /// Someone who asks the dataset: a worker thread, or the thread that trains.
+  class Reader {
+   public:
+    using Source = std::conditional_t<SharedDataset<D>, const D, D>;
+
+    /// The batch of a share of an epoch, and which rows of the dataset these are.
+    auto operator()(const std::vector<std::int64_t>& rows, const std::vector<std::int64_t>& positions) {
+      return data::fetch(own_ ? *own_ : *shared_, rows, positions, random_, *collate_);
+    }
+
+   private:
+    friend class DataLoader;
+
+    Reader(Source& shared, const C& collate, SampleRandom random)
+        : shared_(&shared), collate_(&collate), random_(std::move(random)) {}
+
+    Source* shared_;
+    const C* collate_;
+    std::shared_ptr<Source> own_;
+    SampleRandom random_;
+  };
+
+  /// Readers for `workers` threads, or for the thread that trains.
+  [[nodiscard]] std::vector<Reader> readers(std::uint64_t seed, std::int64_t epoch) {
+    std::vector<Reader> readers;
+    const int count = std::max(options_.workers, 1);
+    for (int i = 0; i < count; ++i) {
+      readers.push_back(Reader(dataset_, collate_, SampleRandom(seed, epoch)));
+      if constexpr (!SharedDataset<D> && std::copy_constructible<D>)
+        if (options_.workers > 0) readers.back().own_ = std::make_shared<D>(dataset_);
+    }
+    return readers;
+  }
+
+  /// The batch of these rows of the dataset, of which no epoch knows.
+  [[nodiscard]] auto fetch(const std::vector<std::int64_t>& rows) {
+    SampleRandom random(0, 0);
+    return data::fetch(dataset_, rows, rows, random, collate_);
+  }
+
+  using Batch = decltype(std::declval<Reader&>()(std::vector<std::int64_t>(), std::vector<std::int64_t>()));
 
  private:
+  [[nodiscard]] Sampler sampler() const {
+    if (options_.sampler) return *options_.sampler;
+    return options_.shuffle ? data::sampler::random() : data::sampler::sequential();
+  }
+
   D dataset_;
   DataLoaderOptions options_;
+  C collate_;
 };
+
+template <class D>
+DataLoader(D) -> DataLoader<D, Stack>;
+template <class D>
+DataLoader(D, DataLoaderOptions) -> DataLoader<D, Stack>;
+template <class D, class C>
+DataLoader(D, DataLoaderOptions, C) -> DataLoader<D, C>;
 
 }  // namespace accel::inline v0_1::data

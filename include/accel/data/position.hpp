@@ -8,36 +8,51 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
-#include <accel/data/batch_sampler.hpp>
+#include <accel/data/round.hpp>
 
 namespace accel::inline v0_1::data {
 
 /// One batch of this rank among those of the epoch.
 struct Position {
-  std::int64_t index = 0;        // of the batch, from 0
-  std::int64_t length = 0;       // batches of the epoch, on this rank
-  std::int64_t rows = 0;         // real rows of this rank's batch; 0 for a filler
+  std::int64_t index = 0;        // of the batch, from 0; a resumed epoch goes on counting
+  std::int64_t length = 0;       // batches of the epoch, on this rank; -1 if a stream does not know
+  std::int64_t rows = 0;         // valid rows of this rank's batch, from the front; 0 for a filler
   std::int64_t weight_rows = 0;  // rows its gradient speaks for ...
   std::int64_t round_rows = 1;   // ... of those of all ranks in this round
+  bool last = false;             // no batch follows in this epoch
+  bool has_all_ranks = true;     // every rank has a batch in this round
 
-  [[nodiscard]] bool is_last() const { return index + 1 == length; }
+  [[nodiscard]] bool is_last() const { return last; }
+
+  /// Batches that follow, this one included; `most` if that is not known.
+  [[nodiscard]] std::int64_t left(std::int64_t most) const {
+    if (last) return 1;
+    return length < 0 ? most : length - index;
+  }
 
   /// This rank's share of the mean over the rows of the round.
-  [[nodiscard]] double share() const { return static_cast<double>(weight_rows) / static_cast<double>(round_rows); }
+  ///
+  /// Throws   InvalidArgument in a round in which some rank has no batch: it could take no part in the mean.
+  [[nodiscard]] double share() const {
+    ACCEL_CHECK(has_all_ranks, InvalidArgument, "backward: this is the last round of an uneven loader, in which some ",
+                "ranks have no batch and so no backward; train with the loader's default, which gives every rank one");
+    return static_cast<double>(weight_rows) / static_cast<double>(round_rows);
+  }
 };
 
 /// One pass over a loader that has handed out a batch and is not over.
 struct Pass {
-  const BatchPlan* plan = nullptr;
+  const Rounds* rounds = nullptr;
   Position position;
   const std::byte* batch_begin = nullptr;  // the storage of the batch object in the user's hands
   const std::byte* batch_end = nullptr;
 
   /// Whether every rank, not only this one, has the same share of both rounds: all must judge alike.
   [[nodiscard]] bool shares_like(const Pass& other) const {
-    for (int rank = 0; rank < plan->options().world_size; ++rank)
-      if (plan->weight_rows(position.index, rank) * other.position.round_rows !=
-          other.plan->weight_rows(other.position.index, rank) * position.round_rows)
+    if (this == &other) return true;
+    for (int rank = 0; rank < rounds->world_size(); ++rank)
+      if (rounds->part(position.index, rank).weight * other.position.round_rows !=
+          other.rounds->part(other.position.index, rank).weight * position.round_rows)
         return false;
     return true;
   }

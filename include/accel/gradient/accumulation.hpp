@@ -53,7 +53,7 @@ class Accumulation {
     ACCEL_CHECK(!under_way_, InvalidArgument, "accumulate: it is called inside of another micro-step; ",
                 "one `auto micro_step = accelerator.accumulate(batch);` is enough for all models of a step");
     if (window_.is_over()) {
-      const std::int64_t left = position ? position->length - position->index : steps_;
+      const std::int64_t left = position ? position->left(steps_) : steps_;
       window_ = {.length = std::min<std::int64_t>(steps_, left)};
     }
     current_ = {.index = window_.begun++};
@@ -70,6 +70,10 @@ class Accumulation {
   }
 
   void end() { under_way_ = false; }
+
+  /// Where the current micro-step stands in its window, and how many that was begun for.
+  [[nodiscard]] std::int64_t window_position() const { return current_.index; }
+  [[nodiscard]] std::int64_t window_length() const { return window_.length; }
 
   /// Whether the current micro-step reduces and steps. Keeps its value until the next one begins.
   [[nodiscard]] bool synchronises() const { return current_.synchronises && no_sync_ == 0; }

@@ -29,9 +29,14 @@ template <Backend B, class Tree>
   ACCEL_CHECK(pass != nullptr, InvalidArgument,
               "gather_for_metrics: no prepared loader is in flight; call it inside the loop over one, or use gather");
   std::vector<collective::Rows> rows;
-  for (int rank = 0; rank < backend.world_size(); ++rank)
-    rows.push_back(
-        {pass->plan->held_rows(pass->position.index, rank), pass->plan->counted_rows(pass->position.index, rank)});
+  for (int rank = 0; rank < backend.world_size(); ++rank) {
+    const data::Part part = pass->rounds->part(pass->position.index, rank);
+    rows.push_back({part.held, part.counted});
+  }
+  ACCEL_CHECK(
+      pass->position.has_all_ranks, InvalidArgument, "gather_for_metrics: this is the last round of an uneven ",
+      "loader, in which some ranks have no batch and so do not come here; use the loader's default, which gives ",
+      "every rank one, or add up metrics on each rank and reduce them behind the loop");
   const std::int64_t own = rows[static_cast<std::size_t>(backend.rank())].held;
   tensor::visit(tree, [&](const at::Tensor& tensor) {
     ACCEL_CHECK(tensor.dim() > 0 && tensor.size(0) == own, InvalidArgument, "gather_for_metrics: expected ", own,

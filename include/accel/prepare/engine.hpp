@@ -30,6 +30,7 @@
 #include <accel/gradient/scaled.hpp>
 #include <accel/precision/precision.hpp>
 #include <accel/prepare/ema.hpp>
+#include <accel/prepare/link.hpp>
 #include <accel/prepare/loader.hpp>
 #include <accel/prepare/model.hpp>
 #include <accel/prepare/optimizer.hpp>
@@ -409,9 +410,9 @@ template <class E, Backend B, Precision P>
 [[nodiscard]] auto wrap(EmaPart<E>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
   return Ema<E>(std::move(part.ema), engine);
 }
-template <class D, Backend B, Precision P>
-[[nodiscard]] auto wrap(LoaderPart<D>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
-  return Loader<D>(std::move(part.loader), engine, part.seed);
+template <class L, Backend B, Precision P>
+[[nodiscard]] auto wrap(LoaderPart<L>&& part, const std::shared_ptr<Engine<B, P>>& engine) {
+  return Loader<L>(std::move(part.loader), engine, std::make_shared<LinkOver<Engine<B, P>, B>>(engine), part.seed);
 }
 
 /// What Accelerator::prepare gives: one wrapper, or a tuple of several.

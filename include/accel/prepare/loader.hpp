@@ -1,73 +1,168 @@
 // Loader: this rank's batches, on its device, epoch by epoch.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
-#include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/hash.hpp>
+#include <accel/data/cursor.hpp>
 #include <accel/data/loader.hpp>
 #include <accel/data/position.hpp>
-#include <accel/data/sampler.hpp>
+#include <accel/prepare/device_copy.hpp>
+#include <accel/prepare/feed.hpp>
+#include <accel/prepare/link.hpp>
 #include <accel/prepare/session.hpp>
-#include <accel/tensor/tree.hpp>
+#include <accel/prepare/stream_feed.hpp>
+#include <accel/tensor/state_dict.hpp>
 
 namespace accel::inline v0_1::prepare {
 
-/// A prepared DataLoader: `for (auto& batch : loader)`, or `for (auto& [data, target] : loader)`.
+/// A prepared DataLoader or StreamLoader: `for (auto& batch : loader)`, or `for (auto& [data, target] : loader)`.
 ///
 /// Every begin() starts the next epoch, whether the one before was finished or left by `break`.
-/// Order    no communication: the order depends on seed and epoch, which all ranks share.
-template <class D>
+/// Order    of a DataLoader no communication: its order depends on seed and epoch, which all ranks share. But the first
+///          begin() after load_state_dict() or skip_first() compares the position between the ranks, in one round over
+///          the control plane. A stream that is dispatched, or sharded by the dataset, takes one for every batch.
+/// State    the position: seed, epoch, rows and batches of it that were handed out. In the loop it is behind the
+///          current batch; outside of it at the begin of the epoch that the next begin() starts. Of a DataLoader it
+///          takes O(1) to go on from, and may be saved at one number of ranks and loaded at another.
+template <class L>
 class Loader {
+  static constexpr bool is_stream = data::is_stream_loader<L>;
+
  public:
-  using Batch = typename data::DataLoader<D>::Batch;
+  using Batch = typename L::Batch;
   class Iterator;
 
-  Loader(std::shared_ptr<data::DataLoader<D>> loader, std::shared_ptr<Session> session, std::uint64_t seed)
-      : loader_(std::move(loader)),
-        session_(std::move(session)),
-        plan_(loader_->plan(session_->topology.world_size)),
-        seed_(seed) {}
+  Loader(std::shared_ptr<L> loader, std::shared_ptr<Session> session, std::shared_ptr<Link> link, std::uint64_t seed)
+      : loader_(std::move(loader)), session_(std::move(session)), link_(std::move(link)) {
+    course_->seed = seed;
+  }
 
   [[nodiscard]] Iterator begin();
   [[nodiscard]] std::default_sentinel_t end() const { return {}; }
 
-  /// Batches of an epoch, on this rank.
-  [[nodiscard]] std::int64_t size() const { return plan_.batches(session_->topology.rank); }
-  /// Rows of the dataset.
-  [[nodiscard]] std::int64_t rows() const { return plan_.options().rows; }
+  /// Batches of a whole epoch, on this rank; with batches of different sizes of the epoch that the next begin() starts.
+  [[nodiscard]] std::int64_t size() const
+    requires(!is_stream)
+  {
+    return whole_epoch([&](const auto& plan) { return plan.batches(session_->topology.rank); });
+  }
   /// Rows of the last round if it is not full, over all ranks; else 0.
-  [[nodiscard]] std::int64_t remainder() const { return plan_.remainder(); }
-  [[nodiscard]] const data::BatchPlan& plan() const { return plan_; }
+  [[nodiscard]] std::int64_t remainder() const
+    requires(!is_stream)
+  {
+    return whole_epoch([](const auto& plan) { return plan.remainder(); });
+  }
+  /// Rows of the dataset.
+  [[nodiscard]] std::int64_t rows() const
+    requires(!is_stream)
+  {
+    return loader_->rows();
+  }
   /// Where the batch that was handed out last stands in its epoch; `position().is_last()` inside the
-  /// loop says whether another one follows.
-  [[nodiscard]] const data::Position& position() const { return *position_; }
+  /// loop says whether another one follows, `position().rows` how many of its rows are valid.
+  [[nodiscard]] const data::Position& position() const { return course_->position; }
 
   /// The epoch that the next begin() starts, and a way to choose it.
-  [[nodiscard]] std::int64_t epoch() const { return epoch_; }
-  void set_epoch(std::int64_t epoch) { epoch_ = epoch; }
+  [[nodiscard]] std::int64_t epoch() const { return course_->next.epoch; }
+  void set_epoch(std::int64_t epoch) { course_->start_next_at({.epoch = epoch}); }
 
-  [[nodiscard]] D& dataset() { return loader_->dataset(); }
+  /// The next begin() starts its epoch behind its first `batches` batches; the epochs after it are whole again.
+  ///
+  /// Cost     of a DataLoader O(1) (with batches of different sizes: a pass over the order); a stream is read.
+  void skip_first(std::int64_t batches) {
+    session_->at_rank([&] {
+      ACCEL_CHECK(batches >= 0, InvalidArgument, "skip_first: expected 0 or more batches, found ", batches);
+      data::Cursor next{.epoch = epoch(), .batches = batches};
+      if constexpr (is_stream) {
+        next.rows = batches * loader_->deal(session_->topology.world_size).full();
+      } else {
+        const auto place = [&](const auto& plan) {
+          next.batches = std::min(batches, plan.rounds());
+          return plan.rows_after(batches);
+        };
+        next.rows = whole_epoch(place);
+      }
+      course_->start_next_at(next);
+      course_->is_moved = true;
+    });
+  }
+
+  [[nodiscard]] tensor::StateDict state_dict() const {
+    const Place place = course_->current ? *course_->current : Place{course_->next, course_->state};
+    auto state = data::SavedCursor{place.cursor, course_->seed, fnv1a(loader_->describe())}.state_dict();
+    if (place.state) state.add("stream.", *place.state);
+    return state;
+  }
+
+  /// The next begin() goes on from there.
+  ///
+  /// Order    on every rank, with the same state; of a stream that is sharded by the dataset with that rank's own.
+  /// Throws   CheckpointError for the state of another dataset or order.
+  void load_state_dict(const tensor::StateDict& state) {
+    session_->at_rank([&] {
+      const auto saved = data::SavedCursor::from(state, loader_->describe());
+      course_->seed = saved.seed;
+      course_->start_next_at(saved.cursor);
+      const auto of_stream = state.below("stream.");
+      if (!of_stream.empty()) course_->state = of_stream;
+      course_->is_moved = true;
+    });
+  }
+
+  [[nodiscard]] auto& dataset() { return loader_->dataset(); }
 
  private:
   friend class Iterator;
 
-  std::shared_ptr<data::DataLoader<D>> loader_;
+  /// A position, and that of the stream there.
+  struct Place {
+    data::Cursor cursor;
+    std::optional<tensor::StateDict> state;
+  };
+
+  /// What the loader shares with its passes.
+  struct Course {
+    std::uint64_t seed = 0;
+    data::Cursor next;                       // where the next pass begins
+    std::optional<tensor::StateDict> state;  // of the stream there
+    bool is_moved = false;                   // the user has chosen it
+    std::optional<Place> current;            // of the pass under way, behind its last batch
+    const void* pass = nullptr;              // whose that is
+    data::Position position;
+
+    void start_next_at(const data::Cursor& cursor) {
+      next = cursor;
+      state.reset();
+    }
+  };
+
+  /// What `ask` finds in the plan of the next epoch, as if nothing of it were done.
+  template <class Ask>
+  [[nodiscard]] std::int64_t whole_epoch(const Ask& ask) const {
+    const int world_size = session_->topology.world_size;
+    if (!loader_->options().batching) return ask(loader_->plan(world_size));
+    return ask(loader_->epoch(course_->seed, epoch(), world_size));
+  }
+
+  std::shared_ptr<L> loader_;
   std::shared_ptr<Session> session_;
-  data::BatchPlan plan_;
-  std::uint64_t seed_;
-  std::int64_t epoch_ = 0;
-  std::shared_ptr<data::Position> position_ = std::make_shared<data::Position>();  // written by the pass
+  std::shared_ptr<Link> link_;
+  std::shared_ptr<Course> course_ = std::make_shared<Course>();
 };
 
 /// An input iterator that owns the pass: when it goes, the pass is over.
-template <class D>
-class Loader<D>::Iterator {
+template <class L>
+class Loader<L>::Iterator {
  public:
   using value_type = Batch;
   using difference_type = std::ptrdiff_t;
@@ -87,60 +182,97 @@ class Loader<D>::Iterator {
 
   /// Stays in place while the iterator moves: accumulate(batch) knows the batch by its address.
   struct Run {
-    Run(const Loader& from, std::int64_t epoch)
-        : loader(from.loader_),
-          session(from.session_),
-          plan(from.plan_),
-          shown(from.position_),
-          order(data::epoch_order(plan.options().rows, from.seed_, epoch, loader->options().shuffle)) {
-      pass.plan = &plan;
-      pass.position.index = -1;
-      pass.position.length = plan.batches(session->topology.rank);
+    Run(const Loader& from, const PassStart& start)
+        : session(from.session_),
+          course(from.course_),
+          epoch(start.from.epoch),
+          feed(make_feed(from, start)),
+          copy(session->device) {
+      course->current.emplace(Place{start.from, start.state});
+      course->pass = this;
       advance();
-      if (batch) session->in_flight.enter(&pass);
     }
 
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
-    ~Run() { session->in_flight.leave(&pass); }
+    ~Run() { end(); }
 
-    void advance() {
-      const int rank = session->topology.rank;
-      auto& at = pass.position;
-      if (++at.index >= at.length) {
-        batch.reset();
-        session->in_flight.leave(&pass);
-        return;
-      }
-      auto share = plan.share(at.index, rank);
-      for (auto& position : share.positions) position = order[static_cast<std::size_t>(position)];
-      batch = tensor::map(loader->fetch(share.positions),
-                          [&](const at::Tensor& tensor) { return tensor.to(session->device, /*non_blocking=*/true); });
-      at.rows = share.counted_rows;
-      at.weight_rows = share.weight_rows;
-      at.round_rows = plan.round_rows(at.index);
-      *shown = at;
-      pass.batch_begin = reinterpret_cast<const std::byte*>(std::addressof(*batch));  // only compared
-      pass.batch_end = pass.batch_begin + sizeof(Batch);
+    static Feed<L> make_feed(const Loader& from, const PassStart& start) {
+      if constexpr (is_stream)
+        return Feed<L>(from.loader_, from.link_, start);
+      else
+        return Feed<L>(from.loader_, start);
     }
 
-    std::shared_ptr<data::DataLoader<D>> loader;
+    void advance() {
+      session->in_flight.leave(&pass);
+      auto delivery = upcoming ? std::exchange(upcoming, std::nullopt) : fetch();
+      if (!delivery) {
+        batch.reset();
+        return end();
+      }
+      copy.finish(delivery->batch);
+      batch.emplace(std::move(delivery->batch));
+      rounds = std::move(delivery->rounds);
+      pass.rounds = rounds.get();
+      pass.position = delivery->position;
+      pass.batch_begin = reinterpret_cast<const std::byte*>(std::addressof(*batch));  // only compared
+      pass.batch_end = pass.batch_begin + sizeof(Batch);
+      course->position = pass.position;
+      if (course->pass == this)
+        course->current = Place{{.epoch = epoch, .rows = delivery->rows_after, .batches = pass.position.index + 1},
+                                std::move(delivery->state)};
+      session->in_flight.enter(&pass);
+      if (copy.is_apart() && feed.is_ready()) upcoming = fetch();
+    }
+
+    /// The next batch, on its way to the device.
+    std::optional<Delivery<Batch>> fetch() {
+      auto delivery = feed.next();
+      if (delivery) delivery->batch = copy.start(std::move(delivery->batch));
+      return delivery;
+    }
+
+    void end() {
+      session->in_flight.leave(&pass);
+      if (course->pass != this) return;
+      course->pass = nullptr;
+      course->current.reset();
+    }
+
     std::shared_ptr<Session> session;
-    data::BatchPlan plan;
-    std::shared_ptr<data::Position> shown;
-    std::vector<std::int64_t> order;  // [rows], of this epoch
+    std::shared_ptr<Course> course;
+    std::int64_t epoch;
+    Feed<L> feed;
+    DeviceCopy copy;
+    std::optional<Delivery<Batch>> upcoming;  // on a GPU, where it was ready
     std::optional<Batch> batch;
+    std::shared_ptr<const data::Rounds> rounds;
     data::Pass pass;
   };
 
-  Iterator(const Loader& loader, std::int64_t epoch) : run_(std::make_unique<Run>(loader, epoch)) {}
+  Iterator(const Loader& loader, const PassStart& start) : run_(std::make_unique<Run>(loader, start)) {}
 
   std::unique_ptr<Run> run_;
 };
 
-template <class D>
-typename Loader<D>::Iterator Loader<D>::begin() {
-  return session_->at_rank([&] { return Iterator(*this, epoch_++); });
+template <class L>
+typename Loader<L>::Iterator Loader<L>::begin() {
+  return session_->at_rank([&] {
+    Course& course = *course_;
+    const PassStart start{.rank = session_->topology.rank,
+                          .world_size = session_->topology.world_size,
+                          .seed = course.seed,
+                          .from = course.next,
+                          .pins_memory = session_->device.is_cuda(),
+                          .state = course.state};
+    if (std::exchange(course.is_moved, false))
+      link_->require_equal("loader: where it goes on",
+                           message("epoch ", start.from.epoch, ", behind ", start.from.rows, " rows in ",
+                                   start.from.batches, " batches, seed ", start.seed));
+    course.start_next_at({.epoch = start.from.epoch + 1});
+    return Iterator(*this, start);
+  });
 }
 
 }  // namespace accel::inline v0_1::prepare

@@ -21,6 +21,7 @@
 #include <accel/core/fields.hpp>
 #include <accel/core/hash.hpp>
 #include <accel/data/loader.hpp>
+#include <accel/data/stream_loader.hpp>
 #include <accel/prepare/ema.hpp>
 #include <accel/prepare/group_options.hpp>
 #include <accel/prepare/model.hpp>
@@ -54,9 +55,9 @@ struct EmaPart {
   std::shared_ptr<E> ema;
 };
 
-template <class D>
+template <class L>
 struct LoaderPart {
-  std::shared_ptr<data::DataLoader<D>> loader;
+  std::shared_ptr<L> loader;
   std::uint64_t seed = 0;
 };
 
@@ -64,8 +65,10 @@ namespace detail {
 
 template <class T>
 inline constexpr bool is_loader = false;
-template <class D>
-inline constexpr bool is_loader<data::DataLoader<D>> = true;
+template <class D, class C>
+inline constexpr bool is_loader<data::DataLoader<D, C>> = true;
+template <class D, class C>
+inline constexpr bool is_loader<data::StreamLoader<D, C>> = true;
 
 template <class T>
 inline constexpr bool unknown = false;
@@ -85,14 +88,13 @@ template <class T>
   } else if constexpr (EmaLike<Value>) {
     return EmaPart<Value>{borrow_or_own(std::forward<T>(argument))};
   } else if constexpr (detail::is_loader<Value>) {
-    using D = std::remove_cvref_t<decltype(argument.dataset())>;
-    return LoaderPart<D>{borrow_or_own(std::forward<T>(argument))};
+    return LoaderPart<Value>{borrow_or_own(std::forward<T>(argument))};
   } else if constexpr (SchedulerLike<Value>) {
     return SchedulerPart<Value>{borrow_or_own(std::forward<T>(argument))};
   } else {
     static_assert(detail::unknown<Value>,
                   "prepare takes modules (shared_ptr, module holder or the module itself), optimizers, "
-                  "accel::data::DataLoader, schedulers and averages");
+                  "accel::data::DataLoader or StreamLoader, schedulers and averages");
   }
 }
 
@@ -254,15 +256,17 @@ void inspect(EmaPart<E>& part, Inspection& inspection) {
                                      " parameters, after ", ema.updates(), " updates"));
 }
 
-template <class D>
-void inspect(LoaderPart<D>& part, Inspection& inspection) {
+template <class L>
+void inspect(LoaderPart<L>& part, Inspection& inspection) {
   const auto& options = part.loader->options();
-  (void)part.loader->plan(inspection.session.topology.world_size);  // its checks
+  const int world_size = inspection.session.topology.world_size;
+  if constexpr (data::is_stream_loader<L>)
+    (void)part.loader->deal(world_size);  // its checks
+  else if (!options.batching)
+    (void)part.loader->plan(world_size);
   inspection.split_batches |= options.split_batches;
   inspection.lines.push_back(
-      message("loader ", inspection.loaders++, ": ", part.loader->rows(), " rows, batch_size ", options.batch_size,
-              options.shuffle ? ", shuffle" : "", options.drop_last ? ", drop_last" : "",
-              options.even_batches ? ", even_batches" : "", options.split_batches ? ", split_batches" : ""));
+      message("loader ", inspection.loaders++, ": ", part.loader->describe(), part.loader->describe_batches()));
 }
 
 template <class S>
@@ -277,15 +281,17 @@ void inspect(Part&, Inspection&) {}
 
 // The seeds of loaders that left theirs open are rank 0's, for all.
 
-template <class D>
-void propose_seed(const LoaderPart<D>& part, std::uint64_t fallback, std::string& text) {
-  text += std::to_string(part.loader->options().seed.value_or(fallback)) + " ";
+template <class L>
+void propose_seed(const LoaderPart<L>& part, std::uint64_t fallback, std::string& text) {
+  std::optional<std::uint64_t> seed;
+  if constexpr (!data::is_stream_loader<L>) seed = part.loader->options().seed;
+  text += std::to_string(seed.value_or(fallback)) + " ";
 }
 template <class Part>
 void propose_seed(const Part&, std::uint64_t, std::string&) {}
 
-template <class D>
-void accept_seed(LoaderPart<D>& part, std::istringstream& seeds) {
+template <class L>
+void accept_seed(LoaderPart<L>& part, std::istringstream& seeds) {
   seeds >> part.seed;
 }
 template <class Part>

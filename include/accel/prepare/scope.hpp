@@ -1,6 +1,7 @@
 // Scope: the guards of accumulate() and no_sync().
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -25,6 +26,9 @@ class [[nodiscard]] MicroStepScope {
 
   /// Whether this micro-step reduces the gradients, and the optimizer steps.
   [[nodiscard]] bool synchronises() const { return session_->accumulation.synchronises(); }
+  /// Its number in the accumulation window, from 0, and how many micro-steps that has; less where a stream ends in it.
+  [[nodiscard]] std::int64_t window_position() const { return session_->accumulation.window_position(); }
+  [[nodiscard]] std::int64_t window_length() const { return session_->accumulation.window_length(); }
 
  private:
   std::shared_ptr<Session> session_;

@@ -14,7 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include <accel/core/error.hpp>
-#include <accel/data/batch_sampler.hpp>
+#include <accel/data/batch_plan.hpp>
 
 namespace {
 
@@ -293,13 +293,13 @@ TEST_CASE("wrap_around goes on with the first rows until every batch is full", "
   });
 }
 
-TEST_CASE("the weights of a round add up to round_rows", "[data]") {
+TEST_CASE("the weights of a round add up to its weight", "[data]") {
   for (const Tail tail : tails) {
     for_all_plans(tail, [](const BatchPlan& plan) {
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
         std::int64_t weight = 0;
-        for (int rank = 0; rank < plan.options().world_size; ++rank) weight += plan.weight_rows(round, rank);
-        REQUIRE(weight == plan.round_rows(round));
+        for (int rank = 0; rank < plan.options().world_size; ++rank) weight += plan.part(round, rank).weight;
+        REQUIRE(weight == plan.weight(round));
         REQUIRE(weight > 0);
       }
     });
@@ -314,8 +314,8 @@ TEST_CASE("shares, counts and batch numbers tell the same", "[data]") {
         std::int64_t batches = 0;
         for (std::int64_t round = 0; round < plan.rounds(); ++round) {
           const Share share = plan.share(round, rank);
-          REQUIRE(share.counted_rows == plan.counted_rows(round, rank));
-          REQUIRE(share.weight_rows == plan.weight_rows(round, rank));
+          REQUIRE(share.counted_rows == plan.part(round, rank).counted);
+          REQUIRE(share.weight_rows == plan.part(round, rank).weight);
           batches += share.positions.empty() ? 0 : 1;
         }
         REQUIRE(batches == plan.batches(rank));
@@ -357,11 +357,15 @@ TEST_CASE("sizes that make no sense are refused with what was expected", "[data]
   const auto refused = [](const BatchPlanOptions& options, const std::string& text) {
     CHECK_THROWS_MATCHES(BatchPlan(options), accel::InvalidArgument, MessageMatches(ContainsSubstring(text)));
   };
-  refused({.rows = -1}, "rows: expected 0 or more, found -1");
+  refused({.rows = -1}, ", found -1");
   refused({.rows = 1, .batch_size = 0}, "batch_size: expected at least 1, found 0");
   refused({.rows = 1, .world_size = 0}, "world_size: expected at least 1, found 0");
-  refused({.rows = 1, .batch_size = 7, .world_size = 2, .split_batches = true},
-          "batch_size: expected a multiple of world_size = 2 with split_batches, found 7; choose");
+  for (const Tail tail : {Tail::wrap_around, Tail::wrap_even, Tail::uneven})
+    refused({.rows = 1, .batch_size = 7, .world_size = 2, .tail = tail, .split_batches = true},
+            "batch_size: expected a multiple of world_size = 2 with split_batches and batches of equal size, found 7");
+  refused({.rows = 1, .batch_size = 2, .world_size = 3, .split_batches = true},
+          "batch_size: expected at least world_size = 3 with split_batches, found 2");
+  refused({.rows = 9, .done_rows = 10}, "resume: expected 0 to 9 rows to be done, found 10");
   refused({.rows = 1, .batch_size = std::numeric_limits<std::int64_t>::max(), .world_size = 3}, "expected at most");
 
   const BatchPlan plan({.rows = 10, .batch_size = 2, .world_size = 2});
@@ -369,6 +373,6 @@ TEST_CASE("sizes that make no sense are refused with what was expected", "[data]
                        Catch::Matchers::Message("round: expected 0 to 2 (3 rounds), found 3"));
   CHECK_THROWS_MATCHES(plan.share(0, 2), accel::InvalidArgument,
                        Catch::Matchers::Message("rank: expected 0 to 1, found 2"));
-  CHECK_THROWS_AS(plan.round_rows(-1), accel::InvalidArgument);
+  CHECK_THROWS_AS(plan.weight(-1), accel::InvalidArgument);
   CHECK_THROWS_AS(plan.batches(-1), accel::InvalidArgument);
 }
