@@ -376,3 +376,107 @@ TEST_CASE("sizes that make no sense are refused with what was expected", "[data]
   CHECK_THROWS_AS(plan.weight(-1), accel::InvalidArgument);
   CHECK_THROWS_AS(plan.batches(-1), accel::InvalidArgument);
 }
+
+TEST_CASE("64 rows of all ranks are 22, 21 and 21 of three, weighted so", "[data]") {
+  const BatchPlan plan({.rows = 640, .batch_size = 64, .world_size = 3, .split_batches = true});
+  CHECK(plan.rounds() == 10);
+  for (std::int64_t round = 0; round < 10; ++round) {
+    CHECK(plan.part(round, 0).weight == 22);
+    CHECK(plan.part(round, 1).weight == 21);
+    CHECK(plan.part(round, 2).weight == 21);
+    CHECK(plan.weight(round) == 64);
+  }
+  CHECK(plan.share(1, 1).positions.front() == 64 + 22);
+}
+
+TEST_CASE("with a fixed global batch the sequence of global batches is the same for any number of ranks", "[data]") {
+  const auto rounds_of = [](const BatchPlan& plan) {
+    Batches rounds;
+    for (std::int64_t round = 0; round < plan.rounds(); ++round) {
+      Batch& all = rounds.emplace_back();
+      for (int rank = 0; rank < plan.world_size(); ++rank) {
+        const Share share = plan.share(round, rank);
+        all.insert(all.end(), share.positions.begin(), share.positions.begin() + share.counted_rows);
+      }
+    }
+    return rounds;
+  };
+  for (const Tail tail : {Tail::every_row, Tail::drop})
+    for (std::int64_t rows = 0; rows <= 40; ++rows)
+      for (std::int64_t batch_size = 5; batch_size <= 11; ++batch_size) {
+        const auto plan = [&](int ranks) { return BatchPlan({rows, batch_size, ranks, tail, true}); };
+        const Batches alone = rounds_of(plan(1));
+        for (int ranks = 2; ranks <= 5; ++ranks) REQUIRE(rounds_of(plan(ranks)) == alone);
+      }
+}
+
+TEST_CASE("a plan that goes on at any round is the rest of the whole one", "[data]") {
+  for (const Tail tail : {Tail::every_row, Tail::wrap_around, Tail::wrap_even, Tail::drop, Tail::uneven}) {
+    for_all_plans(tail, [](const BatchPlan& whole) {
+      for (std::int64_t done = 0; done <= whole.rounds(); ++done) {
+        BatchPlanOptions options = whole.options();
+        options.done_rows = whole.rows_after(done);
+        options.done_rounds = done;
+        const BatchPlan rest(options);
+        REQUIRE(rest.rounds() == whole.rounds());
+        REQUIRE(rest.remainder() == (done < whole.rounds() ? whole.remainder() : 0));
+        for (std::int64_t round = done; round < whole.rounds(); ++round)
+          for (int rank = 0; rank < whole.world_size(); ++rank) {
+            REQUIRE(rest.part(round, rank) == whole.part(round, rank));
+            REQUIRE(rest.share(round, rank).positions == whole.share(round, rank).positions);
+            REQUIRE(rest.rows_after(round + 1) == whole.rows_after(round + 1));
+          }
+      }
+    });
+  }
+}
+
+TEST_CASE("at another number of ranks the rest of an epoch is every row that was not done, once, in its place",
+          "[data]") {
+  for (std::int64_t rows = 0; rows <= 30; ++rows)
+    for (int before = 1; before <= 4; ++before)
+      for (int after = 1; after <= 4; ++after) {
+        const BatchPlan first({.rows = rows, .batch_size = 3, .world_size = before});
+        for (std::int64_t done = 0; done <= first.rounds(); ++done) {
+          const BatchPlan rest({.rows = rows,
+                                .batch_size = 3,
+                                .world_size = after,
+                                .done_rows = first.rows_after(done),
+                                .done_rounds = done});
+          Batch seen = iota(first.rows_after(done));
+          for (std::int64_t round = done; round < rest.rounds(); ++round)
+            for (int rank = 0; rank < after; ++rank) {
+              const Share share = rest.share(round, rank);
+              seen.insert(seen.end(), share.positions.begin(), share.positions.begin() + share.counted_rows);
+            }
+          REQUIRE(seen == iota(rows));
+        }
+      }
+}
+
+TEST_CASE("what rank 0 sends is split as Accelerate's dispatcher splits it", "[data]") {
+  struct Row {
+    std::int64_t rows, batch_size;
+    int world_size;
+    bool split, drop;
+    PerRank ranks;  // the batches of each, as far as the table of accelerate's behaviour has them
+  };
+  const std::vector<Row> table{
+      {10, 2, 2, false, false, {{{0, 1}, {4, 5}, {8}}, {{2, 3}, {6, 7}, {9}}}},
+      {10, 2, 2, false, true, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 7}}}},
+      {7, 2, 2, false, false, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 0}}}},
+      {9, 5, 2, false, false, {{{0, 1, 2, 3, 4}}, {{5, 6, 7, 8, 0}}}},
+      {10, 2, 3, false, false, {{{0, 1}, {6, 7}}, {{2, 3}, {8, 9}}, {{4, 5}, {0, 1}}}},
+      {11, 2, 4, false, false, {{{0, 1}, {8}}, {{2, 3}, {9}}, {{4, 5}, {10}}, {{6, 7}, {0}}}},
+      {7, 4, 2, true, false, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 0}}}},
+      {3, 2, 4, false, false, {{{0}}, {{1}}, {{2}}, {{0}}}},
+      // Accelerate gives the last two ranks tensors without rows.
+      {1, 2, 4, false, false, {{{0}}, {{0}}, {{0}}, {{0}}}},
+  };
+  for (const Row& row : table) {
+    INFO("rows " << row.rows << ", batch_size " << row.batch_size << ", world_size " << row.world_size);
+    const BatchPlan plan(
+        {row.rows, row.batch_size, row.world_size, row.drop ? Tail::drop : Tail::wrap_even, row.split});
+    CHECK(all_batches(plan) == row.ranks);
+  }
+}

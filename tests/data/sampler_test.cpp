@@ -24,9 +24,9 @@ using accel::data::BatchPlan;
 using accel::data::DistributedSampler;
 using accel::testing::epoch_order;
 using accel::testing::listed;
-using Order = std::vector<std::int64_t>;
+using RowList = std::vector<std::int64_t>;
 
-Order sequence(std::int64_t rows) {
+RowList sequence(std::int64_t rows) {
   return listed(accel::data::Order::sequential(rows));
 }
 
@@ -44,7 +44,7 @@ TEST_CASE("the order of an epoch is PyTorch's permutation for seed + epoch", "[d
     if (entry.at("kind") != "seedable_random_sampler") continue;
     const auto order = epoch_order(entry.at("samples").get<std::int64_t>(), entry.at("seed").get<std::uint64_t>(),
                                    entry.at("epoch").get<std::int64_t>());
-    REQUIRE(order == entry.at("order").get<Order>());
+    REQUIRE(order == entry.at("order").get<RowList>());
     ++compared;
   }
   CHECK(compared == 30);
@@ -62,7 +62,7 @@ TEST_CASE("a distributed sampler has the indices of PyTorch's", "[data][parity]"
                                   .seed = entry.at("seed").get<std::uint64_t>(),
                                   .drop_last = entry.at("drop_last").get<bool>()});
       sampler.set_epoch(entry.at("epoch").get<std::int64_t>());
-      REQUIRE(sampler.indices() == ranks.at(static_cast<std::size_t>(rank)).get<Order>());
+      REQUIRE(sampler.indices() == ranks.at(static_cast<std::size_t>(rank)).get<RowList>());
       REQUIRE(sampler.size() == std::ssize(sampler.indices()));
     }
     ++compared;
@@ -71,11 +71,11 @@ TEST_CASE("a distributed sampler has the indices of PyTorch's", "[data][parity]"
 }
 
 TEST_CASE("the well-known orders of small seeds", "[data]") {
-  CHECK(epoch_order(10, 0, 0) == Order{4, 1, 7, 5, 3, 9, 0, 8, 6, 2});
-  CHECK(epoch_order(10, 1, 0) == Order{5, 6, 1, 2, 0, 8, 9, 3, 7, 4});
-  CHECK(epoch_order(10, 42, 0) == Order{2, 6, 1, 8, 4, 5, 0, 9, 3, 7});
-  CHECK(epoch_order(8, 42, 0) == Order{6, 3, 0, 7, 2, 1, 4, 5});
-  CHECK(epoch_order(8, 42, 2) == Order{4, 7, 3, 2, 1, 5, 6, 0});
+  CHECK(epoch_order(10, 0, 0) == RowList{4, 1, 7, 5, 3, 9, 0, 8, 6, 2});
+  CHECK(epoch_order(10, 1, 0) == RowList{5, 6, 1, 2, 0, 8, 9, 3, 7, 4});
+  CHECK(epoch_order(10, 42, 0) == RowList{2, 6, 1, 8, 4, 5, 0, 9, 3, 7});
+  CHECK(epoch_order(8, 42, 0) == RowList{6, 3, 0, 7, 2, 1, 4, 5});
+  CHECK(epoch_order(8, 42, 2) == RowList{4, 7, 3, 2, 1, 5, 6, 0});
 }
 
 TEST_CASE("two ranks share out the shuffled epoch as Accelerate does", "[data]") {
@@ -83,7 +83,7 @@ TEST_CASE("two ranks share out the shuffled epoch as Accelerate does", "[data]")
   const BatchPlan plan({.rows = 8, .batch_size = 2, .world_size = 2});
   const auto rows_of = [&plan](std::int64_t epoch, int rank) {
     const auto order = epoch_order(8, 42, epoch);
-    Order rows;
+    RowList rows;
     for (std::int64_t round = 0; round < plan.rounds(); ++round) {
       for (const auto position : plan.share(round, rank).positions) {
         rows.push_back(order[static_cast<std::size_t>(position)]);
@@ -91,14 +91,14 @@ TEST_CASE("two ranks share out the shuffled epoch as Accelerate does", "[data]")
     }
     return rows;
   };
-  CHECK(rows_of(0, 0) == Order{6, 3, 2, 1});
-  CHECK(rows_of(0, 1) == Order{0, 7, 4, 5});
-  CHECK(rows_of(1, 0) == Order{4, 5, 3, 2});
-  CHECK(rows_of(1, 1) == Order{7, 1, 6, 0});
+  CHECK(rows_of(0, 0) == RowList{6, 3, 2, 1});
+  CHECK(rows_of(0, 1) == RowList{0, 7, 4, 5});
+  CHECK(rows_of(1, 0) == RowList{4, 5, 3, 2});
+  CHECK(rows_of(1, 1) == RowList{7, 1, 6, 0});
 }
 
 TEST_CASE("without shuffling every epoch is 0, 1, 2, ...", "[data]") {
-  CHECK(listed(accel::data::sampler::sequential().order({.rows = 4, .seed = 7, .epoch = 3})) == Order{0, 1, 2, 3});
+  CHECK(listed(accel::data::sampler::sequential().order({.rows = 4, .seed = 7, .epoch = 3})) == RowList{0, 1, 2, 3});
   CHECK(epoch_order(0, 7, 3).empty());
 }
 
@@ -122,7 +122,7 @@ TEST_CASE("a permutation of many rows holds each of them once", "[data]") {
 TEST_CASE("each rank of a distributed sampler has as many rows, all of them together every row", "[data]") {
   for (std::int64_t rows = 0; rows <= 20; ++rows) {
     for (int world_size = 1; world_size <= 5; ++world_size) {
-      Order seen;
+      RowList seen;
       for (int rank = 0; rank < world_size; ++rank) {
         const auto mine = DistributedSampler(rows, rank, world_size, {.seed = 3}).indices();
         REQUIRE(std::ssize(mine) == (rows + world_size - 1) / world_size);

@@ -62,8 +62,8 @@ struct TokenBudgetOptions {
 }
 
 struct BatchListOptions {
-  std::int64_t rows = 0;            // of the order
-  std::vector<std::int64_t> sizes;  // of the batches; together at most `rows`
+  std::int64_t rows = 0;              // of the order
+  std::vector<std::int64_t> sizes{};  // of the batches; together at most `rows`
   int world_size = 1;
   Tail tail = Tail::every_row;
 
@@ -143,8 +143,8 @@ class BatchList final : public Rounds {
 
   /// Rows of the epoch that are done when `rounds` rounds of it are.
   [[nodiscard]] std::int64_t rows_after(std::int64_t rounds_done) const {
-    const std::int64_t batch = first_ + (rounds_done - options_.done_rounds) * options_.world_size;
-    return batch < std::ssize(ends_) ? begin_of(batch) : options_.rows;
+    if (rounds_done >= rounds_) return options_.rows;
+    return begin_of(first_ + (rounds_done - options_.done_rounds) * options_.world_size);
   }
 
   /// Rows of the last round if it has too few batches; else 0.

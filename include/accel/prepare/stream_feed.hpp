@@ -316,7 +316,8 @@ class ByDataset {
       : link_(link), rank_(start.rank) {
     auto reader = std::make_shared<data::RoundReader<D>>(loader->dataset());
     const std::int64_t count = loader->options().batch_size;
-    auto make = [loader, reader, start, count, begun = false, over = false, spare = spare_]() mutable {
+    auto make = [loader, reader, start, count, begun = false, over = false, spare = spare_,
+                 end_state = std::optional<tensor::StateDict>()]() mutable {
       const c10::AutoGradMode no_grad(false);
       if (!std::exchange(begun, true)) {
         if (start.from.rows > 0 && data::RoundReader<D>::restarts) {
@@ -328,9 +329,10 @@ class ByDataset {
         if (state) state = state->below("own.");
         reader->start(start.from.epoch, own_rows, state && !state->empty() ? state : std::nullopt);
       }
-      data::ReadRound<Row> round{.is_last = true};
+      data::ReadRound<Row> round{.is_last = true, .state = end_state};
       if (!over) round = reader->read(count);
       over = round.is_last;
+      end_state = round.state;
       return round;
     };
     rounds_.emplace(std::move(make), loader->options().prefetch, loader->options().timeout_s);

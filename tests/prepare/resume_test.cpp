@@ -1,0 +1,263 @@
+// Resume: a run that ends at any batch goes on, in a new process, with exactly the batches that were left.
+#include "support/folder.hpp"
+#include "support/ranks.hpp"
+
+#include <accel/accelerator.hpp>
+#include <accel/data/samplers.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <utility>
+#include <vector>
+
+using namespace accel;
+using namespace accel::testing;
+using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+/// Row i is i, and random numbers that belong to it.
+struct Noisy {
+  std::int64_t rows;
+  [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(rows); }
+  [[nodiscard]] std::pair<torch::Tensor, torch::Tensor> get(std::size_t row, at::Generator& random) const {
+    return {torch::tensor(static_cast<std::int64_t>(row)), torch::rand({}, random)};
+  }
+};
+
+/// One batch of the run: everything that a program can see of it.
+struct Seen {
+  std::int64_t epoch, index, length, valid, weight, round;
+  std::vector<std::int64_t> rows;
+  std::vector<float> numbers;
+  bool last;
+
+  bool operator==(const Seen&) const = default;
+};
+
+template <class Loader, class Batch>
+Seen seen(const Loader& loader, std::int64_t epoch, const Batch& batch) {
+  const auto& at = loader.position();
+  const auto rows = batch.first.contiguous();
+  const auto numbers = batch.second.contiguous();
+  return {epoch,
+          at.index,
+          at.length,
+          at.rows,
+          at.weight_rows,
+          at.round_rows,
+          {rows.template const_data_ptr<std::int64_t>(), rows.template const_data_ptr<std::int64_t>() + rows.numel()},
+          {numbers.template const_data_ptr<float>(), numbers.template const_data_ptr<float>() + numbers.numel()},
+          at.is_last()};
+}
+
+constexpr int epochs = 3;
+
+/// The folder of the process that started the ranks, for all of them.
+std::string shared_folder() {
+  const char* folder = std::getenv("ACCEL_RESUME_FOLDER");
+  REQUIRE(folder != nullptr);
+  return folder;
+}
+
+std::string state_path(std::size_t kind, std::size_t batches) {
+  return message(shared_folder(), "/", kind, ".", batches, ".safetensors");
+}
+
+void save(const tensor::StateDict& state, const std::string& path) {
+  tensor::safetensors::write(path, state.entries());
+}
+
+tensor::StateDict saved(const std::string& path) {
+  const tensor::safetensors::File file(path);
+  tensor::StateDict state;
+  for (const auto& name : file.names()) state.add(name, file.read(name));
+  return state;
+}
+
+/// Walks the epochs that are left. After every batch `save` gets the state and what was seen so far.
+template <class Loader, class Save>
+std::vector<Seen> walk(Loader& loader, const Save& save) {
+  std::vector<Seen> all;
+  while (loader.epoch() < epochs) {
+    const std::int64_t epoch = loader.epoch();
+    for (auto& batch : loader) {
+      all.push_back(seen(loader, epoch, batch));
+      save(loader.state_dict(), all.size());
+    }
+  }
+  return all;
+}
+
+/// `options`, and what the tests of a loader differ in.
+std::vector<std::pair<std::string, data::DataLoaderOptions>> kinds(std::int64_t rows) {
+  std::vector<std::int64_t> lengths;
+  for (std::int64_t i = 0; i < rows; ++i) lengths.push_back(1 + i * 5 % 7);
+  const auto shuffled = [](data::DataLoaderOptions options) {
+    options.batch_size = 3;
+    options.shuffle = true;
+    options.seed = 11;
+    return options;
+  };
+  return {{"every row", shuffled({})},
+          {"workers", shuffled({.workers = 2})},
+          {"even batches", shuffled({.even_batches = true})},
+          {"drop last", shuffled({.drop_last = true})},
+          {"permuted", {.batch_size = 3, .sampler = data::sampler::permuted(), .seed = 11}},
+          {"token budget",
+           {.sampler = data::sampler::random(), .seed = 11, .batching = data::token_budget(lengths, {.tokens = 12})}}};
+}
+
+}  // namespace
+
+TEST_CASE("interrupted at any batch of three epochs, a new process sees what was left, bit for bit", "[resume]") {
+  for (const int ranks : {1, 2, 3}) {
+    const Folder folder;
+    const RankOptions options{.variables = {{"ACCEL_RESUME_FOLDER", folder.path().string()}}};
+    const auto save_all = [](Rank) {
+      Gloo accelerator;
+      std::size_t number = 0;
+      for (const auto& [name, kind] : kinds(23)) {
+        auto loader = accelerator.prepare(data::DataLoader{Noisy{23}, kind});
+        (void)walk(loader, [&](const tensor::StateDict& state, std::size_t batches) {
+          if (accelerator.is_main_process()) save(state, state_path(number, batches));
+        });
+        ++number;
+      }
+    };
+    const auto go_on = [](Rank) {
+      Gloo accelerator;
+      std::size_t number = 0;
+      for (const auto& [name, kind] : kinds(23)) {
+        INFO(name);
+        auto whole = accelerator.prepare(data::DataLoader{Noisy{23}, kind});
+        const auto expected = walk(whole, [](const auto&, std::size_t) {});
+        REQUIRE(expected.size() >= 3);
+        for (std::size_t done = 1; done <= expected.size(); ++done) {
+          auto fresh = kind;
+          fresh.seed = 99;  // the state has the run's
+          auto loader = accelerator.prepare(data::DataLoader{Noisy{23}, fresh});
+          loader.load_state_dict(saved(state_path(number, done)));
+          const auto rest = walk(loader, [](const auto&, std::size_t) {});
+          REQUIRE((rest == std::vector<Seen>(expected.begin() + static_cast<std::ptrdiff_t>(done), expected.end())));
+        }
+        ++number;
+      }
+    };
+    on_ranks({ranks}, save_all, options);
+    on_ranks({ranks}, go_on, options);
+  }
+}
+
+TEST_CASE("a run goes on at another number of ranks with the same global batches", "[resume]") {
+  // 12 rows a step, whatever the ranks: the sequence of steps does not depend on who takes them.
+  static const data::DataLoaderOptions twelve{.batch_size = 12, .shuffle = true, .seed = 5, .split_batches = true};
+  using Steps = std::vector<std::vector<std::int64_t>>;
+  const auto steps_of = [](Gloo& accelerator, auto& loader) {
+    Steps steps;
+    while (loader.epoch() < 2)
+      for (auto& [rows, numbers] : loader) {
+        const auto all = accelerator.gather_for_metrics(rows).contiguous();
+        steps.emplace_back(all.template const_data_ptr<std::int64_t>(),
+                           all.template const_data_ptr<std::int64_t>() + all.numel());
+      }
+    return steps;
+  };
+  const Folder folder;
+  const RankOptions options{.variables = {{"ACCEL_RESUME_FOLDER", folder.path().string()}}};
+  on_ranks(
+      {1, 2, 3},
+      [](Rank rank) {
+        Gloo accelerator;
+        auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
+        std::int64_t steps = 0;
+        for ([[maybe_unused]] auto& batch : loader)
+          if (++steps == 2 && accelerator.is_main_process())
+            save(loader.state_dict(), state_path(static_cast<std::size_t>(rank.world_size), 2));
+      },
+      options);
+  on_ranks(
+      {1, 2, 3},
+      [&](Rank) {
+        Gloo accelerator;
+        auto whole = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
+        const Steps expected = steps_of(accelerator, whole);
+        REQUIRE(expected.size() == 10);
+        for (const std::size_t before : {1U, 2U, 3U}) {
+          auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
+          loader.load_state_dict(saved(state_path(before, 2)));
+          REQUIRE(steps_of(accelerator, loader) == Steps(expected.begin() + 2, expected.end()));
+        }
+      },
+      options);
+}
+
+TEST_CASE("skipping batches is going on behind them, for one epoch", "[resume]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    Gloo accelerator;
+    for (const auto& [name, options] : kinds(40)) {
+      INFO(name);
+      auto whole = accelerator.prepare(data::DataLoader{Noisy{40}, options});
+      const auto expected = walk(whole, [](const auto&, std::size_t) {});
+      const auto of_first = std::count_if(expected.begin(), expected.end(), [](auto& one) { return one.epoch == 0; });
+      for (std::ptrdiff_t skipped = 0; skipped <= of_first + 1; ++skipped) {
+        auto loader = accelerator.prepare(data::DataLoader{Noisy{40}, options});
+        loader.skip_first(skipped);
+        REQUIRE((walk(loader, [](const auto&, std::size_t) {}) ==
+                 std::vector<Seen>(expected.begin() + std::min(skipped, of_first), expected.end())));
+      }
+    }
+  });
+}
+
+TEST_CASE("outside of the loop the state is the begin of the next epoch, after a break as well", "[resume]") {
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  auto loader = accelerator.prepare(data::DataLoader{Noisy{9}, {.batch_size = 2, .shuffle = true, .seed = 1}});
+  const auto place = [&] {
+    const auto state = loader.state_dict();
+    return std::vector{state.integer("epoch"), state.integer("rows"), state.integer("batches")};
+  };
+  using Place = std::vector<std::int64_t>;
+  CHECK(place() == Place{0, 0, 0});
+  for ([[maybe_unused]] auto& batch : loader) {
+    CHECK(place() == Place{0, 2, 1});
+    break;
+  }
+  CHECK(place() == Place{1, 0, 0});
+  for ([[maybe_unused]] auto& batch : loader) {
+  }
+  CHECK(place() == Place{2, 0, 0});
+  loader.skip_first(3);
+  CHECK(place() == Place{2, 6, 3});
+  loader.set_epoch(5);
+  CHECK(place() == Place{5, 0, 0});
+}
+
+TEST_CASE("the state of another dataset, order or run is refused, and one that differs between ranks", "[resume]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    const auto loader_of = [&](std::int64_t rows, bool shuffle) {
+      return accelerator.prepare(data::DataLoader{Noisy{rows}, {.batch_size = 2, .shuffle = shuffle, .seed = 1}});
+    };
+    auto loader = loader_of(20, true);
+    const auto refuses = [&](auto other, const std::string& text) {
+      CHECK_THROWS_WITH(other.load_state_dict(loader.state_dict()), ContainsSubstring(text));
+    };
+    refuses(loader_of(21, true), "belongs to another dataset or order; this one is 21 rows, random");
+    refuses(loader_of(20, false), "this one is 20 rows, sequential");
+    tensor::StateDict incomplete;
+    incomplete.add("epoch", 1);
+    CHECK_THROWS_AS(loader.load_state_dict(incomplete), CheckpointError);
+    // Each rank for itself would read other rows, and nobody would know.
+    loader.skip_first(rank.rank);
+    CHECK_THROWS_WITH(loader.begin(), ContainsSubstring("loader: where it goes on differs between ranks") &&
+                                          ContainsSubstring("behind 0 rows") && ContainsSubstring("behind 4 rows"));
+  });
+}

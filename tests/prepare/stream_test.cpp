@@ -1,0 +1,414 @@
+// StreamLoader: by rank, dispatched from rank 0, and sharded by the dataset: every row once, weighted, and from any
+// place again.
+#include "support/models.hpp"
+#include "support/ranks.hpp"
+
+#include <accel/accelerator.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+using namespace accel;
+using namespace accel::testing;
+using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
+using Catch::Matchers::ContainsSubstring;
+using data::Reading;
+using data::StreamLoader;
+using data::StreamLoaderOptions;
+
+namespace {
+
+using Numbers64 = std::vector<std::int64_t>;
+
+/// begin, begin + 1, ..., `rows` of them, and another begin for every epoch.
+struct Counting {
+  std::int64_t begin = 0, rows = 0;
+  std::int64_t next_ = 0, epoch_ = 0;
+
+  void start(std::int64_t epoch) {
+    epoch_ = epoch;
+    next_ = 0;
+  }
+  std::optional<torch::Tensor> next() {
+    if (next_ == rows) return std::nullopt;
+    return torch::tensor(1000 * epoch_ + begin + next_++);
+  }
+};
+
+/// The same, which can jump.
+struct Jumping : Counting {
+  std::int64_t skipped = 0;
+  void skip(std::int64_t count) {
+    next_ += count;
+    skipped += count;
+  }
+};
+
+/// The same, which knows where it is. It cannot be read to a place: that throws.
+struct Stateful : Counting {
+  bool was_loaded = false;
+  [[nodiscard]] tensor::StateDict state_dict() const {
+    tensor::StateDict state;
+    state.add("next", next_);
+    state.add("epoch", epoch_);
+    return state;
+  }
+  void load_state_dict(const tensor::StateDict& state) {
+    next_ = state.integer("next");
+    epoch_ = state.integer("epoch");
+    was_loaded = true;
+  }
+};
+
+Numbers64 numbers_of(const torch::Tensor& tensor) {
+  const auto row = tensor.contiguous();
+  return {row.const_data_ptr<std::int64_t>(), row.const_data_ptr<std::int64_t>() + row.numel()};
+}
+
+Numbers64 counted(std::int64_t begin, std::int64_t count) {
+  Numbers64 rows;
+  for (std::int64_t i = 0; i < count; ++i) rows.push_back(begin + i);
+  return rows;
+}
+
+/// What the ranks together see of an epoch, by gather_for_metrics, and that it was weighed by rows.
+template <class Loader>
+Numbers64 gathered(Gloo& accelerator, Loader& loader) {
+  Numbers64 all;
+  bool was_last = false;
+  std::int64_t index = 0;
+  for (auto& rows : loader) {
+    REQUIRE_FALSE(was_last);
+    was_last = loader.position().is_last();
+    REQUIRE(loader.position().index == index++);
+    const auto of_all = accelerator.gather_for_metrics(rows);
+    // Rows, weighted as their gradients are: of every_row the mean over all of the round.
+    const auto share = rows.to(torch::kDouble).mean() * loader.position().share();
+    const auto mean = accelerator.reduce(share).template item<double>();
+    REQUIRE(std::abs(mean - of_all.to(torch::kDouble).mean().template item<double>()) < 1e-9);
+    for (const auto row : numbers_of(of_all)) all.push_back(row);
+  }
+  REQUIRE((was_last || all.empty()));
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("every row of a stream is seen once, in its order, read by every rank or by rank 0", "[stream]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched})
+      for (const int prefetch : {0, 2})
+        for (std::int64_t rows = 0; rows <= 14; ++rows)
+          for (const bool split : {false, true}) {
+            const std::int64_t batch_size = split ? 5 : 2;
+            auto loader = accelerator.prepare(StreamLoader{
+                Counting{0, rows},
+                {.batch_size = batch_size, .reading = reading, .split_batches = split, .prefetch = prefetch}});
+            INFO(rows << " rows " << name_of(reading) << " rank " << rank.rank);
+            REQUIRE(gathered(accelerator, loader) == counted(0, rows));
+            REQUIRE(gathered(accelerator, loader) == counted(1000, rows));  // the next epoch
+          }
+  });
+}
+
+TEST_CASE("streams are cut as Accelerate's IterableDatasetShard and its dispatcher cut them", "[stream]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    struct Row {
+      std::int64_t rows, batch_size;
+      int world_size;
+      Reading reading;
+      bool split, drop;
+      std::vector<std::vector<Numbers64>> ranks;
+    };
+    using enum Reading;
+    const std::vector<Row> table{
+        {10, 2, 2, by_rank, false, false, {{{0, 1}, {4, 5}, {8, 9}}, {{2, 3}, {6, 7}, {0, 1}}}},
+        {10, 2, 2, by_rank, false, true, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 7}}}},
+        {10, 2, 3, by_rank, false, false, {{{0, 1}, {6, 7}}, {{2, 3}, {8, 9}}, {{4, 5}, {0, 1}}}},
+        {7, 4, 2, by_rank, true, false, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 0}}}},
+        {5, 4, 2, by_rank, true, false, {{{0, 1}, {4, 0}}, {{2, 3}, {1, 2}}}},
+        {2, 4, 2, by_rank, true, false, {{{0, 1}}, {{0, 1}}}},
+        {10, 2, 2, dispatched, false, false, {{{0, 1}, {4, 5}, {8}}, {{2, 3}, {6, 7}, {9}}}},
+        {10, 2, 2, dispatched, false, true, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 7}}}},
+        {7, 2, 2, dispatched, false, false, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 0}}}},
+        {9, 5, 2, dispatched, false, false, {{{0, 1, 2, 3, 4}}, {{5, 6, 7, 8, 0}}}},
+        {10, 2, 3, dispatched, false, false, {{{0, 1}, {6, 7}}, {{2, 3}, {8, 9}}, {{4, 5}, {0, 1}}}},
+        {7, 4, 2, dispatched, true, false, {{{0, 1}, {4, 5}}, {{2, 3}, {6, 0}}}},
+    };
+    for (const Row& row : table) {
+      if (row.world_size != rank.world_size) continue;
+      StreamLoaderOptions options{
+          .batch_size = row.batch_size, .reading = row.reading, .drop_last = row.drop, .split_batches = row.split};
+      auto loader = accelerator.prepare(StreamLoader{Counting{0, row.rows}, data::compat::accelerate(options)});
+      std::vector<Numbers64> mine;
+      for (auto& batch : loader) {
+        mine.push_back(numbers_of(batch));
+        REQUIRE(loader.position().is_last() == (mine.size() == row.ranks[static_cast<std::size_t>(rank.rank)].size()));
+      }
+      REQUIRE(mine == row.ranks[static_cast<std::size_t>(rank.rank)]);
+      // Repeated rows do not reach metrics, as Accelerate's do.
+      loader.set_epoch(0);
+      Numbers64 all;
+      for (auto& batch : loader)
+        for (const auto one : numbers_of(accelerator.gather_for_metrics(batch))) all.push_back(one);
+      const std::int64_t full = row.split ? row.batch_size : row.batch_size * row.world_size;
+      REQUIRE(all == counted(0, row.drop ? row.rows / full * full : row.rows));
+    }
+  });
+}
+
+TEST_CASE("rank 0 sends rows of any shape, texts, numbers and maps; nobody else reads", "[stream]") {
+  struct Row {
+    torch::Tensor sequence;
+    std::string text;
+    std::map<std::string, double> numbers;
+    std::vector<std::int64_t> tokens;
+  };
+  struct Ragged {
+    std::int64_t next_ = 0, reads = 0;
+    std::optional<Row> next() {
+      ++reads;
+      if (next_ == 7) return std::nullopt;
+      const auto i = next_++;
+      return Row{torch::full({i, 2}, static_cast<double>(i)),
+                 std::string(static_cast<std::size_t>(i), 'a') + "\xc3\xa4",
+                 {{"half", 0.5 * static_cast<double>(i)}},
+                 Numbers64(static_cast<std::size_t>(i % 3), i)};
+    }
+  };
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    // A function of the rows makes the batch: here the rows themselves.
+    const auto as_they_are = [](std::vector<Row> rows) { return rows; };
+    auto loader =
+        accelerator.prepare(StreamLoader{Ragged{}, {.batch_size = 2, .reading = Reading::dispatched}, as_they_are});
+    std::int64_t round_begin = 0;
+    for (auto& rows : loader) {
+      const std::int64_t in_round = std::min<std::int64_t>(2 * rank.world_size, 7 - round_begin);
+      const auto part = data::Deal({.batch_size = 2, .world_size = rank.world_size}).part(in_round, rank.rank);
+      REQUIRE(std::ssize(rows) == part.held);
+      REQUIRE(loader.position().rows == part.counted);
+      for (std::int64_t k = 0; k < part.counted; ++k) {
+        const auto i = round_begin + part.first + k;
+        const Row& row = rows[static_cast<std::size_t>(k)];
+        REQUIRE(row.sequence.equal(torch::full({i, 2}, static_cast<double>(i))));
+        REQUIRE(row.text == std::string(static_cast<std::size_t>(i), 'a') + "\xc3\xa4");
+        REQUIRE(row.numbers.at("half") == 0.5 * static_cast<double>(i));
+        REQUIRE(row.tokens == Numbers64(static_cast<std::size_t>(i % 3), i));
+      }
+      round_begin += in_round;
+    }
+    REQUIRE(round_begin == 7);
+    REQUIRE((loader.dataset().reads > 0) == (rank.rank == 0));
+  });
+}
+
+TEST_CASE("streams of different length on every rank: no hang, every row once, weighted", "[stream]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const int prefetch : {0, 3}) {
+      // Rank r has 5 + 4 r rows: 1000 r and on.
+      const auto mine = [&](std::int64_t r) { return 5 + 4 * r; };
+      auto loader =
+          accelerator.prepare(StreamLoader{Counting{100 * rank.rank, mine(rank.rank)},
+                                           {.batch_size = 2, .reading = Reading::by_dataset, .prefetch = prefetch}});
+      for (const std::int64_t epoch : {0, 1}) {
+        Numbers64 expected;
+        for (std::int64_t r = 0; r < rank.world_size; ++r)
+          for (const auto row : counted(1000 * epoch + 100 * r, mine(r))) expected.push_back(row);
+        auto seen = gathered(accelerator, loader);
+        std::sort(seen.begin(), seen.end());
+        REQUIRE(seen == expected);
+      }
+    }
+  });
+}
+
+TEST_CASE("training on uneven streams is training on all rows in one process", "[stream]") {
+  // One weight, y = 2 x: the gradient of a round is the mean over its rows, whoever has them.
+  struct Pairs {
+    Counting numbers;
+    std::optional<std::pair<torch::Tensor, torch::Tensor>> next() {
+      const auto x = numbers.next();
+      if (!x) return std::nullopt;
+      return std::pair{x->to(torch::kDouble), 2 * x->to(torch::kDouble)};
+    }
+  };
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    const auto rows_of = [](std::int64_t r) { return r == 0 ? 3 : 2 * r; };
+    auto net = std::make_shared<Line>();
+    auto [model, loader] = accelerator.prepare(net, StreamLoader{Pairs{{10 * rank.rank, rows_of(rank.rank)}},
+                                                                 {.batch_size = 2, .reading = Reading::by_dataset}});
+    double expected = 0, weight = 0;
+    std::int64_t round = 0;
+    for (auto& [x, y] : loader) {
+      // By hand: the rows that all ranks have in this round.
+      double sum = 0, count = 0;
+      for (std::int64_t r = 0; r < rank.world_size; ++r)
+        for (std::int64_t i = 2 * round; i < std::min<std::int64_t>(2 * round + 2, rows_of(r)); ++i) {
+          const auto value = static_cast<double>(10 * r + i);
+          sum += 2 * (weight - 2) * value * value;
+          ++count;
+        }
+      accelerator.backward(squared_error(model(x), y));
+      REQUIRE(std::abs(net->weight.grad().item<double>() - sum / count) < 1e-9);
+      {
+        const torch::NoGradGuard no_grad;
+        net->weight.sub_(0.001 * net->weight.grad());
+        net->weight.mutable_grad().reset();
+      }
+      weight -= 0.001 * sum / count;
+      ++round;
+      expected = weight;
+    }
+    REQUIRE(round == 2);
+    REQUIRE(std::abs(net->weight.item<double>() - expected) < 1e-12);
+  });
+}
+
+TEST_CASE("a rank whose stream is empty while others have rows is an error on all of them", "[stream]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    auto loader = accelerator.prepare(
+        StreamLoader{Counting{0, rank.rank == 1 ? 0 : 4}, {.batch_size = 2, .reading = Reading::by_dataset}});
+    REQUIRE_THROWS_WITH(loader.begin(), ContainsSubstring("the stream of rank 1 has no rows where others have some"));
+  });
+}
+
+TEST_CASE("a stream that throws on one rank is an error on every rank that waits for it", "[stream]") {
+  struct Breaking {
+    Counting numbers;
+    bool breaks = false;
+    std::optional<torch::Tensor> next() {
+      if (breaks && numbers.next_ == 5) throw std::runtime_error("disk on fire");
+      return numbers.next();
+    }
+  };
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const Reading reading : {Reading::dispatched, Reading::by_dataset})
+      for (const int prefetch : {0, 2}) {
+        const int who = reading == Reading::dispatched ? 0 : 1;
+        auto loader = accelerator.prepare(StreamLoader{Breaking{{0, 20}, rank.rank == who},
+                                                       {.batch_size = 1, .reading = reading, .prefetch = prefetch}});
+        std::string text;
+        std::int64_t batches = 0;
+        try {
+          for ([[maybe_unused]] auto& batch : loader) ++batches;
+        } catch (const DataError& error) {
+          text = error.what();
+        }
+        REQUIRE(batches == (reading == Reading::dispatched ? (5 - 1) / rank.world_size : 4));
+        REQUIRE_THAT(text, ContainsSubstring("row 5 of its epoch: disk on fire"));
+        REQUIRE_THAT(text, ContainsSubstring(rank.rank == who ? "[rank" : message("rank ", who)));
+      }
+  });
+}
+
+TEST_CASE("a stream goes on at any round: by its state, by jumping, or by reading", "[stream][resume]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    const auto check = [&](const auto& stream, StreamLoaderOptions options, const auto& judge) {
+      options.batch_size = 2;
+      const auto walk = [](auto& loader, const auto& after) {
+        std::vector<Numbers64> all;
+        while (loader.epoch() < 2)
+          for (auto& batch : loader) {
+            all.push_back(numbers_of(batch));
+            all.push_back({loader.position().index, loader.position().rows, loader.position().is_last()});
+            after(all.size(), loader);
+          }
+        return all;
+      };
+      std::vector<std::pair<std::size_t, tensor::StateDict>> states;
+      auto whole = accelerator.prepare(StreamLoader{stream, options});
+      const auto expected =
+          walk(whole, [&](std::size_t seen, auto& loader) { states.emplace_back(seen, loader.state_dict()); });
+      REQUIRE(states.size() >= 4);
+      for (const auto& [seen, state] : states) {
+        auto loader = accelerator.prepare(StreamLoader{stream, options});
+        loader.load_state_dict(state);
+        REQUIRE(walk(loader, [](std::size_t, auto&) {}) ==
+                std::vector<Numbers64>(expected.begin() + static_cast<std::ptrdiff_t>(seen), expected.end()));
+        judge(loader);
+      }
+    };
+    const auto nothing = [](auto&) {};
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched, Reading::by_dataset}) {
+      const std::int64_t rows = reading == Reading::by_dataset ? 5 + 3 * rank.rank : 17;
+      for (const int prefetch : {0, 2}) {
+        const StreamLoaderOptions options{.reading = reading, .prefetch = prefetch};
+        check(Counting{10 * rank.rank * (reading == Reading::by_dataset), rows}, options, nothing);
+        check(Jumping{{0, rows}}, options, nothing);
+        const bool reads = reading != Reading::dispatched || rank.rank == 0;
+        check(Stateful{{0, rows}}, options, [&](auto& loader) { REQUIRE(loader.dataset().was_loaded == reads); });
+        if (reading != Reading::by_dataset)
+          check(Counting{0, rows}, {.reading = reading, .even_batches = true, .prefetch = prefetch}, nothing);
+      }
+    }
+  });
+}
+
+TEST_CASE("leaving a dispatched loop early leaves nothing on its way", "[stream]") {
+  on_ranks({2, 3}, [](Rank) {
+    Gloo accelerator;
+    auto loader = accelerator.prepare(StreamLoader{Counting{0, 30}, {.batch_size = 2, .reading = Reading::dispatched}});
+    for (int round = 0; round < 5; ++round) {
+      for ([[maybe_unused]] auto& batch : loader)
+        if (loader.position().index == round) break;
+      REQUIRE(accelerator.reduce(torch::ones({3})).equal(torch::full({3}, accelerator.world_size())));
+    }
+  });
+}
+
+TEST_CASE("an accumulation window that the stream ends is as long as it was", "[stream]") {
+  struct Pairs {
+    Counting numbers;
+    std::optional<std::pair<torch::Tensor, torch::Tensor>> next() {
+      const auto x = numbers.next();
+      if (!x) return std::nullopt;
+      return std::pair{x->to(torch::kDouble), 2 * x->to(torch::kDouble)};
+    }
+  };
+  Accelerator<backend::Single, precision::Fp32> accelerator({.accumulation_steps = 3});
+  auto net = std::make_shared<Line>();
+  auto [model, loader] =
+      accelerator.prepare(net, StreamLoader{Pairs{{1, 5}}, {.batch_size = 1, .reading = Reading::by_rank}});
+  std::vector<double> gradients;
+  std::string windows;
+  for (auto& batch : loader) {
+    auto micro_step = accelerator.accumulate(batch);
+    windows += std::to_string(micro_step.window_position()) + (micro_step.synchronises() ? "! " : " ");
+    accelerator.backward(squared_error(model(batch.first), batch.second));
+    if (!micro_step.synchronises()) continue;
+    gradients.push_back(net->weight.grad().item<double>());
+    net->weight.mutable_grad().reset();
+  }
+  REQUIRE(windows == "0 1 2! 0 1! ");
+  // d/dw (w x - 2 x)^2 at w = 0 is -4 x^2: of x = 1, 2, 3, and of 4 and 5.
+  REQUIRE(std::abs(gradients[0] + 4 * (1 + 4 + 9) / 3.0) < 1e-12);
+  REQUIRE(std::abs(gradients[1] + 4 * (16 + 25) / 2.0) < 1e-12);
+}
+
+TEST_CASE("who reads a stream has to be said, and what cannot be is refused", "[stream]") {
+  const auto refused = [](const StreamLoaderOptions& options, const std::string& text) {
+    REQUIRE_THROWS_WITH(StreamLoader(Counting{}, options), ContainsSubstring(text));
+  };
+  refused({}, "reading: say who reads the stream: by_rank");
+  refused({.batch_size = 0, .reading = Reading::by_rank}, "batch_size: expected at least 1, found 0");
+  refused({.reading = Reading::by_rank, .prefetch = -1}, "prefetch: expected 0 or more");
+  refused({.reading = Reading::by_dataset, .drop_last = true}, "leave even_batches, drop_last and split_batches out");
+}
