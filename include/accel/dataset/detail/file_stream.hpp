@@ -10,12 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/randperm.h>
-
 #include <accel/core/error.hpp>
 #include <accel/core/mapped_file.hpp>
+#include <accel/dataset/detail/permutation.hpp>
 #include <accel/tensor/state_dict.hpp>
 
 namespace accel::inline v0_1::dataset {
@@ -32,14 +29,6 @@ struct StreamOptions {
 };
 
 namespace detail {
-
-/// 0 to n - 1 in an order that depends on the seed alone: that of torch.randperm.
-[[nodiscard]] inline std::vector<std::int64_t> permutation(std::int64_t n, std::uint64_t seed) {
-  const auto generator = at::detail::createCPUGenerator(seed);
-  const at::Tensor order = at::randperm(n, generator, at::TensorOptions(at::kLong).device(at::kCPU));
-  const auto* first = order.const_data_ptr<std::int64_t>();
-  return {first, first + n};
-}
 
 /// `Reader(file, offset)` gives the items of a mapped file: next(), and offset() of the next one.
 template <class Reader>
