@@ -1,4 +1,4 @@
-// Rows of torch::data's stateful and stream datasets. Map datasets of torch::data need nothing: a DataLoader takes them.
+// TorchStream: rows of torch::data's stateful and stream datasets. Those by number go into a DataLoader as they are.
 #pragma once
 
 #include <cstddef>

@@ -10,7 +10,8 @@
 
 namespace accel::inline v0_1::dataset::detail {
 
-/// 0 to n - 1 in an order that depends on the seed alone: torch.randperm's. LibTorch's default generator is not touched.
+/// 0 to n - 1 in an order that depends on the seed alone: torch.randperm's. LibTorch's default generator stays as it
+/// is.
 [[nodiscard]] inline std::vector<std::int64_t> permutation(std::int64_t n, std::uint64_t seed) {
   const auto generator = at::detail::createCPUGenerator(seed);
   const at::Tensor order = at::randperm(n, generator, at::TensorOptions(at::kLong).device(at::kCPU));
