@@ -160,6 +160,9 @@ class File {
     return spec;
   }
 
+  /// Where its bytes begin in the file, for who maps it. Bools there may be neither 0 nor 1.
+  [[nodiscard]] std::uint64_t offset(std::string_view name) const { return data_begin_ + find(name).begin; }
+
   /// A copy on the CPU that owns its memory.
   [[nodiscard]] at::Tensor read(std::string_view name) const {
     const Spec spec = this->spec(name);
