@@ -346,6 +346,17 @@ TEST_CASE("an update inside of InferenceMode goes on outside of it, and the othe
   CHECK(bits_of(plain.compute(single)) == bits_of(loaded.compute(single)));
 }
 
+TEST_CASE("an update inside of autocast computes as outside of it", "[metrics]") {
+  accel::Accelerator<accel::backend::Single, accel::precision::Bf16> accelerator;
+  AllMetrics plain, mixed;
+  for (int batch = 0; batch < AllMetrics::batches; ++batch) {
+    plain.update(batch, {0, 1});
+    const auto guard = accelerator.autocast();
+    mixed.update(batch, {0, 1});
+  }
+  CHECK(bits_of(plain.compute(accelerator)) == bits_of(mixed.compute(accelerator)));
+}
+
 TEST_CASE("what requires a gradient is counted without history, and stays as it is", "[metrics]") {
   auto& single = accel::testing::one_rank();
   const at::Tensor logits = torch::tensor({{1.0, 2.0, 0.0}, {0.0, 1.0, 3.0}}, torch::kDouble).requires_grad_(true);

@@ -72,7 +72,7 @@ class Accuracy : public Tally {
     return metrics::compute(ranks, *this);
   }
 
-  [[nodiscard]] double result(const Totals& totals) const {  // NOLINT(readability-convert-member-functions-to-static)
+  [[nodiscard]] double result(const Totals& totals) const {
     detail::refuse("accuracy", totals.counts[2], "target",
                    "below 0, or not below the number of classes; mend them, or say ignore_index");
     detail::refuse("accuracy", totals.counts[3], "prediction", "NaN or a label below 0");
@@ -94,7 +94,7 @@ class Accuracy : public Tally {
     along[1] = classes;
     const at::Tensor numbers = at::arange(classes, own.options()).view(along);
     const at::Tensor own_score = scores.gather(1, own);
-    at::Tensor before = scores.eq(own_score).logical_and_(numbers.lt(own));
+    const at::Tensor before = scores.eq(own_score).logical_and_(numbers.lt(own));
     before.logical_or_(scores.gt(own_score));
     return before.sum(1).lt(options_.top_k).reshape({-1});
   }

@@ -40,13 +40,21 @@ template <class Ranks>
     return ranks.backend();
 }
 
-/// What leaves `body` carries the rank where `ranks` is an accelerator.
+/// What leaves `body` carries an accelerator's rank, and is what the others read if it ends this one, as of its own
+/// calls.
 template <class Ranks, class Body>
-decltype(auto) at_rank(const Ranks& ranks, Body&& body) {
-  if constexpr (requires { ranks.topology().label(); })
-    return labelled(ranks.topology().label(), std::forward<Body>(body));
-  else
+decltype(auto) at_rank(Ranks& ranks, Body&& body) {
+  if constexpr (Backend<Ranks>) {
     return std::forward<Body>(body)();
+  } else {
+    try {
+      return std::forward<Body>(body)();
+    } catch (Error& error) {
+      error.add_label(ranks.topology().label());
+      ranks.backend().control().note_error(error);
+      throw;
+    }
+  }
 }
 
 /// Everybody's, of each of `tallies`. One message of whole numbers: counts are added on the wire and stay exact;
@@ -63,6 +71,7 @@ template <Backend B>
   // Before anything of another length is sent.
   collective::require_equal(backend.control(), "metrics: what is computed", lines, Deadline::in(backend.timeout()));
   const Unrecorded guard;
+  // NOLINTNEXTLINE(misc-const-correctness): a backend may ask for one that it can change
   at::Tensor message = at::zeros({size}, at::TensorOptions().dtype(at::kLong).device(backend.device()));
   std::int64_t place = 0;
   for (const Tally* tally : tallies) {
@@ -78,7 +87,7 @@ template <Backend B>
   const at::Tensor host = message.cpu();
 
   std::vector<Totals> all;
-  const std::int64_t* next = host.const_data_ptr<std::int64_t>();
+  const auto* next = host.const_data_ptr<std::int64_t>();
   for (const Tally* tally : tallies) {
     const std::int64_t* numbers = next + tally->count_size();
     Totals totals{.counts = {next, numbers}};

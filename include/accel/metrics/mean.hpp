@@ -72,7 +72,7 @@ class Mean : public Tally {
     return metrics::compute(ranks, *this);
   }
 
-  [[nodiscard]] double result(const Totals& totals) const {  // NOLINT(readability-convert-member-functions-to-static)
+  [[nodiscard]] double result(const Totals& totals) const {
     const double weight = totals.sum(1);
     return weight == 0 ? std::numeric_limits<double>::quiet_NaN() : totals.sum(0) / weight;
   }

@@ -86,7 +86,7 @@ class Perplexity : public Tally {
     return metrics::compute(ranks, *this);
   }
 
-  [[nodiscard]] double result(const Totals& totals) const {  // NOLINT(readability-convert-member-functions-to-static)
+  [[nodiscard]] double result(const Totals& totals) const {
     detail::refuse(name, totals.counts[1], "target",
                    "below 0, or not below the number of tokens; mend them, or say ignore_index");
     if (totals.counts[0] == 0) return std::numeric_limits<double>::quiet_NaN();

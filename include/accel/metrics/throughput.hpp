@@ -70,7 +70,6 @@ class Throughput : public Tally {
     return metrics::compute(ranks, *this);
   }
 
-  // NOLINTNEXTLINE(readability-convert-member-functions-to-static)
   [[nodiscard]] ThroughputResult result(const Totals& totals) const {
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     ThroughputResult result{.samples = totals.counts[0], .samples_per_s = nan, .step_time_ms = nan};

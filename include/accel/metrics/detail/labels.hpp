@@ -89,7 +89,7 @@ struct Labels {
 [[nodiscard]] inline std::pair<at::Tensor, at::Tensor> judge_target(const at::Tensor& target,
                                                                     std::optional<std::int64_t> classes,
                                                                     std::optional<std::int64_t> ignore_index) {
-  at::Tensor counted = target.ge(0);
+  const at::Tensor counted = target.ge(0);
   if (classes) counted.logical_and_(target.lt(*classes));
   if (!ignore_index) return {counted, counted.logical_not()};
   const at::Tensor kept = target.ne(*ignore_index);
