@@ -31,6 +31,8 @@ readonly second_clang=19  # the other compiler that the tests are run with
 readonly light_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 # And headers of CUDA that torch's own packages lack: c10/cuda and nccl.h read them, so accel::nccl needs them.
 readonly full_wheels=(torch==2.11.0 numpy nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
+# What some tests compare with. Without it those are skipped, and say so: no reason to stop.
+readonly reference_wheels=(scikit-learn==1.9.1 torchdata==0.11.0)
 readonly peer_wheels=(accelerate==1.15.0)
 
 accel_cmake_arguments=()
@@ -334,6 +336,17 @@ install_full() {
   touch "$accel_full_dir/complete"
 }
 
+# Added to what is there, also by an earlier set-up that asked for others: `complete` holds those that were.
+ensure_references() {
+  [[ "$(<"$accel_full_dir/complete")" != "${reference_wheels[*]}" ]] || return 0
+  if (stage "adding ${reference_wheels[*]} below build/ (200 MB)" \
+    add_wheels "$accel_full_dir" --retries 1 "${full_wheels[@]}" "${reference_wheels[@]}"); then
+    say "${reference_wheels[*]}" >"$accel_full_dir/complete"
+  else
+    say "    they are missing, and the tests that compare with them are skipped"
+  fi
+}
+
 # The CUDA packages that libtorch_cpu.so itself loads, in the version that the torch there asks for.
 cuda_wheels_of() {
   "$1/bin/python3" -c 'import importlib.metadata, re
@@ -402,6 +415,7 @@ libtorch_for_tests() {
     ensure_python
     stage "installing a private PyTorch below build/ (4.7 GB)" install_full
   fi
+  ensure_references
   accel_python="$accel_full_dir/bin/python3"
   accel_cmake_arguments+=(-DACCEL_TEST_PYTHON="$accel_python")
   use_libtorch "$(torch_folder "$accel_full_dir")"
