@@ -159,10 +159,25 @@ TEST_CASE("every dtype is reduced as what it is, or refused on every rank before
             static_cast<std::int16_t>(20000 * p));  // around, as i16 does
     }
     {
-      INFO("a NaN on any rank is what comes of it, as in LibTorch");
+      INFO("what is not reduced between ranks is refused");
+      CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)reduce(*group, at::ones({2}).to(UInt16), Reduction::sum); }),
+                 ContainsSubstring("u16[2]") && ContainsSubstring("convert"));
+      CHECK_THAT(
+          thrown_by<InvalidArgument>([&] { (void)reduce(*group, at::ones({2}).to(Float8_e5m2), Reduction::sum); }),
+          ContainsSubstring("f8_e5m2[2]"));
+    }
+    CHECK(reduce(*group, std::vector<at::Tensor>{}, Reduction::sum).empty());
+  });
+}
+
+TEST_CASE("a NaN on any rank is what comes of it, as in LibTorch, whatever engine reduces", "[collective]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    for (const bool shared_memory : {true, false}) {
+      INFO((shared_memory ? "through shared memory" : "by Gloo's own algorithms"));
+      Group<Gloo> group({.timeout_s = 20, .shared_memory = shared_memory});
       for (const auto dtype : {Float, Double, Half, BFloat16})
         for (const auto reduction : {Reduction::sum, Reduction::mean, Reduction::max, Reduction::min})
-          for (int r = 0; r < p; ++r) {
+          for (int r = 0; r < rank.world_size; ++r) {
             at::Tensor mine = at::arange(5).to(dtype);
             if (rank.rank == r) mine[r] = std::numeric_limits<double>::quiet_NaN();
             const at::Tensor result = reduce(*group, mine, reduction);
@@ -172,14 +187,5 @@ TEST_CASE("every dtype is reduced as what it is, or refused on every rank before
       CHECK(reduce(*group, at::full({1}, rank.rank == 0 ? -infinite : 1.0), Reduction::min).item<double>() ==
             -infinite);
     }
-    {
-      INFO("what is not reduced between ranks is refused");
-      CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)reduce(*group, at::ones({2}).to(UInt16), Reduction::sum); }),
-                 ContainsSubstring("u16[2]") && ContainsSubstring("convert"));
-      CHECK_THAT(
-          thrown_by<InvalidArgument>([&] { (void)reduce(*group, at::ones({2}).to(Float8_e5m2), Reduction::sum); }),
-          ContainsSubstring("f8_e5m2[2]"));
-    }
-    CHECK(reduce(*group, std::vector<at::Tensor>{}, Reduction::sum).empty());
   });
 }
