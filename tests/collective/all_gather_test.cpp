@@ -8,7 +8,9 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/complex.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/imag.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <accel/backend/gloo.hpp>
@@ -101,6 +103,16 @@ TEST_CASE("everybody's rows are gathered in the order of ranks, whatever their s
         CHECK(result.equal(over_ranks(rank.world_size, brought)));
       }
     }
+    {
+      INFO("complex numbers are gathered as what they show, where they are only marked as conjugates, too");
+      const auto brought = [](int r) { return at::complex(at::full({2, 3}, 1.0 * r), at::arange(6.0).view({2, 3})); };
+      const auto conjugate = [&](int r) { return brought(r).conj(); };
+      const auto imaginary = [&](int r) { return at::imag(brought(r).conj()); };  // marked as negative
+      REQUIRE(imaginary(0).is_neg());
+      CHECK(all_gather(*group, brought(rank.rank)).equal(over_ranks(rank.world_size, brought)));
+      CHECK(all_gather(*group, conjugate(rank.rank)).equal(over_ranks(rank.world_size, conjugate)));
+      CHECK(all_gather(*group, imaginary(rank.rank)).equal(over_ranks(rank.world_size, imaginary)));
+    }
   });
 }
 
@@ -154,11 +166,11 @@ TEST_CASE("trees that differ are an error on every rank, which names both", "[co
       for (const auto& name : named) CHECK_THAT(error, ContainsSubstring(name));
       if (rank.rank == 0) std::cout << error << "\n";
     };
-    differ({is_odd ? at::zeros({2, 3}) : at::zeros({2, 4})}, {"f32[0, 3]", "f32[0, 4]"});
-    differ({is_odd ? at::zeros({2}, Double) : at::zeros({2})}, {"f64[0]", "f32[0]"});
-    differ({is_odd ? at::zeros({2, 1}) : at::zeros({2})}, {"f32[0, 1]", "f32[0]"});
-    differ(is_odd ? std::vector{at::zeros({2}), at::zeros({2})} : std::vector{at::zeros({2})}, {});
-    differ(is_odd ? std::vector<at::Tensor>{} : std::vector{at::zeros({2})}, {});
+    differ({is_odd ? at::zeros({2, 3}) : at::zeros({2, 4})}, {"f32[*, 3]", "f32[*, 4]"});
+    differ({is_odd ? at::zeros({2}, Double) : at::zeros({2})}, {"f64[*]", "f32[*]"});
+    differ({is_odd ? at::zeros({2, 1}) : at::zeros({2})}, {"f32[*, 1]", "f32[*]"});
+    differ(is_odd ? std::vector{at::zeros({2}), at::zeros({2})} : std::vector{at::zeros({2})}, {"at [1]", "nothing"});
+    differ(is_odd ? std::vector<at::Tensor>{} : std::vector{at::zeros({2})}, {"at [0]", "nothing"});
     // Nothing was sent: the group goes on.
     CHECK(all_gather(*group, at::full({}, rank.rank)).equal(at::arange(rank.world_size)));
   });

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
-#include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/collective/agree_on_trees.hpp>
 #include <accel/tensor/spec.hpp>
 #include <accel/tensor/tree.hpp>
 
@@ -40,7 +42,8 @@ template <Backend B>
     most = std::max(most, part.held);
     total += part.kept;
   }
-  at::Tensor input = mine.detach().contiguous();
+  // A conjugate or negative is often only marked as such: its memory holds what it was made of.
+  at::Tensor input = mine.detach().resolve_conj().resolve_neg().contiguous();
   auto shape = input.sizes().vec();
   shape[0] = most;
   if (input.size(0) < most) {
@@ -60,44 +63,44 @@ template <Backend B>
   return at::cat(parts);
 }
 
+namespace detail {
+
+/// Gathers `rows_of(path, tensor)` for every tensor of `tree`.
+template <Backend B, class Tree, class RowsOf>
+[[nodiscard]] Tree gather(B& backend, std::string_view subject, Tree tree, RowsOf&& rows_of) {
+  const std::vector<Said> said = agree_on_trees(
+      backend, subject,
+      "only rows, the first dimension, written *, may differ; pad_across_processes makes another dimension equal",
+      subject, tree, [&](const std::string& path, const at::Tensor& tensor, std::vector<std::int64_t>& sizes) {
+        const at::Tensor own = rows_of(path, tensor);
+        sizes.push_back(own.size(0));
+        return tensor::spec_without_rows(own);
+      });
+  std::size_t number = 0;
+  return tensor::map(std::move(tree), [&](const at::Tensor& tensor) {
+    const at::Tensor own = rows_of(std::string(), tensor).detach();
+    if (backend.world_size() == 1) return own;
+    std::vector<Rows> rows;
+    for (const auto& of_rank : said) rows.push_back({.held = of_rank.sizes[number], .kept = of_rank.sizes[number]});
+    ++number;
+    return gather_rows(backend, own, rows);
+  });
+}
+
+}  // namespace detail
+
 /// Every tensor of `tree`, concatenated over the ranks along dimension 0, in the order of ranks.
 /// Scalars become one row. The result has no autograd history, at one rank neither. Ranks may hold
-/// different numbers of rows; all else must be equal.
+/// different numbers of rows, none included; all else must be equal. Numbers and texts stay this rank's.
 ///
-/// Cost     one agreement over the control plane, then one all_gather per tensor.
-/// Throws   InvalidArgument on every rank, naming both, if trees, dtypes or shapes differ.
+/// Cost     one round over the control plane, then one all_gather per tensor.
+/// Throws   InvalidArgument on every rank, naming both and the path, if trees, dtypes or shapes differ, or if a rank
+///          holds a tensor on another device, a sparse or a quantized one.
 /// Differs  Accelerate asks for equal shapes and hangs otherwise.
 template <Backend B, class Tree>
 [[nodiscard]] Tree all_gather(B& backend, Tree tree) {
-  const auto as_rows = [](const at::Tensor& tensor) {
-    return tensor.dim() == 0 ? tensor.detach().view({1}) : tensor.detach();
-  };
-  if (backend.world_size() == 1) return tensor::map(std::move(tree), as_rows);
-  std::string outline;  // what must be equal, then the rows: "f32[., 4] i64[.] |8 8"
-  std::string sizes;
-  tensor::visit(tree, [&](const at::Tensor& tensor) {
-    auto spec = tensor::Spec::of(as_rows(tensor));
-    sizes += std::to_string(spec.shape.front()) + " ";
-    spec.shape.front() = 0;
-    outline += spec.text() + " ";
-  });
-  const auto texts = backend.control().all_gather("gather", outline + "|" + sizes, Deadline::in(backend.timeout()));
-  std::vector<std::istringstream> counts;
-  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
-    const std::size_t bar = texts[rank].find('|');
-    const std::string theirs = texts[rank].substr(0, bar);
-    const std::string reference = texts.front().substr(0, texts.front().find('|'));
-    ACCEL_CHECK(theirs == reference, InvalidArgument, "gather: rank ", rank, " holds ", theirs, "but rank 0 holds ",
-                reference, "(rows, the first dimension, written as 0, may differ); give every rank the same kind");
-    counts.emplace_back(texts[rank].substr(bar + 1));
-  }
-  return tensor::map(std::move(tree), [&](const at::Tensor& tensor) {
-    std::vector<Rows> rows(counts.size());
-    for (std::size_t rank = 0; rank < rows.size(); ++rank) {
-      counts[rank] >> rows[rank].held;
-      rows[rank].kept = rows[rank].held;
-    }
-    return gather_rows(backend, as_rows(tensor), rows);
+  return detail::gather(backend, "gather", std::move(tree), [](const std::string&, const at::Tensor& tensor) {
+    return tensor.dim() == 0 ? tensor.reshape({1}) : tensor;
   });
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,8 +16,11 @@
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/collective/agree_on_trees.hpp>
+#include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
 #include <accel/tensor/flat.hpp>
+#include <accel/tensor/spec.hpp>
 #include <accel/tensor/tree.hpp>
 
 namespace accel::inline v0_1::collective {
@@ -158,12 +162,23 @@ class RepeatedBroadcast {
   std::optional<backend::WorkOf<B>> work_;
 };
 
-/// Overwrites every tensor of `tree` with rank `root`'s, in place, and returns the tree.
+/// Overwrites every tensor of `tree` with rank `root`'s, in place, and returns the tree. Numbers and texts stay this
+/// rank's: broadcast_object sends them, too.
+///
+/// Shape    equal on all ranks, and where a tensor is expanded, expanded alike.
+/// Cost     one round over the control plane, then one broadcast per 25 MiB and dtype.
+/// Throws   InvalidArgument on every rank, naming both and the path, if trees, dtypes, shapes or roots differ, or if a
+///          rank holds a tensor on another device.
 template <Backend B, class Tree>
 Tree broadcast(B& backend, Tree tree, int root) {
+  agree_on_trees(backend, "broadcast", "give every rank tensors of equal shape and dtype, or use broadcast_object",
+                 message("from rank ", root), tree, [&](const std::string&, const at::Tensor& tensor, auto&) {
+                   const std::string own = tensor::spec(tensor::without_expansion(tensor.detach()));
+                   const std::string shown = tensor::spec(tensor);
+                   return own == shown ? shown : message(shown, " expanded from ", own);
+                 });
   backend::check_peer("broadcast", root, backend.world_size());
-  const auto tensors = tensor::leaves(tree);
-  broadcast_coalesced(backend, tensors, root);
+  broadcast_coalesced(backend, tensor::leaves(tree), root);
   return tree;
 }
 

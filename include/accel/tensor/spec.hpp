@@ -73,6 +73,13 @@ struct Spec {
   return tensor.defined() ? Spec::of(tensor).text() : "undefined";
 }
 
+/// `f32[*, 3]`: of `tensor`, which has dimensions, without the size of the first, of which ranks may have any.
+[[nodiscard]] inline std::string spec_without_rows(const at::Tensor& tensor) {
+  const std::string text = spec(tensor);
+  const std::size_t bracket = text.find('[');
+  return text.substr(0, bracket) + "[*" + text.substr(text.find_first_of(",]", bracket));
+}
+
 /// `f32[8, 3] with strides [1, 8]` where they are not those of rows one after the other: how its
 /// elements lie in memory, too.
 [[nodiscard]] inline std::string layout(const at::Tensor& tensor) {
