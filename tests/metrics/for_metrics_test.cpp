@@ -199,3 +199,52 @@ TEST_CASE("an evaluation inside of a training loop gathers its own rows", "[metr
     CHECK(seen.equal(at::arange(23)));
   });
 }
+
+TEST_CASE("texts and numbers are gathered like rows: each sample once, in its place", "[metrics]") {
+  on_ranks({1, 2, 3}, [](Rank) {
+    Accelerator accelerator;
+    for (const std::int64_t rows : {1, 2, 11, 12})
+      for (const bool even : {false, true}) {
+        auto loader = accelerator.prepare(DataLoader{Numbers{rows}, {.batch_size = 3, .even_batches = even}});
+        std::vector<std::string> words, expected;
+        std::vector<double> halves;
+        for (auto& batch : loader) {
+          std::vector<std::string> mine;
+          std::vector<double> half;
+          for (std::int64_t i = 0; i < batch.size(0); ++i) {
+            const auto number = batch[i].template item<std::int64_t>();
+            mine.push_back(std::string(static_cast<std::size_t>(number), 'x') + "\xc3\xa9");
+            half.push_back(0.5 * static_cast<double>(number));
+          }
+          for (auto& word : accelerator.gather_for_metrics(mine)) words.push_back(word);
+          for (const double one : accelerator.gather_for_metrics(half)) halves.push_back(one);
+          CHECK_THAT(thrown_by<InvalidArgument>(
+                         [&] { (void)accelerator.gather_for_metrics(std::vector<std::string>(mine.size() + 1)); }),
+                     ContainsSubstring("values, one per row of the batch, found"));
+        }
+        for (std::int64_t i = 0; i < rows; ++i)
+          expected.push_back(std::string(static_cast<std::size_t>(i), 'x') + "\xc3\xa9");
+        CHECK(words == expected);
+        CHECK(halves.size() == words.size());
+        CHECK(halves.back() == 0.5 * static_cast<double>(rows - 1));
+      }
+  });
+}
+
+TEST_CASE("in the last round of an uneven loader nothing is gathered, and nobody waits", "[metrics]") {
+  on_ranks({2, 3}, [](Rank rank) {
+    Accelerator accelerator;
+    auto loader = accelerator.prepare(DataLoader{Numbers{2 * rank.world_size + 1}, {.batch_size = 2, .uneven = true}});
+    std::int64_t batches = 0;
+    for (auto& batch : loader) {
+      if (++batches == 1) {
+        CHECK(accelerator.gather_for_metrics(batch).size(0) == 2 * rank.world_size);
+        continue;
+      }
+      CHECK(rank.rank == 0);
+      CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)accelerator.gather_for_metrics(batch); }),
+                 ContainsSubstring("some ranks have no batch"));
+    }
+    CHECK(batches == (rank.rank == 0 ? 2 : 1));
+  });
+}

@@ -16,6 +16,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "parity/replay_data.hpp"
 #include "parity/replay_optimizers.hpp"
 
 #include <algorithm>
@@ -279,7 +280,13 @@ Differences loss_scale(const Json& one) {
 
 /// What there is to replay: a function of one case for each kind of file.
 const std::map<std::string, Differences (*)(const Json&)> kinds{
-    {"loss_scale", loss_scale}, {"optimizers", accel::testing::replay_optimizer}, {"schedules", schedules}};
+    {"batch_sampler_shard", accel::testing::replay_batch_sampler_shard},
+    {"iterable_shard", accel::testing::replay_iterable_shard},
+    {"loss_scale", loss_scale},
+    {"optimizers", accel::testing::replay_optimizer},
+    {"schedules", schedules},
+    {"shuffle", accel::testing::replay_shuffle},
+    {"split_between_processes", accel::testing::replay_split}};
 
 struct Count {
   std::size_t passed = 0, failed = 0;  // cases

@@ -66,6 +66,29 @@ TEST_CASE("the recorded loss scales pass, and one that is off by a bit does not"
   CHECK_THAT(bad.output, EndsWith("\n21 passed, 3 failed\n"));
 }
 
+TEST_CASE("the recorded orders, batches and splits pass, and an index that is wrong is named", "[parity]") {
+  std::vector<std::filesystem::path> files;
+  for (const auto* name : {"shuffle", "batch_sampler_shard", "iterable_shard", "split_between_processes"})
+    files.push_back(folder_of_recorded / (std::string(name) + ".json"));
+  const auto result = replay_files(files);
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 0);
+  CHECK(result.output == "320 passed, 0 failed\n");
+  const Folder folder;
+  for (auto& file : files) {
+    auto altered = read(file);
+    auto& list = altered["cases"][2].contains("order") ? altered["cases"][2]["order"] : altered["cases"][2]["ranks"];
+    list[0] = 77777;
+    file = write(folder / file.filename().string(), altered.dump());
+  }
+  const auto bad = replay_files(files);
+  CAPTURE(bad.output);
+  CHECK(bad.exit_code == 1);
+  CHECK_THAT(bad.output, ContainsSubstring("shuffle.json: case 2: order: expected [77777,") &&
+                             ContainsSubstring("iterable_shard.json: case 2: ranks: expected [77777,"));
+  CHECK_THAT(bad.output, EndsWith("\n316 passed, 4 failed\n"));
+}
+
 TEST_CASE("the recorded optimizers pass, and each number that is wrong is named", "[parity]") {
   const auto optimizers = folder_of_recorded / "optimizers.json";
   const auto result = replay_files({optimizers, folder_of_recorded / "loss_scale.json", recorded});

@@ -23,7 +23,7 @@ class Permutation {
  public:
   Permutation(std::int64_t n, std::uint64_t key) : n_(static_cast<std::uint64_t>(n)) {
     ACCEL_CHECK(n >= 0, InvalidArgument, "permutation: expected 0 or more rows, found ", n);
-    const int bits = std::bit_width(n_ == 0 ? 0 : n_ - 1);
+    const auto bits = static_cast<int>(std::bit_width(n_ == 0 ? 0 : n_ - 1));
     half_ = std::max(1, (bits + 1) / 2);
     mask_ = (std::uint64_t{1} << half_) - 1;
     for (std::size_t i = 0; i < keys_.size(); ++i) keys_[i] = scrambled(key + i * 0x9e3779b97f4a7c15);
