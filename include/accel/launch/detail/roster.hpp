@@ -161,7 +161,7 @@ class Roster {
   /// of them, has not come to; or empty. A collective before that exchange waits for it in vain.
   [[nodiscard]] std::string halted_before(std::int64_t collective, std::int64_t rounds) const {
     for (const auto& [rank, halt] : halted_)
-      if (halt.progress.collectives < collective && rounds <= halt.progress.rounds)
+      if (rank != rank_ && halt.progress.collectives < collective && rounds <= halt.progress.rounds)
         return message(peer(rank), " ", halt.why, ", ", halt.progress);
     return {};
   }
