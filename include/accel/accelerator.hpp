@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -28,10 +27,13 @@
 #include <accel/launch/topology.hpp>
 // Floor 2: tensors without autograd or modules
 #include <accel/tensor/flat.hpp>
+#include <accel/tensor/outline.hpp>
+#include <accel/tensor/packed.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/safetensors.hpp>
 #include <accel/tensor/spec.hpp>
 #include <accel/tensor/tree.hpp>
+#include <accel/tensor/tree_path.hpp>
 // Floor 3: the axes and the inputs
 #include <accel/backend/backend.hpp>
 #include <accel/backend/checked.hpp>
@@ -52,9 +54,17 @@
 #include <accel/precision/precision.hpp>
 // Floor 4: operations built from a Backend
 #include <accel/collective/agree.hpp>
+#include <accel/collective/agree_on_trees.hpp>
 #include <accel/collective/all_gather.hpp>
+#include <accel/collective/batch_size.hpp>
 #include <accel/collective/broadcast.hpp>
+#include <accel/collective/first.hpp>
+#include <accel/collective/object.hpp>
+#include <accel/collective/pad.hpp>
+#include <accel/collective/random.hpp>
 #include <accel/collective/reduce.hpp>
+#include <accel/collective/scatter.hpp>
+#include <accel/collective/split.hpp>
 #include <accel/gradient/accumulation.hpp>
 #include <accel/gradient/clip.hpp>
 #include <accel/gradient/reducer.hpp>
@@ -77,6 +87,8 @@
 #include <accel/prepare/engine.hpp>
 #include <accel/prepare/loss_mean.hpp>
 #include <accel/prepare/options.hpp>
+#include <accel/prepare/over_ranks.hpp>
+#include <accel/prepare/process_control.hpp>
 #include <accel/prepare/scope.hpp>
 #include <accel/prepare/start.hpp>
 
@@ -84,10 +96,18 @@
 
 namespace accel::inline v0_1 {
 
+using collective::BatchSizeSearch;
+using collective::PadOptions;
+using collective::Part;
 using collective::Reduction;
+using collective::SeedOptions;
+using collective::SplitOptions;
 
 /// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
 /// through prepare(), call backward() in place of loss.backward().
+///
+/// Which rank does what, and when, such as on_main_process(), is in prepare::ProcessControl; values over the ranks, such
+/// as gather() and reduce(), in prepare::OverRanks, which adds to it.
 ///
 /// Template  Backend    how tensors cross the ranks: backend::Single, backend::Gloo, one of them in
 ///                      backend::Checked or backend::Traced, or your own
@@ -97,25 +117,11 @@ using collective::Reduction;
 /// Throws    accel::Error and its kinds, with `[rank 1/4]` in front. The constructor: ConfigError for
 ///           variables that contradict each other, CommError if ranks do not come.
 template <class BackendType, class PrecisionType>
-class Accelerator {
-  static_assert(Backend<BackendType>, "Accelerator<Backend, Precision>: the first is no accel::Backend, see below");
-  static_assert(Precision<PrecisionType>,
-                "Accelerator<Backend, Precision>: the second is no accel::Precision, see below");
-
+class Accelerator : public prepare::OverRanks<BackendType, PrecisionType> {
  public:
   using Options = AcceleratorOptions<BackendType, PrecisionType>;
 
   explicit Accelerator(const Options& options = {}) : Accelerator(options, launch::detect()) {}
-
-  // Who am I
-
-  [[nodiscard]] int rank() const { return engine_->topology.rank; }
-  [[nodiscard]] int world_size() const { return engine_->topology.world_size; }
-  [[nodiscard]] int local_rank() const { return engine_->topology.local_rank; }
-  [[nodiscard]] const launch::Topology& topology() const { return engine_->topology; }
-  [[nodiscard]] bool is_main_process() const { return engine_->topology.is_main(); }
-  [[nodiscard]] bool is_local_main_process() const { return engine_->topology.is_local_main(); }
-  [[nodiscard]] c10::Device device() const { return engine_->device; }
 
   /// For collectives of your own, and for what a backend offers beyond its contract, as Traced does.
   [[nodiscard]] BackendType& backend() { return engine_->backend; }
@@ -214,71 +220,16 @@ class Accelerator {
   /// What was made of Options::precision: its state is the loss scale's.
   [[nodiscard]] PrecisionType& precision() { return engine_->precision; }
 
-  // Results and other values over the ranks. All collective.
-
-  /// Everybody's rows, in the order of ranks. Ranks may hold different numbers of rows.
-  template <class Tree>
-  [[nodiscard]] Tree gather(Tree tree) {
-    return at_rank([&] { return collective::all_gather(engine_->backend, std::move(tree)); });
-  }
-
-  /// Like gather, for values with one row per row of the current batch: fillers and repetitions are
-  /// left out, so that an epoch gives every row of the dataset once. Several values give a tuple.
-  template <class... Trees>
-  [[nodiscard]] auto gather_for_metrics(Trees... trees) {
-    return at_rank([&] {
-      return metrics::gather_for_metrics(engine_->backend, engine_->in_flight.innermost(), std::move(trees)...);
-    });
-  }
-
-  /// Sum, mean, max or min over the ranks, in new tensors.
-  template <class Tree>
-  [[nodiscard]] Tree reduce(Tree tree, Reduction reduction = Reduction::sum) {
-    return at_rank([&] { return collective::reduce(engine_->backend, std::move(tree), reduction); });
-  }
-
-  /// Overwrites the tensors of `tree` with those of rank `from`, and returns it.
-  template <class Tree>
-  Tree broadcast(Tree tree, int from = 0) {
-    return at_rank([&] { return collective::broadcast(engine_->backend, std::move(tree), from); });
-  }
-
-  /// Returns when every rank has come here; the error names those that have not.
-  void wait_for_everyone() {
-    at_rank([&] { engine_->backend.control().barrier("wait_for_everyone", Deadline::in(engine_->backend.timeout())); });
-  }
-
   /// The mean of a loss over steps and ranks; adding to it costs no synchronisation.
   using LossMean = prepare::LossMean<BackendType, PrecisionType>;
   [[nodiscard]] LossMean running_mean() { return LossMean(engine_); }
-
-  /// Runs `body`, and gives back what it gives. An exception that leaves it ends every rank of the job: the others'
-  /// next or current call throws CommError with its text, of whatever type it is.
-  ///
-  /// Example  accelerator.run([&] { train(accelerator); });
-  template <class Body>
-  decltype(auto) run(Body&& body) {
-    try {
-      return std::forward<Body>(body)();
-    } catch (const std::exception& error) {
-      engine_->backend.control().ended_by(first_line(error));
-      throw;
-    } catch (...) {
-      engine_->backend.control().ended_by("something that is no std::exception");
-      throw;
-    }
-  }
-
-  /// This rank cannot go on: every rank's next or current call throws CommError with `reason`. Not needed for an
-  /// exception that leaves main, run() or the scope of the accelerator: the others hear of it.
-  void abort(std::string_view reason) noexcept { engine_->backend.abort(reason); }
 
   // Output
 
   /// Writes to standard output, one line, on the first rank of every host.
   template <class... Parts>
   void print(const Parts&... parts) const {
-    if (is_local_main_process()) std::cout << message(parts...) + "\n" << std::flush;
+    if (this->is_local_main_process()) std::cout << message(parts...) + "\n" << std::flush;
   }
   [[nodiscard]] const Log& log() const { return engine_->log; }
 
@@ -299,19 +250,15 @@ class Accelerator {
   }
 
  private:
-  using Engine = prepare::Engine<BackendType, PrecisionType>;
+  using Base = prepare::OverRanks<BackendType, PrecisionType>;
+  using Base::at_rank;
+  using Base::engine_;
 
   Accelerator(const Options& options, const launch::Launch& launch)
-      : engine_(prepare::connect<BackendType, PrecisionType>(options, launch)),
+      : Base(prepare::connect<BackendType, PrecisionType>(options, launch)),
         description_(prepare::description(*engine_, options, launch,
                                           prepare::set_threads(options.threads, engine_->topology.local_world_size))) {}
 
-  template <class Body>
-  decltype(auto) at_rank(Body&& body) const {
-    return engine_->at_rank(std::forward<Body>(body));
-  }
-
-  std::shared_ptr<Engine> engine_;
   std::string description_;
 };
 

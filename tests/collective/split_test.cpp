@@ -25,7 +25,6 @@
 #include "support/ranks.hpp"
 
 using accel::collective::split;
-using accel::collective::split_padded;
 using accel::collective::split_range;
 
 namespace {
@@ -114,18 +113,19 @@ TEST_CASE("padding repeats the last row of the whole, and says how many rows are
       {{0, 1}, 2}, {{2, 4}, 1}, {{3, 4}, 1}, {{4, 4}, 1}};
   for (int rank = 0; rank < 4; ++rank) {
     const auto& [values, valid] = wanted[static_cast<std::size_t>(rank)];
-    const auto list = split_padded(counted(5), rank, 4);
+    const auto list = split(counted(5), rank, 4, {.pad = true});
     CHECK(list.values == values);
     CHECK(list.valid == valid);
-    const auto tensor = split_padded(at::arange(10).view({5, 2}), rank, 4);
+    const auto tensor = split(at::arange(10).view({5, 2}), rank, 4, {.pad = true});
     CHECK(tensor.valid == valid);
     CHECK(tensor.values.select(1, 0).equal(2 * at::arange(5).index_select(0, at::tensor(values))));
   }
-  const auto last = split_padded(std::vector<std::string>{"A", "B"}, 4, 5);
+  const auto last = split(std::vector<std::string>{"A", "B"}, 4, 5, {.pad = true});
   CHECK(last.values == std::vector<std::string>{"B"});
   CHECK(last.valid == 0);
-  CHECK(split_padded(std::vector<int>{}, 1, 2).values.empty());
-  CHECK(split_padded(std::pair(at::ones({3}), counted(3)), 1, 2).values.second == std::vector<std::int64_t>{2, 2});
+  CHECK(split(std::vector<int>{}, 1, 2, {.pad = true}).values.empty());
+  CHECK(split(std::pair(at::ones({3}), counted(3)), 1, 2, {.pad = true}).values.second ==
+        std::vector<std::int64_t>{2, 2});
 }
 
 TEST_CASE("parts that were padded are joined without their padding, in order", "[collective]") {
@@ -138,7 +138,7 @@ TEST_CASE("parts that were padded are joined without their padding, in order", "
     for (const std::int64_t length : {0, 1, 2, 3, 4, 5, 7}) {
       INFO("of " << length << " rows");
       const at::Tensor whole = at::arange(3 * length).view({length, 3});
-      const auto part = split_padded(std::pair(whole, counted(length)), rank.rank, rank.world_size);
+      const auto part = split(std::pair(whole, counted(length)), rank.rank, rank.world_size, {.pad = true});
       CHECK(gather_split(*group, part.values.first, part.valid).equal(whole));
       const std::map<std::string, at::Tensor> results = {{"twice", 2 * part.values.first}};
       CHECK(gather_split(*group, results, part.valid).at("twice").equal(2 * whole));

@@ -199,6 +199,28 @@ TEST_CASE("a connection that ends is a failure of who has not said that it leave
   CHECK(job.of(0).is_alone());
 }
 
+TEST_CASE("who has halted is known to all until they come to the exchange before which it did", "[launch]") {
+  for (const int halted : {0, 2}) {
+    Job job(3);
+    job.of(halted).halt({.steps = 1, .collectives = 4, .rounds = 6, .operation = "all_reduce"}, "ran out of memory");
+    job.deliver();
+    for (int rank = 0; rank < 3; ++rank) {
+      if (rank == halted) continue;
+      CHECK(job.of(rank).halted_before(4, 6).empty());  // which it has begun
+      CHECK_THAT(job.of(rank).halted_before(5, 6), StartsWith("rank " + std::to_string(halted) + " (host node") &&
+                                                       ContainsSubstring("ran out of memory, after 1 step and 4 coll"));
+      CHECK(job.of(rank).halted_before(5, 7).empty());  // behind the exchange it goes on
+      CHECK(job.of(rank).missed_by(5, 7).empty());
+      CHECK(job.of(rank).failure().empty());
+    }
+    CHECK(job.of(halted).halted_before(5, 6).empty());
+    job.of(halted).halt({.steps = 1, .collectives = 9, .rounds = 8, .operation = "all_reduce"}, "ran out again");
+    job.deliver();
+    CHECK(job.of(1).halted_before(9, 8).empty());
+    CHECK_THAT(job.of(1).halted_before(10, 8), ContainsSubstring("ran out again"));
+  }
+}
+
 TEST_CASE("the rank furthest behind is known to all that ask, and is nobody where all have come", "[launch]") {
   Job job(4);
   for (std::size_t r = 0; r < 4; ++r) job.progress[r].collectives = r == 2 ? 5 : 8;

@@ -21,8 +21,8 @@
 
 namespace accel::inline v0_1::collective {
 
-/// What becomes JSON and comes back: a JSON value, numbers, texts, containers of them, types with to_json and from_json.
-/// Nothing that holds tensors does.
+/// What becomes JSON and comes back: a JSON value, numbers, texts, containers of them, types with to_json and
+/// from_json. Nothing that holds tensors does.
 template <class T>
 concept JsonLike = std::constructible_from<nlohmann::json, const T&> && requires(const nlohmann::json& json) {
   { json.template get<T>() } -> std::same_as<T>;

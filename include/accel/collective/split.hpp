@@ -31,6 +31,10 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
+struct SplitOptions {
+  bool pad = false;  // every rank gets as many rows, and is told how many are its own
+};
+
 /// A part of a tree that was padded to the size of the largest part.
 template <class Tree>
 struct Part {
@@ -147,14 +151,15 @@ template <class Tree>
   return tree;
 }
 
-/// The same, with as many rows on every rank: behind its own a rank repeats the last row of the whole.
+/// The same, and how many rows are this rank's own; if `options.pad`, behind these it repeats the last row of the
+/// whole until it has as many as every other rank.
 ///
 /// Differs  Accelerate does not say how many are valid, and cannot do it for tuples.
 template <class Tree>
-[[nodiscard]] Part<Tree> split_padded(Tree tree, int rank, int world_size) {
+[[nodiscard]] Part<Tree> split(Tree tree, int rank, int world_size, const SplitOptions& options) {
   const std::int64_t rows = detail::common_rows("split_between_processes", tree);
   const Range own = split_range(rows, rank, world_size);
-  detail::keep_rows(tree, own, largest_part(rows, world_size));
+  detail::keep_rows(tree, own, options.pad ? largest_part(rows, world_size) : own.size());
   return {std::move(tree), own.size()};
 }
 

@@ -80,6 +80,15 @@ class ControlPlane {
     return ++shared_->messages;
   }
 
+  /// How many collectives this rank has begun.
+  [[nodiscard]] std::int64_t begun() const noexcept { return shared_->collectives; }
+
+  /// This rank begins no collective before it has come to the next round; `why` is the rest of a sentence about it,
+  /// such as "ran out of memory". Who waits for a collective of it before that waits in vain, and its error says why.
+  void halt(std::string_view why) {
+    if (star_ && is_whole()) star_->halt(why);
+  }
+
   /// Whether a wait is in vain: this group was given up, or a rank of the job has failed.
   [[nodiscard]] bool failed() const noexcept { return shared_->given_up || (star_ && star_->failed()); }
 
@@ -96,7 +105,8 @@ class ControlPlane {
     return {};
   }
 
-  /// Whether a rank has left without having begun that collective or round. 0 asks for neither.
+  /// Whether a rank has left without having begun that collective or round, or has halted before that collective.
+  /// 0 asks for neither.
   [[nodiscard]] bool missed_by(std::int64_t collective, std::int64_t round) const {
     return star_ && is_whole() && !star_->missed_by(collective, round).empty();
   }

@@ -139,6 +139,14 @@ class Star {
     fail_by_exception(": " + std::string(text));
   }
 
+  /// This rank begins no collective before its next exchange; `why` is the rest of a sentence about it. Where others
+  /// wait for one of it, missed_by() says so.
+  void halt(std::string_view why) {
+    const std::lock_guard lock(mutex_);
+    board_->halt(pace_.now(), why);
+    pass_on();
+  }
+
   /// The last word of this rank. Returns when it is sent; rank 0, which the others may still need, waits for theirs.
   /// Never longer than a second.
   void leave() {
@@ -179,10 +187,11 @@ class Star {
     changed_.notify_all();
   }
 
-  /// See detail::Roster.
+  /// See detail::Roster: of who has left, and of who has halted.
   [[nodiscard]] std::string missed_by(std::int64_t collective, std::int64_t round) const {
     const std::lock_guard lock(mutex_);
-    return board_->roster().missed_by(collective, round);
+    std::string sentence = board_->roster().missed_by(collective, round);
+    return sentence.empty() ? board_->roster().halted_before(collective, pace_.now().rounds) : sentence;
   }
   [[nodiscard]] std::string departure_of(int rank) const {
     const std::lock_guard lock(mutex_);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -128,6 +129,7 @@ struct Session {
   Log log;
   gradient::Accumulation accumulation;
   data::InFlight in_flight;
+  std::atomic<bool> trigger = false;  // set here, and not yet seen by all
   std::vector<std::shared_ptr<PreparedModel>> models;
   precision::LossScaler* scaler = nullptr;       // null unless the loss is scaled
   std::optional<Overflow> overflow;              // of the last step that was skipped, if they are to be named

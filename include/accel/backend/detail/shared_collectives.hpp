@@ -93,7 +93,7 @@ class SharedCollectives {
       if (deadline.passed())
         throw std::runtime_error(message("rank ", other, " has ended, hangs, or does not call the same operation"));
       if (std::chrono::steady_clock::now() - began >= slice && hopeless())
-        throw std::runtime_error(message("rank ", other, " has left"));
+        throw std::runtime_error(message("rank ", other, " does not come to it"));
     }
   }
 

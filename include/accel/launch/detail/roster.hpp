@@ -67,6 +67,12 @@ class Roster {
         if (who == from) link.expected = false;
         if (rank_ == 0) pack(leavers_.number(who), progress);
       }
+    } else if (message.word == Word::halted) {
+      const std::int64_t who = body.number();
+      Halt halt{unpack_progress(body), std::string(body.text())};
+      if (who < 0 || who >= static_cast<std::int64_t>(peers_.size())) return;
+      if (rank_ == 0) letters_.push_back({Letter::everybody, message});
+      halted_[static_cast<int>(who)] = std::move(halt);
     } else if (message.word == Word::failed) {
       fail(std::string(body.text()));
     }
@@ -118,6 +124,13 @@ class Roster {
   /// This rank takes part in nothing more.
   void leave(const Progress& own) { pack(leavers_.number(rank_), own); }
 
+  /// This rank begins no collective before its next exchange.
+  void halt(const Progress& own, std::string_view why) {
+    Packer body;
+    body.number(rank_);
+    letters_.push_back({Letter::everybody, {Word::halted, pack(body, own).text(shortened(why)).take()}});
+  }
+
   // What is known
 
   [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
@@ -141,6 +154,15 @@ class Roster {
   [[nodiscard]] std::string missed_by(std::int64_t collective, std::int64_t round) const {
     for (const auto& [rank, progress] : left_)
       if (progress.collectives < collective || progress.rounds < round) return departure_of(rank);
+    return {};
+  }
+
+  /// A sentence about a rank that begins this collective only after an exchange that this one, which has begun `rounds`
+  /// of them, has not come to; or empty. A collective before that exchange waits for it in vain.
+  [[nodiscard]] std::string halted_before(std::int64_t collective, std::int64_t rounds) const {
+    for (const auto& [rank, halt] : halted_)
+      if (rank != rank_ && halt.progress.collectives < collective && rounds <= halt.progress.rounds)
+        return message(peer(rank), " ", halt.why, ", ", halt.progress);
     return {};
   }
 
@@ -176,6 +198,11 @@ class Roster {
     int rank = 0;
     Time heard{};
     Progress progress{};
+  };
+
+  struct Halt {
+    Progress progress{};
+    std::string why;
   };
 
   struct Link {
@@ -244,6 +271,7 @@ class Roster {
   Time last_turn_;
   std::vector<Link> links_;       // by rank; on others than rank 0 only to that
   std::map<int, Progress> left_;  // by rank: what those had done that have left
+  std::map<int, Halt> halted_;    // by rank: the last time
   Standing behind_;               // as rank 0 has told
   int comparisons_ = 0;
   std::string failure_;

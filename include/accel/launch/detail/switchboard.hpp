@@ -43,7 +43,8 @@ class Switchboard {
   /// Throws   std::runtime_error if it is not said as a rank does.
   void hear(int from, const Message& message, const Progress& own, Time now) {
     roster_.hear(from, message, now);
-    has_news_ |= message.word == Word::left || message.word == Word::behind || message.word == Word::failed;
+    has_news_ |= message.word == Word::left || message.word == Word::behind || message.word == Word::failed ||
+                 message.word == Word::halted;
     take(from, message, own, now);
   }
 
@@ -68,6 +69,7 @@ class Switchboard {
   }
 
   void leave(const Progress& own) { roster_.leave(own); }
+  void halt(const Progress& own, std::string_view why) { roster_.halt(own, why); }
 
   /// To rank 0, which may be this one.
   void say(Message message, const Progress& own, Time now) {

@@ -30,6 +30,7 @@ enum class Word : std::uint8_t {
   overdue,        // before the welcome: the meeting does
   ask,            // something of the shelf
   tell,           // the answer
+  halted,         // a rank begins no collective before its next exchange, and why
 };
 
 struct Message {
