@@ -46,7 +46,7 @@ struct Unrecorded {
 /// The part that all metrics have in common, and the base of one of your own: counts, which are exact, and numbers, on
 /// the device of what is counted. A metric is a class that derives from it and has
 ///
-///   update(...)              adds what a batch brings to counts_ and numbers_, under an Unrecorded, behind a use_device()
+///   update(...)              under an Unrecorded, behind a use_device(): adds to counts_ and numbers_
 ///   result(totals) const     makes the value out of everybody's, on the host
 ///
 /// State    this rank's part, so that a resume in the middle of an epoch, with as many ranks, goes on exactly.
