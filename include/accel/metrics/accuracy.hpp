@@ -55,7 +55,7 @@ class Accuracy : public Tally {
                 "; give scores [N, C, ...] of at least so many classes");
     const std::int64_t counted = detail::counted_rows("accuracy", target, rows);
     if (counted == 0 || target.numel() == 0) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const at::Tensor scores = prediction.detach().narrow(0, 0, counted);
     const at::Tensor classes = target.detach().narrow(0, 0, counted);
     const auto labels = detail::labels_of(

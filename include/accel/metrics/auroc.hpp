@@ -68,7 +68,7 @@ class Auroc : public Tally {
                                       : "; say how many there are: {.classes = ...}");
     const std::int64_t held = detail::counted_rows("auroc", target, rows);
     if (held == 0 || target.numel() == 0) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const std::int64_t all = curves(options_);
     const at::Tensor mine = scores.detach().narrow(0, 0, held).to(at::kDouble);
     const at::Tensor values = all == 1 ? mine.reshape({-1, 1}) : mine.movedim(1, -1).reshape({-1, all});  // [n, all]

@@ -41,7 +41,7 @@ class ConfusionMatrix : public Tally {
     const auto labels = detail::labels_of_rows("confusion matrix", prediction, target, rows,
                                                {options_.classes, options_.ignore_index, options_.threshold});
     if (!labels) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const std::int64_t matrix = options_.classes * options_.classes;
     const at::Tensor cells =
         labels->target.clamp(0, options_.classes - 1).mul_(options_.classes).add_(labels->prediction);
@@ -64,7 +64,7 @@ class ConfusionMatrix : public Tally {
                    detail::outside(options_.classes) + "; mend them, or say ignore_index");
     detail::refuse("confusion matrix", totals.counts[cells + 1], "prediction",
                    "NaN or " + detail::outside(options_.classes));
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     at::Tensor matrix = at::empty({options_.classes, options_.classes}, at::kLong);
     std::memcpy(matrix.mutable_data_ptr(), totals.counts.data(), cells * sizeof(std::int64_t));
     return matrix;

@@ -32,7 +32,7 @@ class Mean : public Tally {
   /// Shape    values: [N, ...], real.
   void update(const at::Tensor& values, std::optional<std::int64_t> rows = {}) {
     check(values, rows);
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const at::Tensor counted = values.detach().narrow(0, 0, rows.value_or(values.size(0)));
     add(at::sum(counted, at::kDouble), static_cast<double>(counted.numel()));
   }
@@ -46,7 +46,7 @@ class Mean : public Tally {
     ACCEL_CHECK(values.sizes() == weights.sizes() && values.device() == weights.device(), InvalidArgument,
                 "mean: expected weights like the values ", tensor::Spec::of(values), ", found ",
                 tensor::Spec::of(weights), "; give every value a weight, with .expand_as(values) where they share it");
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const std::int64_t counted = rows.value_or(values.size(0));
     const at::Tensor by = weights.detach().narrow(0, 0, counted).to(at::kDouble);
     const at::Tensor products = values.detach().narrow(0, 0, counted).to(at::kDouble).mul(by);
@@ -61,7 +61,7 @@ class Mean : public Tally {
                 "mean: expected one real number, found ", tensor::spec(value), "; update() takes one for each row");
     ACCEL_CHECK(count >= 0, InvalidArgument, "mean: expected a count of at least 0, found ", count);
     if (count == 0) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const auto weight = static_cast<double>(count);
     add(value.detach().reshape({}).to(at::kDouble).mul(weight), weight);
   }

@@ -43,7 +43,7 @@ class Perplexity : public Tally {
                 tensor::spec(target), "; with the tokens last, move them with .movedim(-1, 1)");
     const std::int64_t held = detail::counted_rows(name, target, rows);
     if (held == 0 || target.numel() == 0) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const at::Tensor tokens = target.detach().narrow(0, 0, held).to(at::kLong);
     const auto [counted, wrong] = detail::judge_target(tokens, logits.size(1), options_.ignore_index);
     const auto dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -64,7 +64,7 @@ class Perplexity : public Tally {
     ACCEL_CHECK(tokens.defined() && tokens.numel() == 1 && detail::is_whole(tokens), InvalidArgument, name,
                 ": expected one whole number of tokens, found ", tensor::spec(tokens));
     check_sum(loss);
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     use_device(loss.device());
     const at::Tensor number = tokens.detach().reshape({}).to(counts_.options(), /*non_blocking=*/true);
     numbers_.add_(loss.detach().reshape({}).to(at::kDouble).masked_fill(number.eq(0), 0));
@@ -74,7 +74,7 @@ class Perplexity : public Tally {
     ACCEL_CHECK(tokens >= 0, InvalidArgument, name, ": expected at least 0 tokens, found ", tokens);
     check_sum(loss);
     if (tokens == 0) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     use_device(loss.device());
     numbers_.add_(loss.detach().reshape({}).to(at::kDouble));
     counts_.select(0, 0).add_(tokens);

@@ -65,7 +65,7 @@ class PrecisionRecallF1 : public Tally {
     const auto labels = detail::labels_of_rows(name, prediction, target, rows,
                                                {options_.classes, options_.ignore_index, options_.threshold});
     if (!labels) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const std::int64_t classes = options_.classes;
     const std::int64_t rest = 3 * classes + 2;
     const at::Tensor is_out = labels->counted.logical_not();

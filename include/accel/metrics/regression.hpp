@@ -60,7 +60,7 @@ class Regression : public Tally {
     check(prediction, target);
     const std::int64_t held = detail::counted_rows("regression", target, rows);
     if (held == 0 || target.numel() == 0) return;
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     const at::Tensor y = values(target, held);
     const at::Tensor error = values(prediction, held).sub_(y).abs_();
     use_device(target.device());

@@ -36,8 +36,6 @@ struct Totals {
   }
 };
 
-namespace detail {
-
 /// While it lives nothing is recorded for a backward, and what is made are ordinary tensors also inside of an
 /// InferenceMode: those that it makes could not be added to outside of it.
 struct Unrecorded {
@@ -45,12 +43,10 @@ struct Unrecorded {
   c10::AutoGradMode no_grad{false};  // after it, which turns gradients on
 };
 
-}  // namespace detail
-
 /// The part that all metrics have in common, and the base of one of your own: counts, which are exact, and numbers, on
 /// the device of what is counted. A metric is a class that derives from it and has
 ///
-///   update(...)              adds what a batch brings to counts_ and numbers_, behind a use_device()
+///   update(...)              under an Unrecorded, behind a use_device(): adds to counts_ and numbers_
 ///   result(totals) const     makes the value out of everybody's, on the host
 ///
 /// State    this rank's part, so that a resume in the middle of an epoch, with as many ranks, goes on exactly.
@@ -78,7 +74,7 @@ class Tally {
   }
 
   [[nodiscard]] tensor::StateDict state_dict() const {
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     tensor::StateDict state;
     at::Tensor options = at::empty({static_cast<std::int64_t>(description_.size())}, at::kByte);
     std::memcpy(options.mutable_data_ptr(), description_.data(), description_.size());
@@ -97,7 +93,7 @@ class Tally {
     const at::Tensor& numbers = expect(state, "numbers", at::kDouble, number_size_);
     ACCEL_CHECK(!counts.lt(0).any().item<bool>(), CheckpointError, "metric: the state of ", description_,
                 " has a count below 0; its file is damaged");
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     counts_ = counts.clone();
     numbers_ = numbers.clone();
   }

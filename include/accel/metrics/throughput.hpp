@@ -47,7 +47,7 @@ class Throughput : public Tally {
   void update(std::int64_t rows, Seconds spent) {
     ACCEL_CHECK(rows >= 0 && spent.count() >= 0, InvalidArgument,
                 "throughput: expected rows and seconds of at least 0, found ", rows, " and ", spent.count());
-    const detail::Unrecorded guard;
+    const Unrecorded guard;
     use_device(c10::Device(c10::DeviceType::CPU));
     *counts_.mutable_data_ptr<std::int64_t>() += rows;
     auto* numbers = numbers_.mutable_data_ptr<double>();
