@@ -62,6 +62,8 @@ using AsksRow = std::bool_constant<GivesRow<D>>;
 template <class D>
 using AsksAnyRow = std::bool_constant<GivesAnyRow<D>>;
 template <class D>
+using AsksNoRandom = std::bool_constant<!GivesRandomRow<D>>;
+template <class D>
 using AsksSize = std::bool_constant<Sized<D>>;
 
 }  // namespace detail
@@ -80,6 +82,9 @@ class Concat {
                 "Concat takes several datasets or a std::vector of them, with size(), and get(std::size_t) or "
                 "get(std::size_t, at::Generator&)");
 
+  /// Whether a row needs a random stream: if one of the datasets takes one.
+  static constexpr bool draws = !detail::all_sources<detail::AsksNoRandom, Sources>;
+
   explicit Concat(Sources sources) : sources_(std::move(sources)) {
     detail::for_each_source(sources_, [this](const auto& source) { parts_.add(detail::size_of(source)); });
   }
@@ -90,22 +95,22 @@ class Concat {
   [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(parts_.size()); }
 
   [[nodiscard]] auto get(std::size_t row) const
-    requires(detail::all_sources<detail::AsksRow, const Sources>)
+    requires(detail::all_sources<detail::AsksRow, const Sources> && !draws)
   {
     return row_of(sources_, row);
   }
   [[nodiscard]] auto get(std::size_t row)
-    requires(!detail::all_sources<detail::AsksAnyRow, const Sources>) && detail::all_sources<detail::AsksRow, Sources>
+    requires(!detail::all_sources<detail::AsksRow, const Sources> && !draws)
   {
     return row_of(sources_, row);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random) const
-    requires(detail::all_sources<detail::AsksAnyRow, const Sources>)
+    requires(detail::all_sources<detail::AsksAnyRow, const Sources> && draws)
   {
     return row_of(sources_, row, random);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random)
-    requires(!detail::all_sources<detail::AsksAnyRow, const Sources>)
+    requires(!detail::all_sources<detail::AsksAnyRow, const Sources> && draws)
   {
     return row_of(sources_, row, random);
   }

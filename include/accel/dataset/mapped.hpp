@@ -27,30 +27,34 @@ class Mapped {
   static_assert(detail::Sized<D> && detail::GivesAnyRow<D>,
                 "Mapped maps rows: the dataset needs size(), and get(std::size_t) or get(std::size_t, at::Generator&)");
 
+  /// Whether a row needs a random stream.
+  template <class Dataset>
+  static constexpr bool draws =
+      detail::GivesRandomRow<Dataset> ||
+      detail::TakesRandom<const Function,
+                          decltype(detail::row_with(std::declval<Dataset&>(), 0, std::declval<at::Generator&>()))>;
+
   Mapped(D dataset, Function function) : dataset_(std::move(dataset)), function_(std::move(function)) {}
 
   [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(detail::size_of(dataset_)); }
 
   [[nodiscard]] auto get(std::size_t row) const
-    requires detail::GivesRow<const D> &&
-             std::is_invocable_v<const Function&, decltype(std::declval<const D&>().get(0))>
+    requires detail::GivesRow<const D> && (!draws<const D>)
   {
     return function_(dataset_.get(row));
   }
   [[nodiscard]] auto get(std::size_t row)
-    requires(!detail::GivesAnyRow<const D>) && detail::GivesRow<D> &&
-            std::is_invocable_v<const Function&, decltype(std::declval<D&>().get(0))>
+    requires(!detail::GivesAnyRow<const D>) && detail::GivesRow<D> && (!draws<D>)
   {
     return function_(dataset_.get(row));
   }
-
   [[nodiscard]] auto get(std::size_t row, at::Generator& random) const
-    requires detail::GivesAnyRow<const D>
+    requires detail::GivesAnyRow<const D> && draws<const D>
   {
     return applied(detail::row_with(dataset_, row, random), random);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random)
-    requires(!detail::GivesAnyRow<const D>) && detail::GivesAnyRow<D>
+    requires(!detail::GivesAnyRow<const D>) && draws<D>
   {
     return applied(detail::row_with(dataset_, row, random), random);
   }
