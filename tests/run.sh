@@ -3,7 +3,7 @@
 #
 #   bash tests/run.sh           all of them: about 10 minutes on two cores from an empty machine, 4 when built
 #   bash tests/run.sh --full    and each header alone, the quickstart, each benchmark once, the tests with ranks under
-#                               AddressSanitizer and UBSan, the reducer's under ThreadSanitizer, and what of --matrix
+#                               AddressSanitizer and UBSan, threads under ThreadSanitizer, and what of --matrix
 #                               fits into 30 minutes in all; it says what was left out
 #   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
 #   bash tests/run.sh --gpu     instead: what needs a GPU, with the torch of python3, without network and packages.
@@ -152,7 +152,7 @@ build_sanitized() {
 # With the other compiler, whose ThreadSanitizer this is. In it the reducer's tests, and those of what it runs on.
 build_for_threads() {
   configure "$threads" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
-    -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;gradient;sanitizers"
+    -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;data;gradient;sanitizers"
   compile "$threads"
 }
 
@@ -267,7 +267,7 @@ if [[ "$what" == --full ]]; then
     timed "set-up of the other compiler" set_up_other_compiler
     timed "clang-tidy" run_clang_tidy
     if minutes_left 9 "ThreadSanitizer"; then
-      timed "compiling the reducer's tests with ThreadSanitizer" build_for_threads
+      timed "compiling the tests of threads with ThreadSanitizer" build_for_threads
       timed "running them" run_tests "$threads" "threads: "
     fi
     if minutes_left 5 "the pass with the other compiler"; then

@@ -181,6 +181,18 @@ TEST_CASE("what a dataset throws is told with the row, whoever asked, and is nes
   }
 }
 
+TEST_CASE("a worker computes by itself, and leaves the other threads their number", "[data][threads]") {
+  struct Threads {
+    [[nodiscard]] std::size_t size() const { return 4; }
+    [[nodiscard]] std::int64_t get(std::size_t) const { return at::get_num_threads(); }
+  };
+  Alone accelerator({.threads = 3});
+  auto loader = accelerator.prepare(DataLoader{Threads{}, {.batch_size = 4, .workers = 1}});
+  for (auto& threads : loader) CHECK(threads.equal(torch::tensor({1, 1, 1, 1})));
+  CHECK(at::get_num_threads() == 3);
+  std::thread([] { CHECK(at::get_num_threads() == 3); }).join();
+}
+
 TEST_CASE("leaving a loop leaves no thread and no trace", "[data][threads]") {
   Alone accelerator;
   auto loader =

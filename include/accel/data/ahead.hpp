@@ -15,6 +15,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
+#include <accel/data/one_thread.hpp>
 
 namespace accel::inline v0_1::data {
 
@@ -88,6 +89,7 @@ class Ahead {
     [[nodiscard]] Slot& slot(std::int64_t number) { return slots[static_cast<std::size_t>(number) % slots.size()]; }
 
     void work(int worker) {
+      compute_in_one_thread();
       std::unique_lock lock(mutex);
       while (true) {
         room.wait(lock, [&] { return stopped || begun == end || begun < taken + std::ssize(slots); });

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/progress.hpp>
 #include <accel/data/collate.hpp>
 #include <accel/data/round.hpp>
 #include <accel/tensor/state_dict.hpp>
@@ -172,9 +173,12 @@ class RoundReader {
     if constexpr (requires { stream_->skip(rows); }) {
       if (rows > 0) asked([&] { stream_->skip(rows); });
     } else {
-      for (position_ = 0; position_ < rows; ++position_)
+      Progress progress("reading to where the stream goes on", rows, Counted::rows);
+      for (position_ = 0; position_ < rows; ++position_) {
         ACCEL_CHECK(asked([&] { return stream_->next(); }).has_value(), DataError, "resume: the stream ended after ",
                     position_, " rows, and ", rows, " of them were done; it is not the one that was read before");
+        progress.reached(position_);
+      }
     }
   }
 
