@@ -71,7 +71,7 @@ Numbers numbers_of(D& dataset) {
 }
 
 template <class D>
-concept Shareable = requires(const D& dataset) { dataset.get(0); };
+concept ConstRow = requires(const D& dataset) { dataset.get(0); };
 template <class D>
 concept Random = requires(const D& dataset, at::Generator& random) { dataset.get(0, random); };
 
@@ -93,18 +93,18 @@ TEST_CASE("datasets behind each other have the rows of all, in order, empty ones
 }
 
 TEST_CASE("a dataset of datasets may be shared by threads if all of them may", "[dataset]") {
-  STATIC_CHECK(Shareable<Concat<std::vector<Counting>>>);
-  STATIC_CHECK(Shareable<Concat<std::tuple<Counting, Counting>>>);
-  STATIC_CHECK(!Shareable<Concat<std::tuple<Counting, Hundreds>>>);
-  STATIC_CHECK(!Shareable<Subset<Hundreds>>);
-  STATIC_CHECK(Shareable<Subset<Counting>>);
+  STATIC_CHECK(ConstRow<Concat<std::vector<Counting>>>);
+  STATIC_CHECK(ConstRow<Concat<std::tuple<Counting, Counting>>>);
+  STATIC_CHECK(!ConstRow<Concat<std::tuple<Counting, Hundreds>>>);
+  STATIC_CHECK(!ConstRow<Subset<Hundreds>>);
+  STATIC_CHECK(ConstRow<Subset<Counting>>);
   const auto identity = [](const torch::Tensor& row) { return row; };
-  STATIC_CHECK(Shareable<Mapped<Counting, decltype(identity)>>);
-  STATIC_CHECK(!Shareable<Mapped<Hundreds, decltype(identity)>>);
-  STATIC_CHECK(!Shareable<Subset<Dice>>);
+  STATIC_CHECK(ConstRow<Mapped<Counting, decltype(identity)>>);
+  STATIC_CHECK(!ConstRow<Mapped<Hundreds, decltype(identity)>>);
+  STATIC_CHECK(!ConstRow<Subset<Dice>>);
   STATIC_CHECK(Random<Subset<Dice>>);
   STATIC_CHECK(Random<Concat<std::tuple<Counting, Dice>>>);
-  STATIC_CHECK(!Shareable<Concat<std::tuple<Counting, Dice>>>);
+  STATIC_CHECK(!ConstRow<Concat<std::tuple<Counting, Dice>>>);
   STATIC_CHECK(Random<Mapped<Dice, decltype(identity)>>);
 }
 
@@ -158,6 +158,17 @@ TEST_CASE("a subset has the rows that were named, by row and by batch", "[datase
                        MessageMatches(ContainsSubstring("expected 0 to 2 (3 rows), found 3")));
   CHECK_THROWS_AS(some.get(3), InvalidArgument);
   CHECK_THROWS_AS(some.get_batch({-1}), InvalidArgument);
+}
+
+TEST_CASE("parts share a dataset that reading does not change, and have their own of one that it does", "[dataset]") {
+  const auto [a, b] = random_split(counting(0, 4), {2, 2}, 0);
+  CHECK(&a.dataset() == &b.dataset());
+  auto [c, d] = random_split(Hundreds(), {1, 2}, 0);
+  auto copy = c;
+  (void)c.get(0);
+  CHECK(c.dataset().asked == 1);
+  CHECK(d.dataset().asked == 0);
+  CHECK(copy.dataset().asked == 0);
 }
 
 TEST_CASE("a random split is PyTorch's, row for row, by sizes and by fractions", "[dataset]") {

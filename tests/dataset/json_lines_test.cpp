@@ -71,6 +71,12 @@ TEST_CASE("lines are found whatever ends them, and blank ones are none", "[datas
     }
     CHECK(xs_of({folder / "f"}) == expected);
   }
+  put(folder / "f", "12\n34\n5\n\n6");  // one begins at 3, without a byte-order mark before it
+  const JsonLines short_lines({folder / "f"}, [](const nlohmann::json& line) { return line.get<int>(); });
+  CHECK(short_lines.get(0) == 12);
+  CHECK(short_lines.get(1) == 34);
+  CHECK(short_lines.get(2) == 5);
+  CHECK(short_lines.get(3) == 6);
   put(folder / "f", "{\"x\":1}\n{\"x\":2}");
   put(folder / "g", "");
   put(folder / "h", "\n{\"x\":3}\n");

@@ -149,6 +149,10 @@ TEST_CASE("a token beyond the vocabulary is refused with file, offset and value"
   CHECK_THROWS_MATCHES(windows.get(1), DataError,
                        MessageMatches(ContainsSubstring(
                            "f: expected tokens below vocab_size = 14, found 14 at offset 1040; the file is of")));
+  const TokenWindows first(Tokens({folder / "f"}, {.vocab_size = 10}), {.length = 2});
+  CHECK_THROWS_MATCHES(first.get(0), DataError, MessageMatches(ContainsSubstring("found 10 at offset 1024;")));
+  const TokenWindows second(Tokens({folder / "f"}, {.vocab_size = 11}), {.length = 2});
+  CHECK_THROWS_MATCHES(second.get(0), DataError, MessageMatches(ContainsSubstring("found 11 at offset 1028;")));
   CHECK_THROWS_AS(Tokens({folder / "f"}, {.vocab_size = 0}), InvalidArgument);
 }
 

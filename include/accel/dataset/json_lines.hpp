@@ -56,8 +56,7 @@ class JsonLinesIndex {
     const auto& file = files_[lines_.find(row).part];
     file.check_unchanged();
     const auto offset = offsets_[static_cast<std::size_t>(row)];
-    const auto line = offset == 0 || offset == 3 ? detail::LineReader(file).next()  // 3: behind a byte-order mark
-                                                 : detail::LineReader(file, offset).next();
+    const auto line = detail::LineReader(file, offset).next();
     ACCEL_CHECK(line.has_value(), DataError, file.path().string(), ": expected a line at offset ", offset,
                 ", found none; the file has changed");
     return *line;

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <numeric>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -20,8 +20,10 @@
 
 namespace accel::inline v0_1::dataset {
 
-/// Row i is row `rows[i]` of a dataset, which may be shared with other subsets. Gives rows and batches as that does.
+/// Row i is row `rows[i]` of a dataset. Gives rows and batches as that does.
 ///
+/// Memory   copies and the parts of a split share the dataset, if a const one gives rows; otherwise each has its own, as
+///          reading may change it.
 /// Throws   InvalidArgument for rows that the dataset does not have.
 template <class D>
 class Subset {
@@ -29,12 +31,29 @@ class Subset {
   static_assert(detail::Sized<D> && (detail::GivesAnyRow<D> || detail::GivesBatch<D> || detail::GivesRandomBatch<D>),
                 "Subset takes a dataset with size(), and get(std::size_t) or get_batch(rows)");
 
-  Subset(D dataset, std::vector<std::int64_t> rows)
-      : Subset(std::make_shared<D>(std::move(dataset)), std::move(rows)) {}
-  Subset(std::shared_ptr<D> dataset, std::vector<std::int64_t> rows)
-      : dataset_(std::move(dataset)), rows_(std::move(rows)) {
-    const auto size = detail::size_of(*dataset_);
-    for (const auto row : rows_) detail::check_row(row, size);
+  /// The dataset, shared where it can be.
+  using Held = std::conditional_t<detail::Shareable<D>, std::shared_ptr<const D>, D>;
+
+  Subset(D dataset, std::vector<std::int64_t> rows) : Subset(held(std::move(dataset)), std::move(rows), 0) {}
+
+  /// Of a dataset that is held already.
+  [[nodiscard]] static Subset of(Held dataset, std::vector<std::int64_t> rows) {
+    return Subset(std::move(dataset), std::move(rows), 0);
+  }
+  [[nodiscard]] static Held held(D dataset) {
+    if constexpr (detail::Shareable<D>) {
+      return std::make_shared<const D>(std::move(dataset));
+    } else {
+      return dataset;
+    }
+  }
+
+  [[nodiscard]] const D& dataset() const {
+    if constexpr (detail::Shareable<D>) {
+      return *held_;
+    } else {
+      return held_;
+    }
   }
 
   [[nodiscard]] std::size_t size() const { return rows_.size(); }
@@ -43,47 +62,50 @@ class Subset {
   [[nodiscard]] auto get(std::size_t row) const
     requires detail::GivesRow<const D>
   {
-    return shared().get(within(row));
+    return dataset().get(within(row));
   }
   [[nodiscard]] auto get(std::size_t row)
-    requires(!detail::GivesAnyRow<const D>) && detail::GivesRow<D>
+    requires(!detail::Shareable<D>) && detail::GivesRow<D>
   {
-    return dataset_->get(within(row));
+    return held_.get(within(row));
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random) const
     requires detail::GivesRandomRow<const D>
   {
-    return shared().get(within(row), random);
+    return dataset().get(within(row), random);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random)
-    requires(!detail::GivesAnyRow<const D>) && detail::GivesRandomRow<D>
+    requires(!detail::Shareable<D>) && detail::GivesRandomRow<D>
   {
-    return dataset_->get(within(row), random);
+    return held_.get(within(row), random);
   }
 
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows) const
     requires detail::GivesBatch<const D>
   {
-    return detail::batch_with(shared(), within(rows));
+    return detail::batch_with(dataset(), within(rows));
   }
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows)
-    requires(!detail::GivesBatch<const D>) && detail::GivesBatch<D>
+    requires(!detail::Shareable<D>) && detail::GivesBatch<D>
   {
-    return detail::batch_with(*dataset_, within(rows));
+    return detail::batch_with(held_, within(rows));
   }
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows, at::Generator& random) const
     requires detail::GivesRandomBatch<const D>
   {
-    return detail::batch_with(shared(), within(rows), random);
+    return detail::batch_with(dataset(), within(rows), random);
   }
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows, at::Generator& random)
-    requires(!detail::GivesRandomBatch<const D>) && detail::GivesRandomBatch<D>
+    requires(!detail::Shareable<D>) && detail::GivesRandomBatch<D>
   {
-    return detail::batch_with(*dataset_, within(rows), random);
+    return detail::batch_with(held_, within(rows), random);
   }
 
  private:
-  [[nodiscard]] const D& shared() const { return *dataset_; }
+  Subset(Held dataset, std::vector<std::int64_t> rows, int) : held_(std::move(dataset)), rows_(std::move(rows)) {
+    const auto size = detail::size_of(this->dataset());
+    for (const auto row : rows_) detail::check_row(row, size);
+  }
 
   [[nodiscard]] std::size_t within(std::size_t row) const {
     detail::check_row(static_cast<std::int64_t>(row), static_cast<std::int64_t>(rows_.size()));
@@ -94,7 +116,7 @@ class Subset {
     return rows;
   }
 
-  std::shared_ptr<D> dataset_;
+  Held held_;
   std::vector<std::int64_t> rows_;
 };
 
@@ -114,12 +136,12 @@ template <class D, std::size_t n>
   }
   ACCEL_CHECK(sum == rows, InvalidArgument, "random_split: expected sizes that add up to ", rows, " rows, found ", sum);
   const auto order = detail::permutation(rows, seed);
-  const auto shared = std::make_shared<D>(std::move(dataset));
+  const auto held = Subset<D>::held(std::move(dataset));
   std::int64_t begin = 0;
   const auto part = [&](std::int64_t size) {
     const auto first = order.begin() + begin;
     begin += size;
-    return Subset<D>(shared, {first, first + size});
+    return Subset<D>::of(held, {first, first + size});
   };
   return [&]<std::size_t... k>(std::index_sequence<k...>) {
     return std::array<Subset<D>, n>{part(sizes[k])...};

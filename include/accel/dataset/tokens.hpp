@@ -64,20 +64,23 @@ class Tokens {
     return tokens;
   }
 
-  /// Writes `count` tokens of a file, from its token `begin` on, to `to`.
+  /// Writes `length` tokens of a file, from its token `begin` on, to `input`, and to `target` those that follow each.
   ///
   /// Throws   DataError if there are not as many, one is not below vocab_size, or the file has changed its size.
-  void read(std::size_t number, std::int64_t begin, std::int64_t count, std::int64_t* to) const {
+  void read(std::size_t number, std::int64_t begin, std::int64_t length, std::int64_t* input,
+            std::int64_t* target) const {
     const File& file = (*files_)[number];
     file.map.check_unchanged();
     const auto at = file.begin + static_cast<std::uint64_t>(begin) * file.width;
-    const auto bytes = file.map.bytes(at, static_cast<std::uint64_t>(count) * file.width);
-    const auto largest =
-        file.width == 2 ? widen<std::uint16_t>(bytes.data(), count, to) : widen<std::uint32_t>(bytes.data(), count, to);
+    const auto bytes = file.map.bytes(at, static_cast<std::uint64_t>(length + 1) * file.width);
+    const auto largest = file.width == 2 ? widen<std::uint16_t>(bytes.data(), length, input, target)
+                                         : widen<std::uint32_t>(bytes.data(), length, input, target);
     if (!options_.vocab_size || largest < *options_.vocab_size) return;
-    const auto wrong = std::find_if(to, to + count, [&](std::int64_t token) { return token >= *options_.vocab_size; });
+    const auto is_wrong = [&](std::int64_t token) { return token >= *options_.vocab_size; };
+    const auto place = is_wrong(*input) ? 0 : 1 + (std::find_if(target, target + length, is_wrong) - target);
     throw DataError(message(file.map.path().string(), ": expected tokens below vocab_size = ", *options_.vocab_size,
-                            ", found ", *wrong, " at offset ", at + static_cast<std::uint64_t>(wrong - to) * file.width,
+                            ", found ", place == 0 ? *input : target[place - 1], " at offset ",
+                            at + static_cast<std::uint64_t>(place) * file.width,
                             "; the file is of another tokenizer, or of another format"));
   }
 
@@ -134,11 +137,13 @@ class Tokens {
 
   /// Returns the largest.
   template <class Token>
-  [[nodiscard]] static std::int64_t widen(const std::byte* from, std::int64_t count, std::int64_t* to) {
+  [[nodiscard]] static std::int64_t widen(const std::byte* from, std::int64_t length, std::int64_t* input,
+                                          std::int64_t* target) {
     const auto* tokens = reinterpret_cast<const Token*>(from);  // a map begins at a page, a header is 1024 bytes
-    Token largest = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-      to[i] = tokens[i];
+    Token largest = tokens[length];
+    for (std::int64_t i = 0; i < length; ++i) {
+      input[i] = tokens[i];
+      target[i] = tokens[i + 1];
       largest = std::max(largest, tokens[i]);
     }
     return largest;
@@ -166,9 +171,7 @@ class WindowWriter {
         length_(length) {}
 
   void read(const Tokens& tokens, std::size_t file, std::int64_t begin) {
-    tokens.read(file, begin, length_, input_);
-    std::copy(input_ + 1, input_ + length_, target_);
-    tokens.read(file, begin + length_, 1, target_ + length_ - 1);
+    tokens.read(file, begin, length_, input_, target_);
     input_ += length_;
     target_ += length_;
   }

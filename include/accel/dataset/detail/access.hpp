@@ -39,6 +39,10 @@ concept GivesBatch = GivesBatchOf<D>;
 template <class D>
 concept GivesRandomBatch = GivesBatchOf<D, at::Generator>;
 
+/// Whether a const D gives rows, so that what is made of it may share one instead of having its own.
+template <class D>
+concept Shareable = GivesAnyRow<const D> || GivesBatch<const D> || GivesRandomBatch<const D>;
+
 /// Rows of `dataset`; torch::data's may not know.
 template <Sized D>
 [[nodiscard]] std::int64_t size_of(const D& dataset) {

@@ -33,12 +33,14 @@ class LineReader {
  public:
   using Item = Line;
 
-  explicit LineReader(const MappedFile& file, std::uint64_t offset = 0) : file_(file), at_(offset) {
-    ACCEL_CHECK(offset <= file.size() &&
-                    (offset == 0 || file.text()[static_cast<std::size_t>(offset) - 1] == '\n' || offset == file.size()),
-                DataError, file.path().string(), ": expected a line to begin at offset ", offset,
+  explicit LineReader(const MappedFile& file, std::uint64_t offset = 0) : file_(file) {
+    const auto text = file.text();
+    const std::uint64_t first = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;  // behind a byte-order mark, of Windows
+    const bool begins = offset <= first || offset == text.size() ||
+                        (offset < text.size() && text[static_cast<std::size_t>(offset) - 1] == '\n');
+    ACCEL_CHECK(begins, DataError, file.path().string(), ": expected a line to begin at offset ", offset,
                 ", found none; the file has changed");
-    if (offset == 0 && file.text().starts_with("\xEF\xBB\xBF")) at_ = 3;  // a byte-order mark, of Windows
+    at_ = std::max(offset, first);
   }
 
   /// Where the next line begins.
@@ -59,7 +61,7 @@ class LineReader {
 
  private:
   const MappedFile& file_;
-  std::uint64_t at_;
+  std::uint64_t at_ = 0;
 };
 
 /// Throws   DataError with file, line and column.
