@@ -67,7 +67,7 @@ template <class T>
   return said;
 }
 
-/// The bytes of rank `root`, which has said `said` of them, on every rank. `own`: those of this rank, if it is that one.
+/// The bytes of rank `root`, which has said `said` of them, on every rank. `own`: this rank's, if it is that one.
 template <Backend B>
 [[nodiscard]] at::Tensor received(B& backend, const Said& said, const at::Tensor& own, int root) {
   if (backend.rank() == root) return own;
