@@ -106,8 +106,8 @@ using collective::SplitOptions;
 /// Trains a LibTorch program on any number of ranks. Make one, pass model, optimizer and data
 /// through prepare(), call backward() in place of loss.backward().
 ///
-/// Which rank does what, and when, such as on_main_process(), is in prepare::ProcessControl; values over the ranks, such
-/// as gather() and reduce(), in prepare::OverRanks, which adds to it.
+/// Which rank does what, and when, such as on_main_process(), is in prepare::ProcessControl; values over the ranks,
+/// such as gather() and reduce(), in prepare::OverRanks, which adds to it.
 ///
 /// Template  Backend    how tensors cross the ranks: backend::Single, backend::Gloo, one of them in
 ///                      backend::Checked or backend::Traced, or your own

@@ -1,4 +1,4 @@
-// expect: accel splits tensors, vectors, and what holds these; not a number or text
+// expect: accel splits tensors, vectors, and what holds these
 #include <torch/torch.h>
 
 #include <accel/accelerator.hpp>

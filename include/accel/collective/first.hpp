@@ -33,8 +33,8 @@ auto run_if(bool runs, Body&& body) {
 ///
 /// Cost     one round over the control plane.
 /// Throws   what `body` threw, where it threw. If that is one of the first, CommError with its text on all that it did
-///          not run on, at once. If it throws on another rank, nobody waits for that one. CommError on every rank if the
-///          first need longer than `patience`.
+///          not run on, at once. If it throws on another rank, nobody waits for that one. CommError on every rank if
+///          the first need longer than `patience`.
 template <class Body>
 std::decay_t<std::invoke_result_t<Body>> first_then_others(launch::ControlPlane& control, std::string_view subject,
                                                            Seconds patience, bool is_first, Body&& body) {
