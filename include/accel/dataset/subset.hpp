@@ -22,8 +22,8 @@ namespace accel::inline v0_1::dataset {
 
 /// Row i is row `rows[i]` of a dataset. Gives rows and batches as that does.
 ///
-/// Memory   copies and the parts of a split share the dataset, if a const one gives rows; otherwise each has its own, as
-///          reading may change it.
+/// Memory   copies and the parts of a split share the dataset, if a const one gives rows; otherwise each has its own,
+///          as reading may change it.
 /// Throws   InvalidArgument for rows that the dataset does not have.
 template <class D>
 class Subset {
