@@ -480,3 +480,51 @@ TEST_CASE("what rank 0 sends is split as Accelerate's dispatcher splits it", "[d
     CHECK(all_batches(plan) == row.ranks);
   }
 }
+
+TEST_CASE("streams are cut as by a walk through Accelerate's algorithms, at every small size", "[data]") {
+  for (std::int64_t rows = 0; rows <= 40; ++rows)
+    for (int ranks = 1; ranks <= 5; ++ranks)
+      for (std::int64_t size = 1; size <= 6; ++size)
+        for (const bool split : {false, true})
+          for (const bool drop : {false, true}) {
+            const std::int64_t batch_size = split ? size * ranks : size;
+            const auto full = index(size * ranks);
+            INFO(rows << " rows, batch_size " << batch_size << ", " << ranks << " ranks, split " << split);
+            // IterableDatasetShard: real batches, the last one continued with the first; each rank a slice.
+            std::vector<Batch> shards(index(ranks));
+            // DataLoaderDispatcher: the first rows of the first batch behind, until the ranks divide them.
+            PerRank dispatched(index(ranks));
+            Batch first;
+            for (std::int64_t begin = 0; begin < rows; begin += size * ranks) {
+              Batch real = iota(std::min(rows, begin + size * ranks));
+              real.erase(real.begin(), real.begin() + begin);
+              if (first.empty()) first = real;
+              if (drop && real.size() < full) break;
+              Batch padded = real;
+              while (padded.size() < full)
+                padded.insert(padded.end(), first.begin(), first.begin() + std::ssize(first));
+              Batch even = real;
+              for (std::size_t next = 0; even.size() % index(ranks) != 0; ++next)
+                even.push_back(first[next % first.size()]);
+              for (std::size_t rank = 0; rank < index(ranks); ++rank) {
+                const auto slice = [&](const Batch& of, std::size_t length) {
+                  const auto from = of.begin() + static_cast<std::ptrdiff_t>(rank * length);
+                  return Batch(from, from + static_cast<std::ptrdiff_t>(length));
+                };
+                const Batch own = slice(padded, full / index(ranks));
+                shards[rank].insert(shards[rank].end(), own.begin(), own.end());
+                dispatched[rank].push_back(slice(even, even.size() / index(ranks)));
+              }
+            }
+            const auto plan_of = [&](Tail tail) {
+              return BatchPlan({rows, batch_size, ranks, drop ? Tail::drop : tail, split});
+            };
+            REQUIRE(all_batches(plan_of(Tail::wrap_even)) == dispatched);
+            const PerRank by_rank = all_batches(plan_of(Tail::wrap_around));
+            for (std::size_t rank = 0; rank < index(ranks); ++rank) {
+              Batch samples;
+              for (const Batch& batch : by_rank[rank]) samples.insert(samples.end(), batch.begin(), batch.end());
+              REQUIRE(samples == shards[rank]);
+            }
+          }
+}

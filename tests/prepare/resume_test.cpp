@@ -177,10 +177,13 @@ TEST_CASE("a run goes on at another number of ranks with the same global batches
       [](Rank rank) {
         Gloo accelerator;
         auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
-        std::int64_t steps = 0;
-        for ([[maybe_unused]] auto& batch : loader)
-          if (++steps == 2 && accelerator.is_main_process())
-            save(loader.state_dict(), state_path(static_cast<std::size_t>(rank.world_size), 2));
+        std::size_t steps = 0;
+        while (loader.epoch() < 2)
+          for ([[maybe_unused]] auto& batch : loader) {
+            ++steps;
+            if (accelerator.is_main_process())
+              save(loader.state_dict(), state_path(static_cast<std::size_t>(rank.world_size), steps));
+          }
       },
       options);
   on_ranks(
@@ -190,11 +193,13 @@ TEST_CASE("a run goes on at another number of ranks with the same global batches
         auto whole = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
         const Steps expected = steps_of(accelerator, whole);
         REQUIRE(expected.size() == 10);
-        for (const std::size_t before : {1U, 2U, 3U}) {
-          auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
-          loader.load_state_dict(saved(state_path(before, 2)));
-          REQUIRE(steps_of(accelerator, loader) == Steps(expected.begin() + 2, expected.end()));
-        }
+        for (const std::size_t before : {1U, 2U, 3U})
+          for (std::size_t done = 1; done <= 10; ++done) {
+            auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
+            loader.load_state_dict(saved(state_path(before, done)));
+            REQUIRE(steps_of(accelerator, loader) ==
+                    Steps(expected.begin() + static_cast<std::ptrdiff_t>(done), expected.end()));
+          }
       },
       options);
 }

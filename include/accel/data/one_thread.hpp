@@ -13,7 +13,9 @@ namespace accel::inline v0_1::data {
 /// at::set_num_threads would do so for every thread that comes later. OpenMP's own call does it for this one; the
 /// library that LibTorch has loaded is asked for it, so that nobody has to link one.
 inline void compute_in_one_thread() {
-  at::internal::lazy_init_num_threads();  // which else would come later, and set the number again
+  // These set the number when a thread first asks, this program's copy and LibTorch's own: now, and not later.
+  at::internal::lazy_init_num_threads();
+  (void)at::get_num_threads();
   using Set = void (*)(int);
   if (const auto set = reinterpret_cast<Set>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads"))) set(1);
 }
