@@ -14,6 +14,7 @@ from support.ranks import FOLDER, Failed
 from support.rows import Row, relate
 
 IMAGES = 12800  # 200 batches
+WIDTHS = {256: "a small network", 1024: "a larger one"}  # of its layers
 
 
 def ask(bench, system, *arguments):
@@ -35,19 +36,22 @@ def waiting(bench):
         file.writelines(bytes([image % 10]) + pixels.randbytes(3072) for image in range(IMAGES))
         file.flush()
         cells = [("accel", 0), ("pytorch", 0), ("accel", 1), ("accel", 2), ("pytorch", 2)]
+        cells = [(width, *cell) for width in WIDTHS for cell in cells]
         seen = {cell: [] for cell in cells}
         for _ in range(1 if bench.quick else 5):
-            for system, workers in cells:
-                steps = 100 if bench.quick else 190
-                seen[system, workers].append(ask(bench, system, "waiting", file.name, workers, steps))
-    for (system, workers), turns in seen.items():
-        case = f"a step of 64 images, {workers} workers"
+            for width, system, workers in cells:
+                steps = 40 if bench.quick else 190
+                answer = ask(bench, system, "waiting", file.name, workers, steps, width)
+                seen[width, system, workers].append(answer)
+    for (width, system, workers), turns in seen.items():
+        case = f"{WIDTHS[width]}, {workers} workers"
         share = sum(sum(turn["wait_ns"]) for turn in turns) / sum(sum(turn["step_ns"]) for turn in turns)
         found.append(Row(bench.name, case, system, 1, "ms", [[1e-6 * ns for ns in turn["step_ns"]] for turn in turns],
                          waiting_share=share))  # fmt: skip
     for case in dict.fromkeys(row.case for row in found):
         relate([row for row in found if row.case == case])
-    bench.add(found, columns=("waiting_share",), note="    of 2 cores one trains; share: time in ++batch over all\n")
+    bench.add(found, columns=("waiting_share",), note=(
+        "    a step on 64 images, flipped and shifted; of two cores one trains; share: time in ++batch over all\n"))
 
 
 def resuming(bench):

@@ -1,8 +1,8 @@
 // Loads data as a training does, and says what of it the training had to wait for: a line of JSON.
 //
-//   loading waiting FILE WORKERS STEPS    batches of 64 images of FILE (CIFAR-10's records), flipped and shifted
-//   loading resume ORDER ROWS PLACE       from a saved position to the first batch: ns
-//   loading memory ORDER ROWS             a shuffled epoch begun and walked for a while: bytes that this took
+//   loading waiting FILE WORKERS STEPS WIDTH    batches of 64 images of FILE (CIFAR-10's records), flipped and shifted
+//   loading resume ORDER ROWS PLACE             from a saved position to the first batch: ns
+//   loading memory ORDER ROWS                   a shuffled epoch begun and walked for a while: bytes that this took
 //
 // ORDER is shuffled (PyTorch's) or permuted.
 #include <torch/torch.h>
@@ -78,10 +78,10 @@ DataLoaderOptions options_of(const std::string& order) {
   return options;
 }
 
-void wait_for_data(const std::string& path, int workers, std::int64_t steps) {
+void wait_for_data(const std::string& path, int workers, std::int64_t steps, std::int64_t width) {
   Accelerator accelerator;
-  torch::nn::Sequential net(torch::nn::Flatten(), torch::nn::Linear(3072, 256), torch::nn::ReLU(),
-                            torch::nn::Linear(256, 256), torch::nn::ReLU(), torch::nn::Linear(256, 10));
+  torch::nn::Sequential net(torch::nn::Flatten(), torch::nn::Linear(3072, width), torch::nn::ReLU(),
+                            torch::nn::Linear(width, width), torch::nn::ReLU(), torch::nn::Linear(width, 10));
   torch::optim::SGD sgd(net->parameters(), 0.01);
   auto loader = accelerator.prepare(
       DataLoader{Images(path), {.batch_size = 64, .shuffle = true, .seed = 1, .workers = workers, .prefetch = 4}});
@@ -146,8 +146,8 @@ int main(int argc, char* argv[]) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   torch::set_num_threads(1);
   const std::string what = arguments.empty() ? "" : arguments[0];
-  if (what == "waiting" && arguments.size() == 4)
-    wait_for_data(arguments[1], std::stoi(arguments[2]), std::stoll(arguments[3]));
+  if (what == "waiting" && arguments.size() == 5)
+    wait_for_data(arguments[1], std::stoi(arguments[2]), std::stoll(arguments[3]), std::stoll(arguments[4]));
   else if (what == "resume" && arguments.size() == 4)
     resume(arguments[1], std::stoll(arguments[2]), std::stod(arguments[3]));
   else if (what == "memory" && arguments.size() == 3)

@@ -1,6 +1,6 @@
 """The same as loading.cpp by PyTorch's DataLoader, and by HF Accelerate's skip_first_batches: a line of JSON.
 
-loading.py waiting FILE WORKERS STEPS | resume ROWS PLACE | memory ROWS
+loading.py waiting FILE WORKERS STEPS WIDTH | resume ROWS PLACE | memory ROWS
 """
 import json
 import os
@@ -41,9 +41,9 @@ class Numbers(Dataset):
         return row
 
 
-def waiting(path, workers, steps):
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
-                        nn.Linear(256, 10))  # fmt: skip
+def waiting(path, workers, steps, width):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+                        nn.Linear(width, 10))  # fmt: skip
     sgd = torch.optim.SGD(net.parameters(), 0.01)
     more = {"prefetch_factor": 4} if workers else {}
     loader = DataLoader(Images(path), batch_size=64, shuffle=True, num_workers=workers, **more)
@@ -94,7 +94,7 @@ def memory(rows):
 torch.set_num_threads(1)
 what, *rest = sys.argv[1:]
 if what == "waiting":
-    answer = waiting(rest[0], int(rest[1]), int(rest[2]))
+    answer = waiting(rest[0], *map(int, rest[1:]))
 elif what == "resume":
     answer = resume(int(rest[0]), float(rest[1]))
 else:

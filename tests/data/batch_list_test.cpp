@@ -104,6 +104,7 @@ TEST_CASE("a token budget holds with padding, and takes as many rows as fit", "[
   CHECK(batching.sizes(Order::sequential(9)) == List{2, 1, 3, 1, 2});
   CHECK(batching.sizes(Order::of(List{6, 2, 0, 1})) == List{1, 1, 2});
   CHECK(batching.sizes(Order::sequential(0)).empty());
+  CHECK(token_budget({1, 2}, {}).name != token_budget({2, 1}, {}).name);  // ranks and runs are compared by it
   CHECK(token_budget({1, 1, 1, 1, 1}, {.tokens = 100, .rows = 2}).sizes(Order::sequential(5)) == List{2, 2, 1});
   // Rows without a token would fit for ever.
   CHECK(token_budget(List(7, 0), {.tokens = 3}).sizes(Order::sequential(7)) == List{3, 3, 1});

@@ -40,6 +40,8 @@ TEST_CASE("numbers become tensors, and texts lists of texts", "[data]") {
   CHECK(stack(std::vector<std::int64_t>{1, -2}).equal(torch::tensor({1, -2}, torch::kLong)));
   CHECK(stack(std::vector<int>{1, -2}).equal(torch::tensor({1, -2}, torch::kLong)));
   CHECK(stack(std::vector<std::uint8_t>{1, 255}).equal(torch::tensor({1, 255}, torch::kLong)));
+  enum class Kind { cat = 3, dog = 5 };
+  CHECK(stack(std::vector<Kind>{Kind::dog, Kind::cat}).equal(torch::tensor({5, 3}, torch::kLong)));
   CHECK(stack(std::vector<float>{0.5F, 2}).equal(torch::tensor({0.5F, 2.0F})));
   CHECK(stack(std::vector<double>{0.1, 2}).equal(torch::tensor({0.1, 2.0}, torch::kDouble)));
   CHECK(stack(std::vector<bool>{true, false}).equal(torch::tensor({true, false})));

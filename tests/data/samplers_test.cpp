@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <set>
 #include <string>
@@ -162,6 +163,9 @@ TEST_CASE("rows are grouped by length, the longest of all first", "[data]") {
     for (std::size_t i = begin + 2; i < begin + 20; ++i)
       REQUIRE(lengths[static_cast<std::size_t>(rows[i - 1])] >= lengths[static_cast<std::size_t>(rows[i])]);
   CHECK(drawn(sampler::grouped_by_length({}), 0).empty());
+  constexpr auto huge = std::numeric_limits<std::int64_t>::max() / 2;
+  CHECK(sorted(drawn(sampler::grouped_by_length(lengths, {.batch_size = huge, .mega_batches = 4}), 200)) ==
+        first_rows(200));
 }
 
 TEST_CASE("a mixture has its datasets by weight at every place, and ends as it is told", "[data]") {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <accel/accelerator.hpp>
+#include <accel/data/samplers.hpp>
 
 // After LibTorch, whose own CHECK ends the program.
 #include <catch2/catch_test_macros.hpp>
@@ -139,6 +140,49 @@ TEST_CASE("a dataset that can neither be shared nor copied has room for one work
   for (auto& rows : loader) CHECK(rows.equal(torch::tensor({1, 3, 5, 7, 9})));
 }
 
+TEST_CASE("a getter that is const does not stand in for the one that is asked", "[data]") {
+  struct Plain {
+    bool is_augmented = true;
+    [[nodiscard]] std::size_t size() const { return 3; }
+    [[nodiscard]] std::int64_t get(std::size_t) const { return 0; }
+    [[nodiscard]] std::int64_t get(std::size_t, at::Generator&) { return is_augmented ? 1 : 2; }
+  };
+  Alone accelerator;
+  for (const int workers : {0, 2}) {
+    auto loader = accelerator.prepare(DataLoader{Plain{}, {.batch_size = 3, .workers = workers}});
+    for (auto& batch : loader) CHECK(batch.equal(torch::tensor({1, 1, 1})));
+  }
+}
+
+TEST_CASE("a first batch that throws leaves nothing under way", "[data][threads]") {
+  struct Broken {
+    [[nodiscard]] std::size_t size() const { return 4; }
+    [[nodiscard]] torch::Tensor get(std::size_t) const { throw std::runtime_error("no"); }
+  };
+  Alone accelerator;
+  for (const int workers : {0, 2}) {
+    auto loader = accelerator.prepare(DataLoader{Broken{}, {.batch_size = 2, .workers = workers}});
+    CHECK_THROWS_AS(loader.begin(), DataError);
+    CHECK(loader.state_dict().integer("epoch") == 1);
+    CHECK(loader.state_dict().integer("batches") == 0);
+    CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)accelerator.gather_for_metrics(torch::ones({2})); }),
+               ContainsSubstring("no prepared loader is in flight"));
+  }
+}
+
+TEST_CASE("one dataset for one worker is not read by two passes at once", "[data][threads]") {
+  struct Unique {
+    std::unique_ptr<int> state = std::make_unique<int>(0);
+    [[nodiscard]] std::size_t size() const { return 5; }
+    [[nodiscard]] torch::Tensor get(std::size_t) { return torch::tensor(++*state); }
+  };
+  Alone accelerator;
+  auto loader = accelerator.prepare(DataLoader{Unique{}, {.batch_size = 1, .workers = 1}});
+  for ([[maybe_unused]] auto& batch : loader)
+    CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)loader.begin(); }),
+               ContainsSubstring("another loop over it is under way, and there is one dataset for both"));
+}
+
 TEST_CASE("what a dataset throws is told with the row, whoever asked, and is nested in it", "[data][threads]") {
   struct Broken {
     bool whole;
@@ -235,6 +279,18 @@ TEST_CASE("a sampler that names a row that is not there is told so, with the pla
              ContainsSubstring("the sampler liar gave 3 rows for an epoch, and had said 10"));
 }
 
+TEST_CASE("batches of different sizes need an epoch with an end, and groups that are told their size", "[data]") {
+  Alone accelerator;
+  namespace sampler = accel::data::sampler;
+  const auto budget = accel::data::token_budget(std::vector<std::int64_t>(40, 1), {.tokens = 4});
+  auto endless = accelerator.prepare(
+      DataLoader{Augmented{}, {.sampler = sampler::endless(sampler::random()), .batching = budget}});
+  CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)endless.begin(); }), ContainsSubstring("and the sampler endless"));
+  auto grouped = accelerator.prepare(DataLoader{
+      Augmented{}, {.sampler = sampler::grouped_by_length(std::vector<std::int64_t>(40, 1)), .batching = budget}});
+  CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)grouped.begin(); }), ContainsSubstring("say batch_size"));
+}
+
 TEST_CASE("options that contradict each other are refused", "[data]") {
   const auto refused = [](const DataLoaderOptions& options, const std::string& text) {
     CHECK_THAT(thrown_by<InvalidArgument>([&] { DataLoader(Augmented{}, options); }), ContainsSubstring(text));
@@ -243,6 +299,7 @@ TEST_CASE("options that contradict each other are refused", "[data]") {
   refused({.batch_size = 4, .batching = accel::data::token_budget({1}, {})}, "leave batch_size and split_batches out");
   refused({.even_batches = true, .uneven = true}, "contradict");
   refused({.workers = -1}, "workers: expected 0 to 1024 threads, found -1");
-  refused({.prefetch = 0}, "prefetch: expected at least 1");
+  refused({.prefetch = 0}, "prefetch: expected 1 to 1000000 batches, found 0");
+  refused({.prefetch = 1'000'001}, "prefetch: expected 1 to 1000000 batches, found 1000001");
   refused({.timeout_s = 0}, "timeout_s: expected more than 0");
 }

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -94,6 +95,16 @@ std::vector<Seen> walk(Loader& loader, const Save& save) {
     }
   }
   return all;
+}
+
+/// `state` with other numbers.
+tensor::StateDict with(const tensor::StateDict& state, const std::map<std::string, std::int64_t>& numbers) {
+  tensor::StateDict changed;
+  for (const auto& [name, tensor] : state.entries()) {
+    const auto number = numbers.find(name);
+    changed.add(name, number == numbers.end() ? tensor : torch::tensor(number->second));
+  }
+  return changed;
 }
 
 /// `options`, and what the tests of a loader differ in.
@@ -202,6 +213,36 @@ TEST_CASE("a run goes on at another number of ranks with the same global batches
           }
       },
       options);
+}
+
+TEST_CASE("an order that depends on the global batch stays what it was at another number of ranks", "[resume]") {
+  std::vector<std::int64_t> lengths;
+  for (std::int64_t i = 0; i < 50; ++i) lengths.push_back(1 + i * 7 % 13);
+  on_ranks({1, 2, 3}, [&](Rank) {
+    const auto options = [&](std::int64_t batch_size) {
+      return data::DataLoaderOptions{
+          .batch_size = batch_size, .sampler = data::sampler::grouped_by_length(lengths), .seed = 3};
+    };
+    // What one rank with batches of 4 has left behind 4 of them.
+    const auto order = options(4).sampler->order({.rows = 50, .seed = 3, .epoch = 0, .global_batch = 4});
+    std::vector<std::int64_t> expected;
+    for (std::int64_t i = 16; i < 50; ++i) expected.push_back(order[i]);
+    Gloo accelerator;
+    auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, options(5)});  // another batch as well
+    loader.load_state_dict(with(loader.state_dict(), {{"rows", 16}, {"batches", 4}, {"global_batch", 4}}));
+    std::vector<std::int64_t> rest;
+    for (auto& [rows, numbers] : loader) {
+      REQUIRE(loader.state_dict().integer("global_batch") == 4);
+      const auto list = accelerator.gather_for_metrics(rows).contiguous();
+      rest.insert(rest.end(), list.template const_data_ptr<std::int64_t>(),
+                  list.template const_data_ptr<std::int64_t>() + list.numel());
+    }
+    REQUIRE(rest == expected);
+    for ([[maybe_unused]] auto& batch : loader) {
+      REQUIRE(loader.state_dict().integer("global_batch") == 5 * accelerator.world_size());  // the next epoch's own
+      break;
+    }
+  });
 }
 
 TEST_CASE("skipping batches is going on behind them, for one epoch", "[resume]") {

@@ -49,6 +49,7 @@ struct Counting {
 struct Jumping : Counting {
   std::int64_t skipped = 0;
   void skip(std::int64_t count) {
+    count = std::min(count, rows - next_);
     next_ += count;
     skipped += count;
   }
@@ -362,6 +363,149 @@ TEST_CASE("a stream goes on at any round: by its state, by jumping, or by readin
   });
 }
 
+TEST_CASE("a stream goes on at another number of ranks, behind the rows that were done", "[stream][resume]") {
+  // The state of one rank alone, after two steps of 3: rows 0 to 5 are done.
+  on_ranks({1, 2, 3}, [](Rank) {
+    Gloo accelerator;
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched}) {
+      auto loader = accelerator.prepare(StreamLoader{Stateful{{0, 20}}, {.batch_size = 3, .reading = reading}});
+      tensor::StateDict state;
+      const auto fresh = loader.state_dict();
+      for (const auto& [name, tensor] : fresh.entries())
+        state.add(name, name == "rows"      ? torch::tensor(std::int64_t{6})
+                        : name == "batches" ? torch::tensor(std::int64_t{2})
+                                            : tensor);
+      state.add("stream.next", 6);
+      state.add("stream.epoch", 0);
+      loader.load_state_dict(state);
+      Numbers64 rest;
+      for (auto& batch : loader)
+        for (const auto row : numbers_of(accelerator.gather_for_metrics(batch))) rest.push_back(row);
+      REQUIRE(rest == counted(6, 14));
+    }
+  });
+}
+
+TEST_CASE("a stream that shards itself goes on with its own state only", "[stream][resume]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo accelerator;
+    const auto loader_of = [&] {
+      return accelerator.prepare(
+          StreamLoader{Counting{100 * rank.rank, 9}, {.batch_size = 2, .reading = Reading::by_dataset}});
+    };
+    auto whole = loader_of();
+    tensor::StateDict state;
+    for ([[maybe_unused]] auto& batch : whole)
+      if (whole.position().index == 1) state = whole.state_dict();
+    // What the main process alone saves, as of a DataLoader, would be rank 0's rows everywhere.
+    tensor::StateDict of_rank_0;
+    for (const auto& [name, tensor] : state.entries())
+      of_rank_0.add(name, name == "stream.rank" ? torch::tensor(std::int64_t{0}) : tensor);
+    auto wrong = loader_of();
+    wrong.load_state_dict(of_rank_0);
+    REQUIRE_THROWS_WITH(wrong.begin(),
+                        ContainsSubstring(rank.rank == 1 ? "the saved position is of rank 0 of 2, and this is rank 1"
+                                                         : "rank 1's stream failed"));
+    auto right = loader_of();
+    right.load_state_dict(state);
+    REQUIRE(numbers_of(*right.begin()) == counted(100 * rank.rank + 4, 2));
+  });
+}
+
+TEST_CASE("batches of a stream are skipped, to its end and beyond", "[stream]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Gloo accelerator;
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched, Reading::by_dataset})
+      for (std::int64_t skipped = 0; skipped <= 7; ++skipped) {
+        const auto check = [&](const auto& stream) {
+          auto loader = accelerator.prepare(StreamLoader{stream, {.batch_size = 2, .reading = reading}});
+          loader.skip_first(skipped);
+          Numbers64 rest;
+          for (auto& batch : loader)
+            for (const auto row : numbers_of(accelerator.gather_for_metrics(batch))) rest.push_back(row);
+          const std::int64_t shards = reading == Reading::by_dataset ? rank.world_size : 1;
+          const std::int64_t done = std::min<std::int64_t>(10, 2 * skipped * (rank.world_size / shards));
+          std::sort(rest.begin(), rest.end());
+          Numbers64 expected;
+          for (std::int64_t shard = 0; shard < shards; ++shard)
+            for (const auto row : counted(100 * shard + done, 10 - done)) expected.push_back(row);
+          REQUIRE(rest == expected);
+          REQUIRE(loader.epoch() == 1);
+        };
+        const std::int64_t begin = reading == Reading::by_dataset ? 100 * rank.rank : 0;
+        check(Counting{begin, 10});
+        check(Jumping{{begin, 10}});
+      }
+  });
+}
+
+TEST_CASE("a stream that cannot be begun again goes on where a loop was left, and loses nothing", "[stream]") {
+  struct Pipe {
+    std::int64_t rows = 40, next_ = 0;
+    std::optional<torch::Tensor> next() { return next_ < rows ? std::optional(torch::tensor(next_++)) : std::nullopt; }
+  };
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched})
+      for (const int prefetch : {0, 3}) {
+        auto loader =
+            accelerator.prepare(StreamLoader{Pipe{}, {.batch_size = 2, .reading = reading, .prefetch = prefetch}});
+        Numbers64 seen;
+        for (int loop = 0; std::ssize(seen) < 40; ++loop) {
+          REQUIRE(loader.epoch() == 0);
+          int batches = 0;
+          for (auto& batch : loader) {
+            for (const auto row : numbers_of(accelerator.gather_for_metrics(batch))) seen.push_back(row);
+            if (++batches == loop % 3 + 1) break;
+          }
+          REQUIRE(loader.state_dict().integer("rows") % 40 == std::ssize(seen) % 40);
+        }
+        REQUIRE(seen == counted(0, 40));
+        // There is no way back.
+        loader.skip_first(1);
+        REQUIRE_THROWS_WITH(loader.begin(), ContainsSubstring("has no start(epoch)"));
+      }
+    (void)rank;
+  });
+}
+
+TEST_CASE("two loops over one stream would share it, and are refused", "[stream]") {
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  auto loader = accelerator.prepare(StreamLoader{Counting{0, 6}, {.batch_size = 2, .reading = Reading::by_rank}});
+  std::int64_t batches = 0;
+  for ([[maybe_unused]] auto& batch : loader) {
+    REQUIRE_THROWS_WITH(loader.begin(),
+                        ContainsSubstring("another loop over it is under way, and there is one stream"));
+    ++batches;
+  }
+  REQUIRE(batches == 3);
+}
+
+TEST_CASE("a state that a stream goes on changing is saved as it was", "[stream][resume]") {
+  struct Buffered : Counting {
+    torch::Tensor place = torch::zeros({}, torch::kLong);
+    std::optional<torch::Tensor> next() {
+      place.add_(1);
+      return Counting::next();
+    }
+    [[nodiscard]] tensor::StateDict state_dict() const {
+      tensor::StateDict state;
+      state.add("place", place);  // not a copy
+      return state;
+    }
+    void load_state_dict(const tensor::StateDict& state) { next_ = state.integer("place"); }
+  };
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  const StreamLoaderOptions options{.batch_size = 2, .reading = Reading::by_rank, .prefetch = 3};
+  auto whole = accelerator.prepare(StreamLoader{Buffered{{0, 9}}, options});
+  tensor::StateDict state;
+  for ([[maybe_unused]] auto& batch : whole)
+    if (whole.position().index == 1) state = whole.state_dict();
+  auto loader = accelerator.prepare(StreamLoader{Buffered{{0, 9}}, options});
+  loader.load_state_dict(state);
+  REQUIRE(numbers_of(*loader.begin()) == Numbers64{4, 5});
+}
+
 TEST_CASE("leaving a dispatched loop early leaves nothing on its way", "[stream]") {
   on_ranks({2, 3}, [](Rank) {
     Gloo accelerator;
@@ -409,6 +553,6 @@ TEST_CASE("who reads a stream has to be said, and what cannot be is refused", "[
   };
   refused({}, "reading: say who reads the stream: by_rank");
   refused({.batch_size = 0, .reading = Reading::by_rank}, "batch_size: expected at least 1, found 0");
-  refused({.reading = Reading::by_rank, .prefetch = -1}, "prefetch: expected 0 or more");
+  refused({.reading = Reading::by_rank, .prefetch = -1}, "prefetch: expected 0 to 1000000 rounds, found -1");
   refused({.reading = Reading::by_dataset, .drop_last = true}, "leave even_batches, drop_last and split_batches out");
 }

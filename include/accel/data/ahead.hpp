@@ -1,6 +1,7 @@
 // Ahead: threads that make things before they are asked for, and hand them out in order.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -19,18 +20,23 @@
 
 namespace accel::inline v0_1::data {
 
+inline constexpr int most_prefetched = 1'000'000;  // items; there is a place for each
+
 /// Items number `first` to `end - 1`, made by `workers` threads at most `depth` ahead of who takes them, taken in the
 /// order of their numbers whoever was faster.
 ///
 /// `make(number, worker)` is called by several threads at once, and not at all for what nobody will take any more.
-/// Order    its destructor waits for calls under way; after a wait that ran out of time it leaves them behind.
+/// Order    its destructor waits for calls under way, for as long as take() would; then it leaves them behind, so that
+///          what they use must be theirs, or live until the program ends.
 template <class Item>
 class Ahead {
  public:
   using Make = std::function<Item(std::int64_t number, int worker)>;
 
-  Ahead(int workers, std::int64_t depth, std::int64_t first, std::int64_t end, Make make)
-      : state_(std::make_shared<State>(depth, first, end, std::move(make))) {
+  Ahead(int workers, std::int64_t depth, std::int64_t first, std::int64_t end, Seconds patience, Make make)
+      : state_(std::make_shared<State>(std::min(depth, std::max<std::int64_t>(end - first, 1)), first, end,
+                                       std::move(make))),
+        patience_(patience) {
     try {
       for (int worker = 0; worker < workers; ++worker)
         threads_.emplace_back([state = state_, worker] { state->work(worker); });
@@ -45,14 +51,15 @@ class Ahead {
 
   /// The next item, or nothing behind the last one.
   ///
-  /// Throws   what `make` threw for it; DataError if it is not there within `patience`.
-  [[nodiscard]] std::optional<Item> take(Seconds patience) {
+  /// Throws   what `make` threw for it, after which there are no more; DataError if it is not there in time.
+  [[nodiscard]] std::optional<Item> take() {
     std::unique_lock lock(state_->mutex);
     if (state_->taken == state_->end) return std::nullopt;
     auto& slot = state_->slot(state_->taken);
-    if (!state_->made.wait_for(lock, patience, [&] { return slot.is_ready(); })) {
+    if (!state_->made.wait_for(lock, Deadline::in(patience_).remaining(), [&] { return slot.is_ready(); })) {
+      state_->taken = state_->end;
       is_stuck_ = true;
-      throw DataError(message("the next batch is not there after ", patience.count(), " s: the dataset, on ",
+      throw DataError(message("the next batch is not there after ", patience_.count(), " s: the dataset, on ",
                               threads_.size(), " worker threads, does not return; mend it, or raise timeout_s"));
     }
     auto item = std::exchange(slot.item, std::nullopt);
@@ -96,6 +103,7 @@ class Ahead {
         if (stopped || begun == end) return;
         const std::int64_t number = begun++;
         if (begun == end) room.notify_all();  // nothing is left for the others
+        ++under_way;
         lock.unlock();
         Slot result;
         try {
@@ -104,8 +112,10 @@ class Ahead {
           result.error = std::current_exception();
         }
         lock.lock();
+        --under_way;
+        if (result.error) begun = end;  // what comes behind it nobody will take
         slot(number) = std::move(result);
-        made.notify_one();
+        made.notify_all();
       }
     }
 
@@ -114,20 +124,25 @@ class Ahead {
     std::vector<Slot> slots;  // number n in slot n modulo their count
     std::int64_t begun, taken;
     const std::int64_t end;
+    int under_way = 0;  // calls of make
     bool stopped = false;
     const Make make;
   };
 
   void stop() {
     {
-      const std::lock_guard lock(state_->mutex);
+      std::unique_lock lock(state_->mutex);
       state_->stopped = true;
+      state_->room.notify_all();
+      if (!is_stuck_)
+        is_stuck_ =
+            !state_->made.wait_for(lock, Deadline::in(patience_).remaining(), [&] { return state_->under_way == 0; });
     }
-    state_->room.notify_all();
     for (auto& thread : threads_) is_stuck_ ? thread.detach() : thread.join();
   }
 
   std::shared_ptr<State> state_;
+  Seconds patience_;
   std::vector<std::thread> threads_;
   bool is_stuck_ = false;
 };

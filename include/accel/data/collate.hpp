@@ -55,7 +55,10 @@ template <class Number>
   } else if constexpr (std::is_floating_point_v<Number>) {
     return at::tensor(values, std::same_as<Number, float> ? at::kFloat : at::kDouble);
   } else {
-    return at::tensor(std::vector<std::int64_t>(values.begin(), values.end()), at::kLong);
+    std::vector<std::int64_t> whole;
+    whole.reserve(values.size());
+    for (const Number value : values) whole.push_back(static_cast<std::int64_t>(value));
+    return at::tensor(whole, at::kLong);
   }
 }
 

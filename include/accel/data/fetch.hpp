@@ -42,6 +42,18 @@ concept ByRandomRow = requires(D& dataset, std::size_t row, at::Generator& rando
 template <class D>
 concept Fetched = ByIndices<D> || BySignedIndices<D> || ByTensor<D> || ByRandomIndices<D> || ByRow<D> || ByRandomRow<D>;
 
+/// Which of the calls fetch() makes.
+template <class D>
+consteval int call_of() {
+  if constexpr (ByRandomIndices<D>) return 1;
+  if constexpr (ByIndices<D>) return 2;
+  if constexpr (BySignedIndices<D>) return 3;
+  if constexpr (ByTensor<D>) return 4;
+  if constexpr (ByRandomRow<D>) return 5;
+  if constexpr (ByRow<D>) return 6;
+  return 0;
+}
+
 template <class Value>
 auto unwrapped(Value value) {
   if constexpr (tensor::is_a<Value, std::optional>) {
@@ -91,9 +103,9 @@ decltype(auto) asked(const std::vector<std::int64_t>& rows, const Ask& ask) {
 template <class D>
 concept Dataset = requires(D& dataset) { dataset.size(); } && detail::Fetched<D>;
 
-/// Whether a const D will do, so that several threads may ask one and the same.
+/// Whether a const D will do, by the same call, so that several threads may ask one and the same.
 template <class D>
-concept SharedDataset = Dataset<D> && detail::Fetched<const D>;
+concept SharedDataset = Dataset<D> && detail::call_of<const D>() == detail::call_of<D>();
 
 /// The batch of these rows of the dataset; `positions` are where they stand in the epoch.
 ///

@@ -14,9 +14,11 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/data/ahead.hpp>
 #include <accel/data/batch_list.hpp>
 #include <accel/data/batch_plan.hpp>
 #include <accel/data/collate.hpp>
+#include <accel/data/cursor.hpp>
 #include <accel/data/fetch.hpp>
 #include <accel/data/order.hpp>
 #include <accel/data/random.hpp>
@@ -102,12 +104,13 @@ class EpochPlan {
 /// batches.
 ///
 /// A batch is what get_batch returns; rows of get(i) are collated: see Stack, which is the default, and Pad. Any
-/// function of a std::vector of rows will do.
+/// function of a std::vector of rows will do. Whatever makes it, a batch holds all rows that were asked for, in their
+/// order: they are what it is weighted and counted by.
 ///
 /// Workers  share the dataset if a const one can be asked, as std::vector can; it is then asked by several threads at
 ///          once. Otherwise each has a copy. The batches are the same, and in the same order, however many there are.
-/// Throws   InvalidArgument for options that contradict each other, and for workers of a dataset that can neither be
-///          shared nor copied.
+/// Throws   InvalidArgument for options that contradict each other, and for more than one worker of a dataset that can
+///          neither be shared nor copied.
 template <class D, class C = Stack>
 class DataLoader {
  public:
@@ -124,8 +127,8 @@ class DataLoader {
                 "uneven and even_batches contradict each other; set one of them");
     ACCEL_CHECK(options_.workers >= 0 && options_.workers <= 1024, InvalidArgument,
                 "workers: expected 0 to 1024 threads, found ", options_.workers);
-    ACCEL_CHECK(options_.prefetch >= 1, InvalidArgument, "prefetch: expected at least 1 batch, found ",
-                options_.prefetch);
+    ACCEL_CHECK(options_.prefetch >= 1 && options_.prefetch <= most_prefetched, InvalidArgument,
+                "prefetch: expected 1 to ", most_prefetched, " batches, found ", options_.prefetch);
     ACCEL_CHECK(options_.timeout_s > 0, InvalidArgument, "timeout_s: expected more than 0, found ", options_.timeout_s);
     if constexpr (!SharedDataset<D> && !std::copy_constructible<D>)
       ACCEL_CHECK(options_.workers <= 1, InvalidArgument, "workers: a dataset that is not const when it is asked, and ",
@@ -179,31 +182,38 @@ class DataLoader {
                       .done_rounds = done_rounds});
   }
 
-  /// The epoch from where `done_rows` of its rows are done.
+  /// The epoch from there on.
   ///
   /// Cost     what the sampler and the batching take: by default O(1), whatever is done; with shuffle O(rows).
-  [[nodiscard]] EpochPlan epoch(std::uint64_t seed, std::int64_t number, int world_size, std::int64_t done_rows = 0,
-                                std::int64_t done_rounds = 0) const {
+  [[nodiscard]] EpochPlan epoch(std::uint64_t seed, const Cursor& from, int world_size) const {
     const std::int64_t all = samples();
-    const std::int64_t global =
-        options_.split_batches ? options_.batch_size : options_.batch_size * static_cast<std::int64_t>(world_size);
-    Order order = sampler().order({.rows = rows(), .seed = seed, .epoch = number, .global_batch = global});
+    const std::int64_t global = from.global_batch > 0 ? from.global_batch : global_batch(world_size);
+    Order order = sampler().order({.rows = rows(), .seed = seed, .epoch = from.epoch, .global_batch = global});
     ACCEL_CHECK(order.size() == all, InvalidArgument, "the sampler ", sampler().name, " gave ", order.size(),
                 " rows for an epoch, and had said ", all);
-    if (!options_.batching) return {std::move(order), plan(world_size, done_rows, done_rounds)};
+    if (!options_.batching) return {std::move(order), plan(world_size, from.rows, from.batches)};
+    ACCEL_CHECK(all < endless_samples, InvalidArgument,
+                "batching cuts an epoch from its first row to its last, and the ", "sampler ", sampler().name,
+                " has none; batch the epochs of the sampler in it");
     BatchList list({.rows = all,
                     .sizes = options_.batching->sizes(order),
                     .world_size = world_size,
                     .tail = options_.tail(),
-                    .done_rows = done_rows,
-                    .done_rounds = done_rounds});
+                    .done_rows = from.rows,
+                    .done_rounds = from.batches});
     return {std::move(order), std::move(list)};
+  }
+
+  /// Rows of a full round over all ranks; 0 with batches of different sizes.
+  [[nodiscard]] std::int64_t global_batch(int world_size) const {
+    if (options_.batching) return 0;
+    return options_.split_batches ? options_.batch_size : options_.batch_size * std::int64_t{world_size};
   }
 
   /// Someone who asks the dataset: a worker thread, or the thread that trains.
   class Reader {
    public:
-    using Source = std::conditional_t<SharedDataset<D>, const D, D>;
+    using Source = std::conditional_t<SharedDataset<D>, const D, D>;  // of which all may be asked at once
 
     /// The batch of a share of an epoch, and which rows of the dataset these are.
     auto operator()(const std::vector<std::int64_t>& rows, const std::vector<std::int64_t>& positions) {
@@ -232,6 +242,11 @@ class DataLoader {
         if (options_.workers > 0) readers.back().own_ = std::make_shared<D>(dataset_);
     }
     return readers;
+  }
+
+  /// Whether passes that are under way at once would ask one dataset on two threads.
+  [[nodiscard]] bool has_one_reader() const {
+    return options_.workers > 0 && !SharedDataset<D> && !std::copy_constructible<D>;
   }
 
   /// The batch of these rows of the dataset, of which no epoch knows.

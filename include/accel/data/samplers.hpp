@@ -134,7 +134,7 @@ struct WeightedOptions {
 }
 
 /// Every row once, so mixed that any stretch of the epoch has the classes in the proportions of the whole: of n rows in
-/// a row, a class that makes up the share p has n x p, give or take 2.
+/// a row, a class that makes up the share p has about n x p; with a few classes give or take 2.
 ///
 /// `labels`  the class of each row.
 /// Source   within a class torch.randperm; the classes spaced evenly, as in systematic sampling: Madow 1949.
@@ -194,6 +194,8 @@ struct LengthGroupOptions {
               [lengths = std::move(lengths), options](const Draw& draw) {
                 const std::int64_t batch = options.batch_size > 0 ? options.batch_size : draw.global_batch;
                 const std::int64_t rows = draw.rows;
+                ACCEL_CHECK(batch >= 1, InvalidArgument, "grouped_by_length: the loader's batches are of different ",
+                            "sizes; say batch_size, the rows that are to be of like length");
                 const std::int64_t batches = options.mega_batches > 0
                                                  ? options.mega_batches
                                                  : std::clamp<std::int64_t>(rows / (batch * 4), 1, 50);
@@ -202,7 +204,8 @@ struct LengthGroupOptions {
                 for (std::int64_t i = 0; i < rows; ++i) order[static_cast<std::size_t>(i)] = shuffled[i];
                 const auto length = [&](std::int64_t row) { return lengths[static_cast<std::size_t>(row)]; };
                 std::size_t longest = 0;
-                const auto stretch = static_cast<std::size_t>(batch * batches);
+                const auto stretch = static_cast<std::size_t>(batches > rows / batch ? std::max<std::int64_t>(rows, 1)
+                                                                                     : batch * batches);
                 for (std::size_t begin = 0; begin < order.size(); begin += stretch) {
                   const auto from = order.begin() + static_cast<std::ptrdiff_t>(begin);
                   const auto to = order.begin() + static_cast<std::ptrdiff_t>(std::min(begin + stretch, order.size()));
@@ -232,10 +235,11 @@ struct InterleavedOptions {
 };
 
 /// Several datasets that lie one behind the other, as in a concatenation, mixed by weight: of every n rows n x weight
-/// are of a dataset, give or take one, and not only in the mean.
+/// are of a dataset, give or take two, and not only in the mean.
 ///
 /// `sizes`   rows of each of them.
-/// Source   the choice of what is furthest behind its share: Tijdeman 1980, The chairman assignment problem.
+/// Source   what is furthest behind its share comes next: the greedy rule beside Tijdeman's of 1980, The chairman
+///          assignment problem, which would hold one.
 [[nodiscard]] inline Sampler interleaved(std::vector<std::int64_t> sizes, const InterleavedOptions& options = {}) {
   std::vector<double> weights = options.weights;
   if (weights.empty())

@@ -14,6 +14,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/progress.hpp>
+#include <accel/data/ahead.hpp>
 #include <accel/data/collate.hpp>
 #include <accel/data/round.hpp>
 #include <accel/tensor/state_dict.hpp>
@@ -23,8 +24,9 @@ namespace accel::inline v0_1::data {
 
 /// Rows one after the other: next() gives a std::optional of one, and nothing at the end of an epoch. Besides it may
 /// have
-///   start(std::int64_t epoch)            begins that epoch from its first row; without it the stream just goes on
-///   skip(std::int64_t rows)              passes over rows without reading them
+///   start(std::int64_t epoch)            begins that epoch from its first row; without it the stream just goes on: so
+///                                        does a loop over it, where another one was left by `break`
+///   skip(std::int64_t rows)              passes over as many rows, or those that are left, without reading them
 ///   state_dict(), load_state_dict(...)   its position: tensor::Stateful
 template <class D>
 concept RowStream = requires(D& stream) {
@@ -54,7 +56,7 @@ struct StreamLoaderOptions {
   bool even_batches = false;  // some of the epoch's first rows come again
 
   bool split_batches = false;  // batch_size is that of all ranks together
-  int prefetch = 2;            // rounds that a thread reads ahead; 0: the training thread reads, when it needs one
+  int prefetch = 2;            // rounds whose rows a thread reads ahead; 0: the training thread does, when it needs one
   double timeout_s = 1800;     // for a round that the thread reads
 
   [[nodiscard]] Tail tail() const {
@@ -84,6 +86,9 @@ class StreamLoader {
  public:
   static_assert(RowStream<D>, "a stream needs next(), which gives a std::optional of a row");
 
+  /// Whether an epoch can be begun again.
+  static constexpr bool restarts = requires(D& stream, std::int64_t epoch) { stream.start(epoch); };
+
   using Row = std::remove_cvref_t<decltype(*std::declval<D&>().next())>;
   using Batch = decltype(std::declval<const C&>()(std::declval<std::vector<Row>>()));
 
@@ -95,8 +100,8 @@ class StreamLoader {
         "rank's stream gives other rows)");
     ACCEL_CHECK(options_.batch_size >= 1, InvalidArgument, "batch_size: expected at least 1, found ",
                 options_.batch_size);
-    ACCEL_CHECK(options_.prefetch >= 0, InvalidArgument, "prefetch: expected 0 or more rounds, found ",
-                options_.prefetch);
+    ACCEL_CHECK(options_.prefetch >= 0 && options_.prefetch <= most_prefetched, InvalidArgument,
+                "prefetch: expected 0 to ", most_prefetched, " rounds, found ", options_.prefetch);
     ACCEL_CHECK(options_.timeout_s > 0, InvalidArgument, "timeout_s: expected more than 0, found ", options_.timeout_s);
     const bool by_dataset = options_.reading == Reading::by_dataset;
     ACCEL_CHECK(!by_dataset || !(options_.even_batches || options_.drop_last || options_.split_batches),
@@ -114,6 +119,9 @@ class StreamLoader {
     return message(", batch_size ", options_.batch_size, options_.drop_last ? ", drop_last" : "",
                    options_.even_batches ? ", even_batches" : "", options_.split_batches ? ", split_batches" : "");
   }
+
+  /// Whether passes that are under way at once would read one stream.
+  [[nodiscard]] bool has_one_reader() const { return true; }
 
   [[nodiscard]] Deal deal(int world_size) const {
     return Deal({.batch_size = options_.batch_size,
@@ -162,10 +170,11 @@ class RoundReader {
   static constexpr bool restarts = requires(D& stream, std::int64_t epoch) { stream.start(epoch); };
 
   /// Begins an epoch and passes over its first `rows` rows: by its state, if there is one; or by skip(); or by reading
-  /// them.
-  void start(std::int64_t epoch, std::int64_t rows, const std::optional<tensor::StateDict>& state) {
+  /// them. If they are `known` to be there, it is an error where the stream ends before.
+  void start(std::int64_t epoch, std::int64_t rows, const std::optional<tensor::StateDict>& state, bool known = true) {
     position_ = rows;
     ahead_.reset();
+    has_ended_ = false;
     if constexpr (tensor::Stateful<D>) {
       if (state) return asked([&] { stream_->load_state_dict(*state); });
     }
@@ -175,8 +184,12 @@ class RoundReader {
     } else {
       Progress progress("reading to where the stream goes on", rows, Counted::rows);
       for (position_ = 0; position_ < rows; ++position_) {
-        ACCEL_CHECK(asked([&] { return stream_->next(); }).has_value(), DataError, "resume: the stream ended after ",
-                    position_, " rows, and ", rows, " of them were done; it is not the one that was read before");
+        if (!asked([&] { return stream_->next(); }).has_value()) {
+          ACCEL_CHECK(!known, DataError, "resume: the stream ended after ", position_, " rows, and ", rows,
+                      " of them were done; it is not the one that was read before");
+          has_ended_ = true;
+          break;
+        }
         progress.reached(position_);
       }
     }
@@ -184,15 +197,19 @@ class RoundReader {
 
   /// Up to `count` rows; fewer only at the end.
   [[nodiscard]] ReadRound<Row> read(std::int64_t count) {
-    ReadRound<Row> round;
-    for (; std::ssize(round.rows) < count; ++position_) {
+    ReadRound<Row> round{.is_last = has_ended_};
+    for (; std::ssize(round.rows) < count && !has_ended_; ++position_) {
       auto row = ahead_ ? std::exchange(ahead_, std::nullopt) : asked([&] { return stream_->next(); });
-      if (!row) break;
+      if (!row) {
+        has_ended_ = true;
+        break;
+      }
       round.rows.push_back(std::move(*row));
     }
-    if constexpr (tensor::Stateful<D>) round.state = stream_->state_dict();
-    if (std::ssize(round.rows) == count) ahead_ = asked([&] { return stream_->next(); });
-    round.is_last = !ahead_.has_value();
+    if constexpr (tensor::Stateful<D>) round.state = copied(stream_->state_dict());
+    if (!has_ended_) ahead_ = asked([&] { return stream_->next(); });
+    has_ended_ = !ahead_.has_value();
+    round.is_last = has_ended_;
     return round;
   }
 
@@ -207,7 +224,15 @@ class RoundReader {
     }
   }
 
+  /// The stream reads on at once, and may keep its state in the tensors that it gives.
+  [[nodiscard]] static tensor::StateDict copied(const tensor::StateDict& state) {
+    tensor::StateDict copy;
+    for (const auto& [name, tensor] : state.entries()) copy.add(name, tensor.clone());
+    return copy;
+  }
+
   D* stream_;
+  bool has_ended_ = false;
   std::optional<Row> ahead_;
   std::int64_t position_ = 0;  // of the next row, in the epoch
 };

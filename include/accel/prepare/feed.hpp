@@ -39,6 +39,7 @@ struct PassStart {
   int world_size = 1;
   std::uint64_t seed = 0;
   data::Cursor from;
+  bool is_known = true;                      // the rows before it were read before, or are the user's to skip
   bool pins_memory = false;                  // batches go to a GPU
   std::optional<tensor::StateDict> state{};  // of the stream at `from`
 };
@@ -67,17 +68,20 @@ class Feed<data::DataLoader<D, C>> {
         end_(shared_->plan.batches(start.rank)) {
     const auto& options = shared_->loader->options();
     if (options.workers == 0 || next_ >= end_) return;
-    patience_ = Seconds(options.timeout_s);
     ahead_.emplace(options.workers, std::int64_t{options.prefetch} * options.workers, next_, end_,
+                   Seconds(options.timeout_s),
                    [shared = shared_](std::int64_t round, int worker) { return shared->make(round, worker); });
   }
 
   [[nodiscard]] std::optional<Delivery<Batch>> next() {
     if (next_ >= end_) return std::nullopt;
-    const std::int64_t round = next_++;
+    const std::int64_t round = next_;
+    next_ = end_;  // if it throws
+    auto batch = ahead_ ? ahead_->take() : std::optional(shared_->make(round, 0));
+    next_ = round + 1;
     const auto& rounds = shared_->plan.parts();
     const data::Part own = rounds.part(round, shared_->start.rank);
-    Delivery<Batch> delivery{.batch = ahead_ ? *ahead_->take(patience_) : shared_->make(round, 0),
+    Delivery<Batch> delivery{.batch = *std::move(batch),
                              .position = {.index = round,
                                           .length = end_,
                                           .rows = own.counted,
@@ -102,7 +106,7 @@ class Feed<data::DataLoader<D, C>> {
     Shared(std::shared_ptr<Loader> of, const PassStart& from)
         : loader(std::move(of)),
           start(from),
-          plan(loader->epoch(from.seed, from.from.epoch, from.world_size, from.from.rows, from.from.batches)),
+          plan(loader->epoch(from.seed, from.from, from.world_size)),
           readers(loader->readers(from.seed, from.from.epoch)),
           rows(loader->rows()) {}
 
@@ -132,7 +136,6 @@ class Feed<data::DataLoader<D, C>> {
 
   std::shared_ptr<Shared> shared_;
   std::int64_t next_, end_;  // rounds
-  Seconds patience_{0};
   std::optional<data::Ahead<Batch>> ahead_;
 };
 

@@ -32,8 +32,9 @@ class Link {
  public:
   virtual ~Link() = default;
 
-  /// Every rank's `value`, by rank.
-  [[nodiscard]] virtual std::vector<std::string> all_gather(std::string_view purpose, const std::string& value) = 0;
+  /// Every rank's `value`, by rank, for which each may take `patience` in addition.
+  [[nodiscard]] virtual std::vector<std::string> all_gather(std::string_view purpose, const std::string& value,
+                                                            Seconds patience) = 0;
   /// Rank 0's `value`, for which it may take `patience` in addition.
   [[nodiscard]] virtual std::string broadcast(std::string_view purpose, const std::string& value, Seconds patience) = 0;
   /// Throws   InvalidArgument on every rank, naming two, if `value` differs.
@@ -49,8 +50,8 @@ class LinkOver final : public Link {
  public:
   explicit LinkOver(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) {}
 
-  std::vector<std::string> all_gather(std::string_view purpose, const std::string& value) override {
-    return control().all_gather(purpose, value, Deadline::in(engine_->backend.timeout()));
+  std::vector<std::string> all_gather(std::string_view purpose, const std::string& value, Seconds patience) override {
+    return control().all_gather(purpose, value, Deadline::in(engine_->backend.timeout() + patience));
   }
   std::string broadcast(std::string_view purpose, const std::string& value, Seconds patience) override {
     return control().broadcast(purpose, value, 0, Deadline::in(engine_->backend.timeout() + patience));

@@ -4,8 +4,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <exception>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,7 +28,9 @@ namespace accel::inline v0_1::prepare {
 
 /// A prepared DataLoader or StreamLoader: `for (auto& batch : loader)`, or `for (auto& [data, target] : loader)`.
 ///
-/// Every begin() starts the next epoch, whether the one before was finished or left by `break`.
+/// Every begin() starts the next epoch, whether the one before was finished or left by `break`. Only a stream that has
+/// no start(epoch) goes on where it was left. A loader that was borrowed, as an lvalue, and its dataset have to live as
+/// long as this one, or as a worker that does not return.
 /// Order    of a DataLoader no communication: its order depends on seed and epoch, which all ranks share. But the first
 ///          begin() after load_state_dict() or skip_first() compares the position between the ranks, in one round over
 ///          the control plane. A stream that is dispatched, or sharded by the dataset, takes one for every batch.
@@ -78,14 +81,20 @@ class Loader {
 
   /// The next begin() starts its epoch behind its first `batches` batches; the epochs after it are whole again.
   ///
-  /// Cost     of a DataLoader O(1) (with batches of different sizes: a pass over the order); a stream is read.
+  /// Cost     of a DataLoader O(1) (with batches of different sizes: a pass over the order); a stream is read, or its
+  ///          skip() is called. Behind its end there is nothing left.
   void skip_first(std::int64_t batches) {
     session_->at_rank([&] {
+      constexpr auto most = std::numeric_limits<std::int64_t>::max() / 2;
       ACCEL_CHECK(batches >= 0, InvalidArgument, "skip_first: expected 0 or more batches, found ", batches);
       data::Cursor next{.epoch = epoch(), .batches = batches};
       if constexpr (is_stream) {
-        next.rows = batches * loader_->deal(session_->topology.world_size).full();
+        const std::int64_t full = loader_->deal(session_->topology.world_size).full();
+        ACCEL_CHECK(batches <= most / full, InvalidArgument, "skip_first: expected at most ", most / full,
+                    " batches of ", full, " rows, found ", batches);
+        next.rows = batches * full;
       } else {
+        next.global_batch = loader_->global_batch(session_->topology.world_size);
         const auto place = [&](const auto& plan) {
           next.batches = std::min(batches, plan.rounds());
           return plan.rows_after(batches);
@@ -94,6 +103,7 @@ class Loader {
       }
       course_->start_next_at(next);
       course_->is_moved = true;
+      course_->is_known = false;
     });
   }
 
@@ -135,7 +145,11 @@ class Loader {
     std::uint64_t seed = 0;
     data::Cursor next;                       // where the next pass begins
     std::optional<tensor::StateDict> state;  // of the stream there
-    bool is_moved = false;                   // the user has chosen it
+    bool is_moved = false;                   // the user has chosen it,
+    bool is_known = true;                    // and it was reached before
+    bool is_read = false;                    // some pass has begun
+    std::unique_ptr<Feed<L>> kept;           // of a stream that was left and cannot be begun again
+    std::optional<DeviceCopy> copy;          // made by the first pass
     std::optional<Place> current;            // of the pass under way, behind its last batch
     const void* pass = nullptr;              // whose that is
     data::Position position;
@@ -143,6 +157,7 @@ class Loader {
     void start_next_at(const data::Cursor& cursor) {
       next = cursor;
       state.reset();
+      is_known = true;
     }
   };
 
@@ -151,7 +166,7 @@ class Loader {
   [[nodiscard]] std::int64_t whole_epoch(const Ask& ask) const {
     const int world_size = session_->topology.world_size;
     if (!loader_->options().batching) return ask(loader_->plan(world_size));
-    return ask(loader_->epoch(course_->seed, epoch(), world_size));
+    return ask(loader_->epoch(course_->seed, {.epoch = epoch()}, world_size));
   }
 
   std::shared_ptr<L> loader_;
@@ -185,33 +200,41 @@ class Loader<L>::Iterator {
     Run(const Loader& from, const PassStart& start)
         : session(from.session_),
           course(from.course_),
-          epoch(start.from.epoch),
-          feed(make_feed(from, start)),
-          copy(session->device) {
+          cursor(start.from),
+          feed(course->kept ? std::move(course->kept) : make_feed(from, start)) {
+      if (!course->copy) course->copy.emplace(session->device);
+      if constexpr (!is_stream)
+        if (cursor.global_batch == 0) cursor.global_batch = from.loader_->global_batch(start.world_size);
       course->current.emplace(Place{start.from, start.state});
       course->pass = this;
-      advance();
+      try {
+        advance();
+      } catch (...) {
+        end();
+        throw;
+      }
     }
 
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
     ~Run() { end(); }
 
-    static Feed<L> make_feed(const Loader& from, const PassStart& start) {
+    static std::unique_ptr<Feed<L>> make_feed(const Loader& from, const PassStart& start) {
       if constexpr (is_stream)
-        return Feed<L>(from.loader_, from.link_, start);
+        return std::make_unique<Feed<L>>(from.loader_, from.link_, start);
       else
-        return Feed<L>(from.loader_, start);
+        return std::make_unique<Feed<L>>(from.loader_, start);
     }
 
     void advance() {
       session->in_flight.leave(&pass);
+      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
       auto delivery = upcoming ? std::exchange(upcoming, std::nullopt) : fetch();
       if (!delivery) {
         batch.reset();
         return end();
       }
-      copy.finish(delivery->batch);
+      course->copy->finish(delivery->batch);
       batch.emplace(std::move(delivery->batch));
       rounds = std::move(delivery->rounds);
       pass.rounds = rounds.get();
@@ -219,17 +242,23 @@ class Loader<L>::Iterator {
       pass.batch_begin = reinterpret_cast<const std::byte*>(std::addressof(*batch));  // only compared
       pass.batch_end = pass.batch_begin + sizeof(Batch);
       course->position = pass.position;
-      if (course->pass == this)
-        course->current = Place{{.epoch = epoch, .rows = delivery->rows_after, .batches = pass.position.index + 1},
-                                std::move(delivery->state)};
+      cursor.rows = delivery->rows_after;
+      cursor.batches = pass.position.index + 1;
+      if (course->pass == this) course->current = Place{cursor, std::move(delivery->state)};
       session->in_flight.enter(&pass);
-      if (copy.is_apart() && feed.is_ready()) upcoming = fetch();
+      if (!keeps && course->copy->is_apart() && feed->is_ready()) {
+        try {
+          upcoming = fetch();
+        } catch (...) {
+          failure = std::current_exception();  // of the next batch: this one is whole
+        }
+      }
     }
 
     /// The next batch, on its way to the device.
     std::optional<Delivery<Batch>> fetch() {
-      auto delivery = feed.next();
-      if (delivery) delivery->batch = copy.start(std::move(delivery->batch));
+      auto delivery = feed->next();
+      if (delivery) delivery->batch = course->copy->start(std::move(delivery->batch));
       return delivery;
     }
 
@@ -237,15 +266,28 @@ class Loader<L>::Iterator {
       session->in_flight.leave(&pass);
       if (course->pass != this) return;
       course->pass = nullptr;
+      if constexpr (keeps) {
+        if (!feed->is_over()) {
+          course->next = course->current->cursor;
+          course->state = course->current->state;
+          course->kept = std::move(feed);
+        }
+      }
       course->current.reset();
     }
 
+    /// What a stream was read ahead it would not give again.
+    static constexpr bool keeps = [] {
+      if constexpr (is_stream) return !L::restarts;
+      return false;
+    }();
+
     std::shared_ptr<Session> session;
     std::shared_ptr<Course> course;
-    std::int64_t epoch;
-    Feed<L> feed;
-    DeviceCopy copy;
-    std::optional<Delivery<Batch>> upcoming;  // on a GPU, where it was ready
+    data::Cursor cursor;
+    std::unique_ptr<Feed<L>> feed;
+    std::optional<Delivery<Batch>> upcoming;  // on a GPU, where it was ready,
+    std::exception_ptr failure;               // or what there was instead
     std::optional<Batch> batch;
     std::shared_ptr<const data::Rounds> rounds;
     data::Pass pass;
@@ -260,16 +302,27 @@ template <class L>
 typename Loader<L>::Iterator Loader<L>::begin() {
   return session_->at_rank([&] {
     Course& course = *course_;
+    ACCEL_CHECK(course.pass == nullptr || !loader_->has_one_reader(), InvalidArgument,
+                "loader: another loop over it is under way, and there is one ", is_stream ? "stream" : "dataset",
+                " for both; end that first, or prepare a loader of its own");
+    if constexpr (is_stream) {
+      ACCEL_CHECK(L::restarts || !course.is_moved || !course.is_read || course.state, InvalidArgument,
+                  "loader: its stream has been read, and has no start(epoch) to be read from another place; give it ",
+                  "one, or go there with a new loader");
+      if (course.is_moved) course.kept.reset();
+    }
+    course.is_read = true;
     const PassStart start{.rank = session_->topology.rank,
                           .world_size = session_->topology.world_size,
                           .seed = course.seed,
                           .from = course.next,
+                          .is_known = course.is_known,
                           .pins_memory = session_->device.is_cuda(),
                           .state = course.state};
     if (std::exchange(course.is_moved, false))
-      link_->require_equal("loader: where it goes on",
-                           message("epoch ", start.from.epoch, ", behind ", start.from.rows, " rows in ",
-                                   start.from.batches, " batches, seed ", start.seed));
+      link_->require_equal("loader: where it goes on", message("epoch ", start.from.epoch, ", behind ", start.from.rows,
+                                                               " rows in ", start.from.batches, " batches, seed ",
+                                                               start.seed, ", drawn for ", start.from.global_batch));
     course.start_next_at({.epoch = start.from.epoch + 1});
     return Iterator(*this, start);
   });

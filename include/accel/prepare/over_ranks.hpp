@@ -25,7 +25,8 @@ namespace accel::inline v0_1::prepare {
 ///
 /// Order    all are collective but split_between_processes.
 /// Throws   InvalidArgument on every rank, before anything is sent, where ranks do not bring the same kind, or one of
-///          them what cannot be sent: it names both ranks and the path, such as `[0].image` or `["mask"]`.
+///          them what cannot be sent: it names both ranks and the path, such as `[0].image` or `["mask"]`. Only
+///          gather_for_metrics, which is called for every batch, asks nobody: there the rank throws that is wrong.
 template <class B, class P>
 class OverRanks : public ProcessControl<B, P> {
  public:

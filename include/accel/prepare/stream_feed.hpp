@@ -47,11 +47,9 @@ class Feed<data::StreamLoader<D, C>> {
 
   [[nodiscard]] std::optional<Delivery<Batch>> next() {
     if (is_over_) return std::nullopt;
+    is_over_ = true;  // if it throws
     auto own = std::visit([](auto& source) { return source->next(); }, source_);
-    if (own.in_round == 0) {
-      is_over_ = true;
-      return std::nullopt;
-    }
+    if (own.in_round == 0) return std::nullopt;
     is_over_ = own.is_last;
     rows_ += own.in_round;
     const data::Part part = own.parts->part(0, start_.rank);
@@ -70,6 +68,8 @@ class Feed<data::StreamLoader<D, C>> {
                            .rows_after = rows_,
                            .state = std::move(own.state)};
   }
+
+  [[nodiscard]] bool is_over() const { return is_over_; }
 
   /// Whether next() would return at once, without a word to the other ranks.
   [[nodiscard]] bool is_ready() const {

@@ -16,6 +16,7 @@
 #include <c10/core/GradMode.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/units.hpp>
 #include <accel/data/round.hpp>
 #include <accel/data/stream_loader.hpp>
 #include <accel/prepare/detail/dealt_rounds.hpp>
@@ -37,7 +38,7 @@ class ByDataset {
   using Own = OwnRows<Row>;
 
   ByDataset(const std::shared_ptr<L>& loader, const std::shared_ptr<Link>& link, const PassStart& start)
-      : link_(link), rank_(start.rank) {
+      : link_(link), rank_(start.rank), world_size_(start.world_size), patience_(Seconds(loader->options().timeout_s)) {
     auto reader = std::make_shared<data::RoundReader<D>>(loader->dataset());
     const std::int64_t count = loader->options().batch_size;
     auto make = [loader, reader, start, count, begun = false, over = false, spare = spare_,
@@ -48,10 +49,16 @@ class ByDataset {
           reader->start(start.from.epoch, 0, std::nullopt);
           *spare = reader->read(1).rows;
         }
-        auto state = start.state;
-        const std::int64_t own_rows = state ? state->integer("rows") : 0;
-        if (state) state = state->below("own.");
-        reader->start(start.from.epoch, own_rows, state && !state->empty() ? state : std::nullopt);
+        if (!start.is_known) {
+          reader->start(start.from.epoch, start.from.batches * count, std::nullopt, /*known=*/false);
+        } else if (start.from.rows > 0) {
+          check_state(start);
+          const auto own = start.state->below("own.");
+          reader->start(start.from.epoch, start.state->integer("rows"),
+                        own.empty() ? std::nullopt : std::optional(own));
+        } else {
+          reader->start(start.from.epoch, 0, std::nullopt);
+        }
       }
       data::ReadRound<Row> round{.is_last = true, .state = end_state};
       if (!over) round = reader->read(count);
@@ -60,7 +67,10 @@ class ByDataset {
       return round;
     };
     rounds_.emplace(std::move(make), loader->options().prefetch, loader->options().timeout_s);
-    if (start.state) own_rows_ = start.state->integer("rows");
+    if (!start.is_known)
+      own_rows_ = start.from.batches * count;
+    else if (start.state && start.state->has("rows"))
+      own_rows_ = start.state->integer("rows");
   }
 
   [[nodiscard]] Own next() {
@@ -75,7 +85,7 @@ class ByDataset {
       error = std::current_exception();
       text = "!" + first_line(thrown);
     }
-    const auto texts = link_->all_gather("loader: the rows that every rank's stream gives", text);
+    const auto texts = link_->all_gather("loader: the rows that every rank's stream gives", text, patience_);
     if (error) std::rethrow_exception(error);
     Own result{.is_last = true};
     std::vector<data::Part> parts;
@@ -100,6 +110,8 @@ class ByDataset {
     own_rows_ += result.parts->part(0, rank_).counted;
     result.state.emplace();
     result.state->add("rows", own_rows_);
+    result.state->add("rank", rank_);
+    result.state->add("ranks", world_size_);
     if (round.state) result.state->add("own.", *round.state);
     return result;
   }
@@ -109,8 +121,20 @@ class ByDataset {
  private:
   using D = std::remove_reference_t<decltype(std::declval<L&>().dataset())>;
 
+  /// A state of another rank, or of another number of them, is of other rows.
+  static void check_state(const PassStart& start) {
+    ACCEL_CHECK(start.state, CheckpointError, "loader: there is no saved position of this rank's stream; save ",
+                "state_dict() on every rank, and load on each its own");
+    const auto rank = start.state->integer("rank");
+    const auto ranks = start.state->integer("ranks");
+    ACCEL_CHECK(rank == start.rank && ranks == start.world_size, CheckpointError, "loader: the saved position is of ",
+                "rank ", rank, " of ", ranks, ", and this is rank ", start.rank, " of ", start.world_size,
+                "; every rank's stream gives other rows, so load on each its own, with as many ranks");
+  }
+
   std::shared_ptr<Link> link_;
-  int rank_;
+  int rank_, world_size_;
+  Seconds patience_;
   // The epoch's first row, to fill in with. The thread that reads writes it, if at all, before it hands out anything.
   std::shared_ptr<std::vector<Row>> spare_ = std::make_shared<std::vector<Row>>();
   std::optional<InOrder<data::ReadRound<Row>>> rounds_;

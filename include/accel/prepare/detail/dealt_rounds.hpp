@@ -62,7 +62,7 @@ class DealtRounds {
       reader_.start(start.from.epoch, 0, std::nullopt);
       head_ = reader_.read(deal.full()).rows;
     }
-    reader_.start(start.from.epoch, start.from.rows, start.state);
+    reader_.start(start.from.epoch, start.from.rows, start.state, start.is_known);
     keeps_head_ = wraps && start.from.rows == 0;
   }
 

@@ -16,19 +16,18 @@ namespace accel::inline v0_1::prepare::detail {
 template <class Item>
 class InOrder {
  public:
-  InOrder(std::function<Item()> make, int prefetch, double timeout_s) : make_(std::move(make)), patience_(timeout_s) {
+  InOrder(std::function<Item()> make, int prefetch, double timeout_s) : make_(std::move(make)) {
     if (prefetch > 0)
-      ahead_.emplace(1, prefetch, 0, std::numeric_limits<std::int64_t>::max(),
+      ahead_.emplace(1, prefetch, 0, std::numeric_limits<std::int64_t>::max(), Seconds(timeout_s),
                      [how = make_](std::int64_t, int) { return how(); });
   }
 
-  [[nodiscard]] Item take() { return ahead_ ? *ahead_->take(patience_) : make_(); }
+  /// Not again once it has thrown.
+  [[nodiscard]] Item take() { return ahead_ ? *ahead_->take() : make_(); }
   [[nodiscard]] bool is_ready() const { return ahead_ && ahead_->has_next(); }
-  [[nodiscard]] Seconds patience() const { return patience_; }
 
  private:
   std::function<Item()> make_;
-  Seconds patience_;
   std::optional<data::Ahead<Item>> ahead_;
 };
 
