@@ -19,11 +19,13 @@ int main(int argc, char** argv) {
   const int epochs = 15;
   torch::manual_seed(0);
 
+  const std::int64_t batch_size = 32;  // of each rank
   Accelerator accelerator;
   auto net = std::make_shared<Net>();
   torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(3e-3));
   auto [model, optimizer, train, test] = accelerator.prepare(
-      net, adamw, DataLoader{Digits(csv, Digits::train), {.batch_size = 32, .shuffle = true, .drop_last = true}},
+      net, adamw,
+      DataLoader{Digits(csv, Digits::train), {.batch_size = batch_size, .shuffle = true, .drop_last = true}},
       DataLoader{Digits(csv, Digits::test), {.batch_size = 100}});
 
   Report report(epochs, accelerator.is_main_process());
@@ -40,7 +42,7 @@ int main(int argc, char** argv) {
     }
     const double loss = mean_loss.compute();
     mean_loss.reset();
-    report.trained(train.size() * train.plan().global_batch());
+    report.trained(train.size() * batch_size * accelerator.world_size());
 
     torch::NoGradGuard no_grad;
     double right = 0;
