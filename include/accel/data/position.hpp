@@ -15,20 +15,16 @@ namespace accel::inline v0_1::data {
 /// One batch of this rank among those of the epoch.
 struct Position {
   std::int64_t index = 0;        // of the batch, from 0; a resumed epoch goes on counting
-  std::int64_t length = 0;       // batches of the epoch, on this rank; -1 if a stream does not know
+  std::int64_t length = 0;       // batches of the epoch, on this rank; -1 until a stream knows
   std::int64_t rows = 0;         // valid rows of this rank's batch, from the front; 0 for a filler
   std::int64_t weight_rows = 0;  // rows its gradient speaks for ...
   std::int64_t round_rows = 1;   // ... of those of all ranks in this round
-  bool last = false;             // no batch follows in this epoch
   bool has_all_ranks = true;     // every rank has a batch in this round
 
-  [[nodiscard]] bool is_last() const { return last; }
+  [[nodiscard]] bool is_last() const { return index + 1 == length; }
 
   /// Batches that follow, this one included; `most` if that is not known.
-  [[nodiscard]] std::int64_t left(std::int64_t most) const {
-    if (last) return 1;
-    return length < 0 ? most : length - index;
-  }
+  [[nodiscard]] std::int64_t left(std::int64_t most) const { return length < 0 ? most : length - index; }
 
   /// This rank's share of the mean over the rows of the round.
   ///

@@ -86,12 +86,11 @@ class Feed<data::DataLoader<D, C>> {
                                           .length = end_,
                                           .rows = own.counted,
                                           .weight_rows = own.weight,
-                                          .round_rows = rounds.weight(round),
-                                          .last = next_ == end_},
+                                          .round_rows = rounds.weight(round)},
                              .rounds = {shared_, &rounds},
                              .rows_after = shared_->plan.rows_after(next_)};
     // Only the last round may lack a rank.
-    if (delivery.position.last)
+    if (delivery.position.is_last())
       for (int rank = 0; rank < rounds.world_size(); ++rank)
         if (rounds.part(round, rank).held == 0) delivery.position.has_all_ranks = false;
     return delivery;

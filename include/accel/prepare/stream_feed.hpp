@@ -62,8 +62,7 @@ class Feed<data::StreamLoader<D, C>> {
                                         .length = own.is_last ? index_ : -1,
                                         .rows = part.counted,
                                         .weight_rows = part.weight,
-                                        .round_rows = own.parts->weight(0),
-                                        .last = own.is_last},
+                                        .round_rows = own.parts->weight(0)},
                            .rounds = own.parts,
                            .rows_after = rows_,
                            .state = std::move(own.state)};
