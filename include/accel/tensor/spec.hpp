@@ -1,6 +1,8 @@
 // Spec: dtype, shape and device of a tensor as a value; prints as f32[8, 128]@cuda:0.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <ostream>
@@ -36,6 +38,17 @@ namespace accel::inline v0_1::tensor {
   if (dtype == Float8_e4m3fn) return "f8_e4m3";
   if (dtype == Float8_e5m2) return "f8_e5m2";
   return c10::toString(dtype);
+}
+
+/// Whether the elements of such tensors are plain bytes, which are the same wherever they are copied to.
+[[nodiscard]] inline bool is_plain(c10::ScalarType dtype) {
+  using enum c10::ScalarType;
+  constexpr std::array plain = {Byte,        Char,          Short,           Int,
+                                Long,        Half,          Float,           Double,
+                                ComplexHalf, ComplexFloat,  ComplexDouble,   Bool,
+                                BFloat16,    UInt16,        UInt32,          UInt64,
+                                Float8_e5m2, Float8_e4m3fn, Float8_e5m2fnuz, Float8_e4m3fnuz};
+  return std::find(plain.begin(), plain.end(), dtype) != plain.end();
 }
 
 /// What a tensor looks like without what it holds: to compare between ranks and to print.
