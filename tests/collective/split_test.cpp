@@ -24,8 +24,8 @@
 #include "support/group.hpp"
 #include "support/ranks.hpp"
 
+using accel::split_range;
 using accel::collective::split;
-using accel::collective::split_range;
 
 namespace {
 
@@ -57,7 +57,7 @@ TEST_CASE("parts are those that accelerate makes", "[collective][parity]") {
 }
 
 TEST_CASE("parts follow each other, cover all, and differ by one row at most, the larger ones first", "[collective]") {
-  static_assert(split_range(7, 3, 4) == accel::collective::Range{6, 7});
+  static_assert(split_range(7, 3, 4) == accel::Range{6, 7});
   static_assert(split_range(2, 2, 3).size() == 0);
   for (std::int64_t length = 0; length < 40; ++length)
     for (int world_size = 1; world_size < 9; ++world_size) {

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include <accel/collective/split.hpp>
 #include <accel/core/error.hpp>
+#include <accel/core/range.hpp>
 #include <accel/data/batch_plan.hpp>
 #include <accel/data/distributed_sampler.hpp>
 #include <accel/data/round.hpp>
@@ -104,7 +104,7 @@ inline Differences replay_split(const nlohmann::json& one) {
   const auto world_size = one.at("world_size").get<int>();
   std::vector<Indices> ranks(static_cast<std::size_t>(world_size));
   for (int rank = 0; rank < world_size; ++rank) {
-    const auto range = collective::split_range(samples, rank, world_size);
+    const auto range = split_range(samples, rank, world_size);
     for (std::int64_t i = range.begin; i < range.end; ++i) ranks[static_cast<std::size_t>(rank)].push_back(i);
   }
   return compare_lists("ranks", ranks, one.at("ranks"));

@@ -71,6 +71,16 @@ struct Stateful : Counting {
   }
 };
 
+/// x and 2 x of each, in f64: rows of the model with one weight.
+struct Pairs {
+  Counting numbers;
+  std::optional<std::pair<torch::Tensor, torch::Tensor>> next() {
+    const auto x = numbers.next();
+    if (!x) return std::nullopt;
+    return std::pair{x->to(torch::kDouble), 2 * x->to(torch::kDouble)};
+  }
+};
+
 Numbers64 numbers_of(const torch::Tensor& tensor) {
   const auto row = tensor.contiguous();
   return {row.const_data_ptr<std::int64_t>(), row.const_data_ptr<std::int64_t>() + row.numel()};
@@ -239,14 +249,6 @@ TEST_CASE("streams of different length on every rank: no hang, every row once, w
 
 TEST_CASE("training on uneven streams is training on all rows in one process", "[stream]") {
   // One weight, y = 2 x: the gradient of a round is the mean over its rows, whoever has them.
-  struct Pairs {
-    Counting numbers;
-    std::optional<std::pair<torch::Tensor, torch::Tensor>> next() {
-      const auto x = numbers.next();
-      if (!x) return std::nullopt;
-      return std::pair{x->to(torch::kDouble), 2 * x->to(torch::kDouble)};
-    }
-  };
   on_ranks({1, 2, 3}, [](Rank rank) {
     Gloo accelerator;
     const auto rows_of = [](std::int64_t r) { return r == 0 ? 3 : 2 * r; };
@@ -519,14 +521,6 @@ TEST_CASE("leaving a dispatched loop early leaves nothing on its way", "[stream]
 }
 
 TEST_CASE("an accumulation window that the stream ends is as long as it was", "[stream]") {
-  struct Pairs {
-    Counting numbers;
-    std::optional<std::pair<torch::Tensor, torch::Tensor>> next() {
-      const auto x = numbers.next();
-      if (!x) return std::nullopt;
-      return std::pair{x->to(torch::kDouble), 2 * x->to(torch::kDouble)};
-    }
-  };
   Accelerator<backend::Single, precision::Fp32> accelerator({.accumulation_steps = 3});
   auto net = std::make_shared<Line>();
   auto [model, loader] =

@@ -17,19 +17,11 @@
 #include <ATen/ops/cat.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/range.hpp>
 #include <accel/tensor/tree.hpp>
 #include <accel/tensor/tree_path.hpp>
 
 namespace accel::inline v0_1::collective {
-
-/// From `begin` to before `end`.
-struct Range {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-
-  [[nodiscard]] constexpr std::int64_t size() const { return end - begin; }
-  bool operator==(const Range&) const = default;
-};
 
 struct SplitOptions {
   bool pad = false;  // every rank gets as many rows, and is told how many are its own
@@ -41,18 +33,6 @@ struct Part {
   Tree values;
   std::int64_t valid = 0;  // of its rows, from the front, are its own; the rest repeat the last row of the whole
 };
-
-/// This rank's part of `length` rows: parts that follow each other, of which the first `length % world_size` have one
-/// row more.
-///
-///     length 7, world_size 4:   0 1 | 2 3 | 4 5 | 6
-///     length 2, world_size 3:   0 | 1 |
-[[nodiscard]] constexpr Range split_range(std::int64_t length, int rank, int world_size) {
-  const std::int64_t base = length / world_size;
-  const std::int64_t extra = length % world_size;
-  const std::int64_t begin = rank * base + std::min<std::int64_t>(rank, extra);
-  return {begin, begin + base + (rank < extra ? 1 : 0)};
-}
 
 /// The size of the largest part.
 [[nodiscard]] constexpr std::int64_t largest_part(std::int64_t length, int world_size) {

@@ -35,9 +35,7 @@ struct TokenBudgetOptions {
 [[nodiscard]] inline Batching token_budget(std::vector<std::int64_t> lengths, const TokenBudgetOptions& options) {
   ACCEL_CHECK(options.tokens >= 1 && options.rows >= 0, InvalidArgument,
               "token_budget: expected tokens >= 1 and rows >= 0, found ", options.tokens, " and ", options.rows);
-  const std::uint64_t trace =
-      fnv1a({reinterpret_cast<const char*>(lengths.data()), lengths.size() * sizeof(std::int64_t)});
-  return {.name = message("token_budget ", options.tokens, " ", options.rows, " by ", trace),
+  return {.name = message("token_budget ", options.tokens, " ", options.rows, " by ", fnv1a(lengths)),
           .sizes = [lengths = std::move(lengths), options](const Order& order) {
             std::vector<std::int64_t> sizes;
             std::int64_t longest = 0;

@@ -118,7 +118,12 @@ class DataLoader {
                 "a dataset needs size(), and get(std::size_t row) or get_batch(std::vector<std::int64_t> rows)");
 
   explicit DataLoader(D dataset, DataLoaderOptions options = {}, C collate = {})
-      : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {
+      : dataset_(std::move(dataset)),
+        options_(std::move(options)),
+        sampler_(options_.sampler   ? *options_.sampler
+                 : options_.shuffle ? sampler::random()
+                                    : sampler::sequential()),
+        collate_(std::move(collate)) {
     ACCEL_CHECK(!options_.shuffle || !options_.sampler, InvalidArgument,
                 "shuffle and a sampler are set, and both say what the order is; leave one of them out");
     ACCEL_CHECK(!options_.batching || (!options_.split_batches && options_.batch_size == 1), InvalidArgument,
@@ -154,11 +159,11 @@ class DataLoader {
   }
 
   /// Rows of an epoch.
-  [[nodiscard]] std::int64_t samples() const { return sampler().samples(rows()); }
+  [[nodiscard]] std::int64_t samples() const { return sampler_.samples(rows()); }
 
   /// What is the same on every rank, and in a run that goes on from this one.
   [[nodiscard]] std::string describe() const {
-    return message(rows(), " rows, ", sampler().name, options_.batching ? ", " + options_.batching->name : "");
+    return message(rows(), " rows, ", sampler_.name, options_.batching ? ", " + options_.batching->name : "");
   }
   /// What is the same on every rank, and may change between runs.
   [[nodiscard]] std::string describe_batches() const {
@@ -188,12 +193,12 @@ class DataLoader {
   [[nodiscard]] EpochPlan epoch(std::uint64_t seed, const Cursor& from, int world_size) const {
     const std::int64_t all = samples();
     const std::int64_t global = from.global_batch > 0 ? from.global_batch : global_batch(world_size);
-    Order order = sampler().order({.rows = rows(), .seed = seed, .epoch = from.epoch, .global_batch = global});
-    ACCEL_CHECK(order.size() == all, InvalidArgument, "the sampler ", sampler().name, " gave ", order.size(),
+    Order order = sampler_.order({.rows = rows(), .seed = seed, .epoch = from.epoch, .global_batch = global});
+    ACCEL_CHECK(order.size() == all, InvalidArgument, "the sampler ", sampler_.name, " gave ", order.size(),
                 " rows for an epoch, and had said ", all);
     if (!options_.batching) return {std::move(order), plan(world_size, from.rows, from.batches)};
     ACCEL_CHECK(all < endless_samples, InvalidArgument,
-                "batching cuts an epoch from its first row to its last, and the ", "sampler ", sampler().name,
+                "batching cuts an epoch from its first row to its last, and the ", "sampler ", sampler_.name,
                 " has none; batch the epochs of the sampler in it");
     BatchList list({.rows = all,
                     .sizes = options_.batching->sizes(order),
@@ -258,21 +263,10 @@ class DataLoader {
   using Batch = decltype(std::declval<Reader&>()(std::vector<std::int64_t>(), std::vector<std::int64_t>()));
 
  private:
-  [[nodiscard]] Sampler sampler() const {
-    if (options_.sampler) return *options_.sampler;
-    return options_.shuffle ? data::sampler::random() : data::sampler::sequential();
-  }
-
   D dataset_;
   DataLoaderOptions options_;
+  Sampler sampler_;
   C collate_;
 };
-
-template <class D>
-DataLoader(D) -> DataLoader<D, Stack>;
-template <class D>
-DataLoader(D, DataLoaderOptions) -> DataLoader<D, Stack>;
-template <class D, class C>
-DataLoader(D, DataLoaderOptions, C) -> DataLoader<D, C>;
 
 }  // namespace accel::inline v0_1::data

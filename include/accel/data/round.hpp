@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/core/range.hpp>
 
 namespace accel::inline v0_1::data {
 
@@ -83,11 +84,9 @@ class Deal {
     ACCEL_CHECK(rank >= 0 && rank < options_.world_size, InvalidArgument, "rank: expected 0 to ",
                 options_.world_size - 1, ", found ", rank);
     if (options_.tail == Tail::every_row || options_.tail == Tail::drop) {
-      const std::int64_t base = rows / options_.world_size;
-      const std::int64_t extra = rows % options_.world_size;
-      const std::int64_t own = base + (rank < extra ? 1 : 0);
-      if (own == 0) return {.first = rows, .held = 1};
-      return {.first = rank * base + std::min<std::int64_t>(rank, extra), .held = own, .counted = own, .weight = own};
+      const Range own = split_range(rows, rank, options_.world_size);
+      if (own.size() == 0) return {.first = rows, .held = 1};
+      return {.first = own.begin, .held = own.size(), .counted = own.size(), .weight = own.size()};
     }
     const std::int64_t slice = slice_of(rows);
     const std::int64_t first = rank * slice;

@@ -30,12 +30,6 @@ namespace accel::inline v0_1::data::sampler {
 
 namespace detail {
 
-/// Tells lists apart that ranks or runs should have in common.
-template <class Number>
-[[nodiscard]] std::uint64_t trace(const std::vector<Number>& numbers) {
-  return fnv1a({reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(Number)});
-}
-
 inline void check_length(const char* what, std::size_t found, std::int64_t rows) {
   ACCEL_CHECK(static_cast<std::int64_t>(found) == rows, InvalidArgument, what,
               ": expected one per row of the dataset, ", rows, ", found ", found);
@@ -93,8 +87,7 @@ struct WeightedOptions {
   ACCEL_CHECK(options.replacement || samples <= positive, InvalidArgument, "weighted: ", samples,
               " samples without replacement need as many weights above 0, found ", positive);
   const at::Tensor table = at::tensor(weights, at::kDouble);
-  return {.name = message("weighted ", samples, options.replacement ? " with replacement" : "", " by ",
-                          detail::trace(weights)),
+  return {.name = message("weighted ", samples, options.replacement ? " with replacement" : "", " by ", fnv1a(weights)),
           .order =
               [table, samples, options](const Draw& draw) {
                 return Order::of(at::multinomial(table, samples, options.replacement,
@@ -115,7 +108,7 @@ struct WeightedOptions {
     ACCEL_CHECK(row >= 0, InvalidArgument, "subset: expected rows of the dataset, found ", row);
   const auto count = static_cast<std::int64_t>(rows.size());
   const std::int64_t largest = rows.empty() ? -1 : *std::max_element(rows.begin(), rows.end());
-  const auto name = message("subset of ", count, shuffle ? ", shuffled, " : ", ", detail::trace(rows));
+  const auto name = message("subset of ", count, shuffle ? ", shuffled, " : ", ", fnv1a(rows));
   return {.name = name,
           .order =
               [list = std::make_shared<const std::vector<std::int64_t>>(std::move(rows)), shuffle](const Draw& draw) {
@@ -139,7 +132,7 @@ struct WeightedOptions {
 /// `labels`  the class of each row.
 /// Source   within a class torch.randperm; the classes spaced evenly, as in systematic sampling: Madow 1949.
 [[nodiscard]] inline Sampler stratified(std::vector<std::int64_t> labels) {
-  const auto name = message("stratified by ", detail::trace(labels));
+  const auto name = message("stratified by ", fnv1a(labels));
   const std::size_t size = labels.size();
   return {.name = name,
           .order =
@@ -187,7 +180,7 @@ struct LengthGroupOptions {
               "grouped_by_length: expected sizes of 0 or more, found ", options.batch_size, " and ",
               options.mega_batches);
   const auto name =
-      message("grouped_by_length ", options.batch_size, " ", options.mega_batches, " by ", detail::trace(lengths));
+      message("grouped_by_length ", options.batch_size, " ", options.mega_batches, " by ", fnv1a(lengths));
   const std::size_t size = lengths.size();
   return {.name = name,
           .order =
@@ -272,7 +265,7 @@ struct InterleavedOptions {
     over = options.end == MixtureEnd::all_exhausted && unexhausted == 0;
   }
   const auto samples = static_cast<std::int64_t>(choices.size());
-  return {.name = message("interleaved ", samples, " of ", detail::trace(sizes), " by ", detail::trace(weights),
+  return {.name = message("interleaved ", samples, " of ", fnv1a(sizes), " by ", fnv1a(weights),
                           options.shuffle ? ", shuffled" : ""),
           .order =
               [sizes, choices = std::move(choices), shuffle = options.shuffle](const Draw& draw) {

@@ -34,6 +34,10 @@ concept RowStream = requires(D& stream) {
   *stream.next();
 };
 
+/// Whether an epoch of the stream can be begun again.
+template <class D>
+concept Restarts = requires(D& stream, std::int64_t epoch) { stream.start(epoch); };
+
 /// Who reads a stream. There is no default: each has a price, and what one of them needs another breaks.
 enum class Reading {
   by_rank,     // every rank reads all rows and keeps its own: the stream has to give the same ones on every rank
@@ -86,9 +90,7 @@ class StreamLoader {
  public:
   static_assert(RowStream<D>, "a stream needs next(), which gives a std::optional of a row");
 
-  /// Whether an epoch can be begun again.
-  static constexpr bool restarts = requires(D& stream, std::int64_t epoch) { stream.start(epoch); };
-
+  using Stream = D;
   using Row = std::remove_cvref_t<decltype(*std::declval<D&>().next())>;
   using Batch = decltype(std::declval<const C&>()(std::declval<std::vector<Row>>()));
 
@@ -136,13 +138,6 @@ class StreamLoader {
   C collate_;
 };
 
-template <class D>
-StreamLoader(D) -> StreamLoader<D, Stack>;
-template <class D>
-StreamLoader(D, StreamLoaderOptions) -> StreamLoader<D, Stack>;
-template <class D, class C>
-StreamLoader(D, StreamLoaderOptions, C) -> StreamLoader<D, C>;
-
 template <class T>
 inline constexpr bool is_stream_loader = false;
 template <class D, class C>
@@ -166,9 +161,6 @@ class RoundReader {
 
   explicit RoundReader(D& stream) : stream_(&stream) {}
 
-  /// Whether an epoch can be begun again.
-  static constexpr bool restarts = requires(D& stream, std::int64_t epoch) { stream.start(epoch); };
-
   /// Begins an epoch and passes over its first `rows` rows: by its state, if there is one; or by skip(); or by reading
   /// them. If they are `known` to be there, it is an error where the stream ends before.
   void start(std::int64_t epoch, std::int64_t rows, const std::optional<tensor::StateDict>& state, bool known = true) {
@@ -178,7 +170,7 @@ class RoundReader {
     if constexpr (tensor::Stateful<D>) {
       if (state) return asked([&] { stream_->load_state_dict(*state); });
     }
-    if constexpr (restarts) asked([&] { stream_->start(epoch); });
+    if constexpr (Restarts<D>) asked([&] { stream_->start(epoch); });
     if constexpr (requires { stream_->skip(rows); }) {
       if (rows > 0) asked([&] { stream_->skip(rows); });
     } else {

@@ -153,6 +153,8 @@ class Loader {
     std::optional<Place> current;            // of the pass under way, behind its last batch
     const void* pass = nullptr;              // whose that is
     data::Position position;
+    // A whole epoch by its seed and number, where batching cuts it.
+    std::optional<std::pair<std::pair<std::uint64_t, std::int64_t>, data::EpochPlan>> planned;
 
     void start_next_at(const data::Cursor& cursor) {
       next = cursor;
@@ -166,7 +168,12 @@ class Loader {
   [[nodiscard]] std::int64_t whole_epoch(const Ask& ask) const {
     const int world_size = session_->topology.world_size;
     if (!loader_->options().batching) return ask(loader_->plan(world_size));
-    return ask(loader_->epoch(course_->seed, {.epoch = epoch()}, world_size));
+    // Asked again and again, as in a loop, and a pass over the order.
+    auto& planned = course_->planned;
+    const std::pair of{course_->seed, epoch()};
+    if (!planned || planned->first != of)
+      planned.emplace(of, loader_->epoch(course_->seed, {.epoch = epoch()}, world_size));
+    return ask(planned->second);
   }
 
   std::shared_ptr<L> loader_;
@@ -278,7 +285,7 @@ class Loader<L>::Iterator {
 
     /// What a stream was read ahead it would not give again.
     static constexpr bool keeps = [] {
-      if constexpr (is_stream) return !L::restarts;
+      if constexpr (is_stream) return !data::Restarts<typename L::Stream>;
       return false;
     }();
 
@@ -306,7 +313,8 @@ typename Loader<L>::Iterator Loader<L>::begin() {
                 "loader: another loop over it is under way, and there is one ", is_stream ? "stream" : "dataset",
                 " for both; end that first, or prepare a loader of its own");
     if constexpr (is_stream) {
-      ACCEL_CHECK(L::restarts || !course.is_moved || !course.is_read || course.state, InvalidArgument,
+      ACCEL_CHECK(data::Restarts<typename L::Stream> || !course.is_moved || !course.is_read || course.state,
+                  InvalidArgument,
                   "loader: its stream has been read, and has no start(epoch) to be read from another place; give it ",
                   "one, or go there with a new loader");
       if (course.is_moved) course.kept.reset();

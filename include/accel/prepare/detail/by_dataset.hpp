@@ -9,7 +9,6 @@
 #include <optional>
 #include <sstream>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -45,7 +44,7 @@ class ByDataset {
                  end_state = std::optional<tensor::StateDict>()]() mutable {
       const c10::AutoGradMode no_grad(false);
       if (!std::exchange(begun, true)) {
-        if (start.from.rows > 0 && data::RoundReader<D>::restarts) {
+        if (start.from.rows > 0 && data::Restarts<D>) {
           reader->start(start.from.epoch, 0, std::nullopt);
           *spare = reader->read(1).rows;
         }
@@ -104,7 +103,7 @@ class ByDataset {
     if (result.in_round == 0) return result;
     ACCEL_CHECK(!without, InvalidArgument, "loader: the stream of rank ", *without, " has no rows where others have ",
                 "some, so that it has nothing to take part with; deal the data so that every rank gets a row",
-                data::RoundReader<D>::restarts ? "" : ", or give the stream a start(epoch), to read one again");
+                data::Restarts<D> ? "" : ", or give the stream a start(epoch), to read one again");
     result.parts = std::make_shared<const OneRound>(std::move(parts));
     result.rows = round.rows.empty() ? *spare_ : std::move(round.rows);
     own_rows_ += result.parts->part(0, rank_).counted;
@@ -119,7 +118,7 @@ class ByDataset {
   [[nodiscard]] bool is_ready() const { return false; }
 
  private:
-  using D = std::remove_reference_t<decltype(std::declval<L&>().dataset())>;
+  using D = typename L::Stream;
 
   /// A state of another rank, or of another number of them, is of other rows.
   static void check_state(const PassStart& start) {

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <type_traits>
 #include <utility>
 
 #include <c10/core/GradMode.h>
@@ -38,7 +37,7 @@ class ByRank {
   [[nodiscard]] bool is_ready() const { return rounds_.is_ready(); }
 
  private:
-  using Dealt = DealtRounds<std::remove_reference_t<decltype(std::declval<L&>().dataset())>>;
+  using Dealt = DealtRounds<typename L::Stream>;
 
   InOrder<Own> rounds_;
 };

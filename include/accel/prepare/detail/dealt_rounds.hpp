@@ -57,7 +57,7 @@ class DealtRounds {
   DealtRounds(D& stream, const data::Deal& deal, const PassStart& start) : reader_(stream), deal_(deal) {
     const bool wraps = deal.options().tail == data::Tail::wrap_around || deal.options().tail == data::Tail::wrap_even;
     if (wraps && start.from.rows > 0) {
-      ACCEL_CHECK(data::RoundReader<D>::restarts, InvalidArgument, "resume: even_batches needs the epoch's first rows ",
+      ACCEL_CHECK(data::Restarts<D>, InvalidArgument, "resume: even_batches needs the epoch's first rows ",
                   "again, and the stream has no start(epoch) to read them by; give it one, or leave even_batches out");
       reader_.start(start.from.epoch, 0, std::nullopt);
       head_ = reader_.read(deal.full()).rows;

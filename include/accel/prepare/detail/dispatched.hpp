@@ -8,7 +8,6 @@
 #include <optional>
 #include <sstream>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -42,9 +41,8 @@ class Dispatched {
         rank_(start.rank),
         patience_(Seconds(loader->options().timeout_s)) {
     if (rank_ != 0) return;
-    std::shared_ptr<Dealt> dealt;
     // What the stream throws here, too, is for all ranks.
-    auto make = [loader, start, deal = deal_, dealt]() mutable {
+    auto make = [loader, start, deal = deal_, dealt = std::shared_ptr<Dealt>()]() mutable {
       const c10::AutoGradMode no_grad(false);
       if (!dealt) dealt = std::make_shared<Dealt>(loader->dataset(), deal, start);
       auto round = dealt->next();
@@ -95,7 +93,7 @@ class Dispatched {
   [[nodiscard]] bool is_ready() const { return false; }
 
  private:
-  using Dealt = DealtRounds<std::remove_reference_t<decltype(std::declval<L&>().dataset())>>;
+  using Dealt = DealtRounds<typename L::Stream>;
 
   struct Message {
     std::int64_t rows = 0;  // of the round; 0: the epoch is over
