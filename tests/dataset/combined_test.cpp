@@ -79,6 +79,27 @@ using Counting = Tensors<torch::Tensor>;
 
 }  // namespace
 
+TEST_CASE("a getter that is const does not stand in for the one that draws, in a dataset of datasets", "[dataset]") {
+  struct Plain {
+    bool is_read = true;
+    [[nodiscard]] std::size_t size() const { return 3; }
+    [[nodiscard]] std::int64_t get(std::size_t) const { return 0; }
+    [[nodiscard]] std::int64_t get(std::size_t, at::Generator&) { return is_read ? 1 : 2; }
+  };
+  accel::Accelerator<accel::backend::Single, accel::precision::Fp32> accelerator;
+  const auto draws = [&](auto dataset) {
+    static_assert(!accel::data::SharedDataset<decltype(dataset)>);
+    for (const int workers : {0, 2}) {
+      auto loader = accelerator.prepare(accel::data::DataLoader{dataset, {.batch_size = 6, .workers = workers}});
+      for (auto& batch : loader) CHECK(batch.eq(1).all().template item<bool>());
+    }
+  };
+  draws(Subset(Plain(), {0, 2}));
+  draws(Concat(Plain(), Plain()));
+  draws(Concat(std::vector<Plain>(2)));
+  draws(Mapped(Plain(), [](std::int64_t number) { return number; }));
+}
+
 TEST_CASE("datasets behind each other have the rows of all, in order, empty ones included", "[dataset]") {
   const Concat one_type{std::vector{counting(0, 0), counting(0, 2), counting(0, 0), counting(10, 13), counting(0, 0)}};
   CHECK(numbers_of(one_type) == Numbers{0, 1, 10, 11, 12});

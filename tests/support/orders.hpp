@@ -11,9 +11,7 @@
 namespace accel::testing {
 
 [[nodiscard]] inline std::vector<std::int64_t> listed(const data::Order& order) {
-  std::vector<std::int64_t> rows;
-  for (std::int64_t i = 0; i < order.size(); ++i) rows.push_back(order[i]);
-  return rows;
+  return order.rows();
 }
 
 /// What a loader with shuffle visits.

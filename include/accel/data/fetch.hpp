@@ -6,53 +6,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <new>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/tensor.h>
 
 #include <accel/core/error.hpp>
+#include <accel/data/access.hpp>
 #include <accel/data/random.hpp>
 #include <accel/tensor/tree.hpp>
 
 namespace accel::inline v0_1::data {
 
 namespace detail {
-
-template <class D>
-concept ByIndices = requires(D& dataset, std::vector<std::size_t> indices) { dataset.get_batch(indices); };
-template <class D>
-concept BySignedIndices = requires(D& dataset, std::vector<std::int64_t> indices) { dataset.get_batch(indices); };
-template <class D>
-concept ByTensor = requires(D& dataset, at::Tensor indices) { dataset.get_batch(indices); };
-template <class D>
-concept ByRandomIndices =
-    requires(D& dataset, std::vector<std::int64_t> rows, at::Generator& random) { dataset.get_batch(rows, random); };
-template <class D>
-concept ByRow = requires(D& dataset, std::size_t row) { dataset.get(row); };
-template <class D>
-concept ByRandomRow = requires(D& dataset, std::size_t row, at::Generator& random) { dataset.get(row, random); };
-
-template <class D>
-concept Fetched = ByIndices<D> || BySignedIndices<D> || ByTensor<D> || ByRandomIndices<D> || ByRow<D> || ByRandomRow<D>;
-
-/// Which of the calls fetch() makes.
-template <class D>
-consteval int call_of() {
-  if constexpr (ByRandomIndices<D>) return 1;
-  if constexpr (ByIndices<D>) return 2;
-  if constexpr (BySignedIndices<D>) return 3;
-  if constexpr (ByTensor<D>) return 4;
-  if constexpr (ByRandomRow<D>) return 5;
-  if constexpr (ByRow<D>) return 6;
-  return 0;
-}
 
 template <class Value>
 auto unwrapped(Value value) {
@@ -95,18 +64,6 @@ decltype(auto) asked(const std::vector<std::int64_t>& rows, const Ask& ask) {
 
 }  // namespace detail
 
-/// What a DataLoader takes: size(), and get(row) for one row or get_batch(rows) for a whole batch.
-///
-/// Rows come as std::vector<std::size_t> (or ArrayRef, span), of std::int64_t, or as a tensor i64[n]. Either call may
-/// take an at::Generator& behind them: a random stream that belongs to the sample, or to the first one of the batch.
-/// Datasets of torch::data qualify, mapped ones included.
-template <class D>
-concept Dataset = requires(D& dataset) { dataset.size(); } && detail::Fetched<D>;
-
-/// Whether a const D will do, by the same call, so that several threads may ask one and the same.
-template <class D>
-concept SharedDataset = Dataset<D> && detail::call_of<const D>() == detail::call_of<D>();
-
 /// The batch of these rows of the dataset; `positions` are where they stand in the epoch.
 ///
 /// Throws   DataError that names the rows, with what the dataset threw nested in it; InvalidArgument where rows make no
@@ -114,21 +71,16 @@ concept SharedDataset = Dataset<D> && detail::call_of<const D>() == detail::call
 template <class D, class Collate>
 auto fetch(D& dataset, const std::vector<std::int64_t>& rows, const std::vector<std::int64_t>& positions,
            SampleRandom& random, const Collate& collate) {
-  const auto unsigned_rows = [&] { return std::vector<std::size_t>(rows.begin(), rows.end()); };
   const auto whole = [&](const auto& ask) { return detail::batch_of(detail::asked(rows, ask), collate); };
-  if constexpr (detail::ByRandomIndices<D>) {
-    return whole([&] { return detail::unwrapped(dataset.get_batch(rows, random.at(positions.front()))); });
-  } else if constexpr (detail::ByIndices<D>) {
-    return whole([&] { return detail::unwrapped(dataset.get_batch(unsigned_rows())); });
-  } else if constexpr (detail::BySignedIndices<D>) {
-    return whole([&] { return detail::unwrapped(dataset.get_batch(rows)); });
-  } else if constexpr (detail::ByTensor<D>) {
-    return whole([&] { return detail::unwrapped(dataset.get_batch(at::tensor(rows))); });
+  if constexpr (GivesRandomBatch<D>) {
+    return whole([&] { return detail::unwrapped(batch_with(dataset, rows, random.at(positions.front()))); });
+  } else if constexpr (GivesBatch<D>) {
+    return whole([&] { return detail::unwrapped(batch_with(dataset, rows)); });
   } else {
     const auto get = [&](std::size_t i) {
       const auto row = static_cast<std::size_t>(rows[i]);
       return detail::asked({rows[i]}, [&] {
-        if constexpr (detail::ByRandomRow<D>)
+        if constexpr (GivesRandomRow<D>)
           return dataset.get(row, random.at(positions[i]));
         else
           return dataset.get(row);

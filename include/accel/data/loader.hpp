@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <accel/core/error.hpp>
+#include <accel/data/access.hpp>
 #include <accel/data/ahead.hpp>
 #include <accel/data/batch_list.hpp>
 #include <accel/data/batch_plan.hpp>
@@ -23,7 +24,6 @@
 #include <accel/data/order.hpp>
 #include <accel/data/random.hpp>
 #include <accel/data/sampler.hpp>
-#include <accel/tensor/tree.hpp>
 
 namespace accel::inline v0_1::data {
 
@@ -147,16 +147,7 @@ class DataLoader {
   /// Rows of the dataset.
   ///
   /// Throws   InvalidArgument if the dataset does not know its size.
-  [[nodiscard]] std::int64_t rows() const {
-    const auto size = dataset_.size();
-    if constexpr (tensor::is_a<std::remove_const_t<decltype(size)>, std::optional>) {
-      ACCEL_CHECK(size.has_value(), InvalidArgument,
-                  "the dataset does not know its size; a data::StreamLoader takes such a one");
-      return static_cast<std::int64_t>(*size);
-    } else {
-      return static_cast<std::int64_t>(size);
-    }
-  }
+  [[nodiscard]] std::int64_t rows() const { return size_of(dataset_); }
 
   /// Rows of an epoch.
   [[nodiscard]] std::int64_t samples() const { return sampler_.samples(rows()); }

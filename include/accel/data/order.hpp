@@ -55,6 +55,13 @@ class Order {
 
   [[nodiscard]] std::int64_t size() const { return size_; }
 
+  /// All of it, as a list.
+  [[nodiscard]] std::vector<std::int64_t> rows() const {
+    std::vector<std::int64_t> list(static_cast<std::size_t>(size_));
+    for (std::int64_t i = 0; i < size_; ++i) list[static_cast<std::size_t>(i)] = (*this)[i];
+    return list;
+  }
+
   [[nodiscard]] std::int64_t operator[](std::int64_t position) const {
     ACCEL_CHECK(position >= 0 && position < size_, InvalidArgument, "order: expected a position from 0 to ", size_ - 1,
                 ", found ", position);

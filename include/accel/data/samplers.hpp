@@ -192,9 +192,7 @@ struct LengthGroupOptions {
                 const std::int64_t batches = options.mega_batches > 0
                                                  ? options.mega_batches
                                                  : std::clamp<std::int64_t>(rows / (batch * 4), 1, 50);
-                const Order shuffled = Order::shuffled(rows, draw.epoch_seed());
-                std::vector<std::int64_t> order(static_cast<std::size_t>(rows));
-                for (std::int64_t i = 0; i < rows; ++i) order[static_cast<std::size_t>(i)] = shuffled[i];
+                auto order = Order::shuffled(rows, draw.epoch_seed()).rows();
                 const auto length = [&](std::int64_t row) { return lengths[static_cast<std::size_t>(row)]; };
                 std::size_t longest = 0;
                 const auto stretch = static_cast<std::size_t>(batches > rows / batch ? std::max<std::int64_t>(rows, 1)

@@ -12,7 +12,7 @@
 #include <ATen/core/Generator.h>
 
 #include <accel/core/error.hpp>
-#include <accel/dataset/detail/access.hpp>
+#include <accel/data/access.hpp>
 #include <accel/dataset/detail/parts.hpp>
 
 namespace accel::inline v0_1::dataset {
@@ -45,26 +45,22 @@ void for_each_source(const auto& sources, Function&& function) {
   }
 }
 
-/// Whether all of a vector's or a tuple's datasets are what `Asks<D>::value` says. Const if Sources is.
+/// Whether all of a vector's or a tuple's datasets are what `Asks<D>::value` says.
 template <template <class> class Asks, class Sources>
 inline constexpr bool all_sources = false;
 template <template <class> class Asks, class D>
 inline constexpr bool all_sources<Asks, std::vector<D>> = Asks<D>::value;
-template <template <class> class Asks, class D>
-inline constexpr bool all_sources<Asks, const std::vector<D>> = Asks<const D>::value;
 template <template <class> class Asks, class... Ds>
 inline constexpr bool all_sources<Asks, std::tuple<Ds...>> = (Asks<Ds>::value && ...);
-template <template <class> class Asks, class... Ds>
-inline constexpr bool all_sources<Asks, const std::tuple<Ds...>> = (Asks<const Ds>::value && ...);
 
 template <class D>
-using AsksRow = std::bool_constant<GivesRow<D>>;
+using AsksAnyRow = std::bool_constant<data::GivesAnyRow<D>>;
 template <class D>
-using AsksAnyRow = std::bool_constant<GivesAnyRow<D>>;
+using AsksNoRandom = std::bool_constant<!data::GivesRandomRow<D>>;
 template <class D>
-using AsksNoRandom = std::bool_constant<!GivesRandomRow<D>>;
+using AsksShared = std::bool_constant<data::SharedRows<D>>;
 template <class D>
-using AsksSize = std::bool_constant<Sized<D>>;
+using AsksSize = std::bool_constant<data::Sized<D>>;
 
 }  // namespace detail
 
@@ -85,8 +81,11 @@ class Concat {
   /// Whether a row needs a random stream: if one of the datasets takes one.
   static constexpr bool draws = !detail::all_sources<detail::AsksNoRandom, Sources>;
 
+  /// Whether const datasets will do, by the calls that are made of them otherwise.
+  static constexpr bool shares = detail::all_sources<detail::AsksShared, Sources>;
+
   explicit Concat(Sources sources) : sources_(std::move(sources)) {
-    detail::for_each_source(sources_, [this](const auto& source) { parts_.add(detail::size_of(source)); });
+    detail::for_each_source(sources_, [this](const auto& source) { parts_.add(data::size_of(source)); });
   }
   template <class First, class... More>
     requires(sizeof...(More) > 0) && std::same_as<Sources, std::tuple<First, More...>>
@@ -95,22 +94,22 @@ class Concat {
   [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(parts_.size()); }
 
   [[nodiscard]] auto get(std::size_t row) const
-    requires(detail::all_sources<detail::AsksRow, const Sources> && !draws)
+    requires(shares && !draws)
   {
     return row_of(sources_, row);
   }
   [[nodiscard]] auto get(std::size_t row)
-    requires(!detail::all_sources<detail::AsksRow, const Sources> && !draws)
+    requires(!shares && !draws)
   {
     return row_of(sources_, row);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random) const
-    requires(detail::all_sources<detail::AsksAnyRow, const Sources> && draws)
+    requires(shares && draws)
   {
     return row_of(sources_, row, random);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random)
-    requires(!detail::all_sources<detail::AsksAnyRow, const Sources> && draws)
+    requires(!shares && draws)
   {
     return row_of(sources_, row, random);
   }
@@ -123,7 +122,7 @@ class Concat {
       if constexpr (sizeof...(Random) == 0) {
         return source.get(at);
       } else {
-        return detail::row_with(source, at, random...);
+        return data::row_with(source, at, random...);
       }
     });
   }

@@ -7,7 +7,7 @@
 
 #include <ATen/core/Generator.h>
 
-#include <accel/dataset/detail/access.hpp>
+#include <accel/data/access.hpp>
 #include <accel/dataset/detail/decoded.hpp>
 
 namespace accel::inline v0_1::dataset {
@@ -24,39 +24,39 @@ namespace accel::inline v0_1::dataset {
 template <class D, class Function>
 class Mapped {
  public:
-  static_assert(detail::Sized<D> && detail::GivesAnyRow<D>,
+  static_assert(data::Sized<D> && data::GivesAnyRow<D>,
                 "Mapped maps rows: the dataset needs size(), and get(std::size_t) or get(std::size_t, at::Generator&)");
 
   /// Whether a row needs a random stream.
   template <class Dataset>
   static constexpr bool draws =
-      detail::GivesRandomRow<Dataset> ||
+      data::GivesRandomRow<Dataset> ||
       detail::TakesRandom<const Function,
-                          decltype(detail::row_with(std::declval<Dataset&>(), 0, std::declval<at::Generator&>()))>;
+                          decltype(data::row_with(std::declval<Dataset&>(), 0, std::declval<at::Generator&>()))>;
 
   Mapped(D dataset, Function function) : dataset_(std::move(dataset)), function_(std::move(function)) {}
 
-  [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(detail::size_of(dataset_)); }
+  [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(data::size_of(dataset_)); }
 
   [[nodiscard]] auto get(std::size_t row) const
-    requires detail::GivesRow<const D> && (!draws<const D>)
+    requires data::SharedRows<D> && (!draws<D>)
   {
     return function_(dataset_.get(row));
   }
   [[nodiscard]] auto get(std::size_t row)
-    requires(!detail::GivesAnyRow<const D>) && detail::GivesRow<D> && (!draws<D>)
+    requires(!data::SharedRows<D>) && (!draws<D>)
   {
     return function_(dataset_.get(row));
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random) const
-    requires detail::GivesAnyRow<const D> && draws<const D>
+    requires data::SharedRows<D> && draws<D>
   {
-    return applied(detail::row_with(dataset_, row, random), random);
+    return applied(data::row_with(dataset_, row, random), random);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random)
-    requires(!detail::GivesAnyRow<const D>) && draws<D>
+    requires(!data::SharedRows<D>) && draws<D>
   {
-    return applied(detail::row_with(dataset_, row, random), random);
+    return applied(data::row_with(dataset_, row, random), random);
   }
 
  private:

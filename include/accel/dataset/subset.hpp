@@ -14,8 +14,8 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/number.hpp>
-#include <accel/dataset/detail/access.hpp>
-#include <accel/dataset/detail/permutation.hpp>
+#include <accel/data/access.hpp>
+#include <accel/data/order.hpp>
 #include <accel/dataset/detail/rows.hpp>
 
 namespace accel::inline v0_1::dataset {
@@ -28,11 +28,11 @@ namespace accel::inline v0_1::dataset {
 template <class D>
 class Subset {
  public:
-  static_assert(detail::Sized<D> && (detail::GivesAnyRow<D> || detail::GivesBatch<D> || detail::GivesRandomBatch<D>),
+  static_assert(data::Sized<D> && (data::GivesAnyRow<D> || data::GivesAnyBatch<D>),
                 "Subset takes a dataset with size(), and get(std::size_t) or get_batch(rows)");
 
   /// The dataset, shared where it can be.
-  using Held = std::conditional_t<detail::Shareable<D>, std::shared_ptr<const D>, D>;
+  using Held = std::conditional_t<data::SharedDataset<D>, std::shared_ptr<const D>, D>;
 
   Subset(D dataset, std::vector<std::int64_t> rows) : Subset(held(std::move(dataset)), std::move(rows), 0) {}
 
@@ -41,7 +41,7 @@ class Subset {
     return Subset(std::move(dataset), std::move(rows), 0);
   }
   [[nodiscard]] static Held held(D dataset) {
-    if constexpr (detail::Shareable<D>) {
+    if constexpr (data::SharedDataset<D>) {
       return std::make_shared<const D>(std::move(dataset));
     } else {
       return dataset;
@@ -49,7 +49,7 @@ class Subset {
   }
 
   [[nodiscard]] const D& dataset() const {
-    if constexpr (detail::Shareable<D>) {
+    if constexpr (data::SharedDataset<D>) {
       return *held_;
     } else {
       return held_;
@@ -60,50 +60,50 @@ class Subset {
   [[nodiscard]] const std::vector<std::int64_t>& rows() const { return rows_; }
 
   [[nodiscard]] auto get(std::size_t row) const
-    requires detail::GivesRow<const D>
+    requires data::GivesRow<const D>
   {
     return dataset().get(within(row));
   }
   [[nodiscard]] auto get(std::size_t row)
-    requires(!detail::Shareable<D>) && detail::GivesRow<D>
+    requires(!data::SharedDataset<D>) && data::GivesRow<D>
   {
     return held_.get(within(row));
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random) const
-    requires detail::GivesRandomRow<const D>
+    requires data::GivesRandomRow<const D>
   {
     return dataset().get(within(row), random);
   }
   [[nodiscard]] auto get(std::size_t row, at::Generator& random)
-    requires(!detail::Shareable<D>) && detail::GivesRandomRow<D>
+    requires(!data::SharedDataset<D>) && data::GivesRandomRow<D>
   {
     return held_.get(within(row), random);
   }
 
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows) const
-    requires detail::GivesBatch<const D>
+    requires data::GivesBatch<const D>
   {
-    return detail::batch_with(dataset(), within(rows));
+    return data::batch_with(dataset(), within(rows));
   }
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows)
-    requires(!detail::Shareable<D>) && detail::GivesBatch<D>
+    requires(!data::SharedDataset<D>) && data::GivesBatch<D>
   {
-    return detail::batch_with(held_, within(rows));
+    return data::batch_with(held_, within(rows));
   }
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows, at::Generator& random) const
-    requires detail::GivesRandomBatch<const D>
+    requires data::GivesRandomBatch<const D>
   {
-    return detail::batch_with(dataset(), within(rows), random);
+    return data::batch_with(dataset(), within(rows), random);
   }
   [[nodiscard]] auto get_batch(const std::vector<std::int64_t>& rows, at::Generator& random)
-    requires(!detail::Shareable<D>) && detail::GivesRandomBatch<D>
+    requires(!data::SharedDataset<D>) && data::GivesRandomBatch<D>
   {
-    return detail::batch_with(held_, within(rows), random);
+    return data::batch_with(held_, within(rows), random);
   }
 
  private:
   Subset(Held dataset, std::vector<std::int64_t> rows, int) : held_(std::move(dataset)), rows_(std::move(rows)) {
-    const auto size = detail::size_of(this->dataset());
+    const auto size = data::size_of(this->dataset());
     for (const auto row : rows_) detail::check_row(row, size);
   }
 
@@ -128,14 +128,14 @@ class Subset {
 /// Source   torch.utils.data.random_split with torch.Generator().manual_seed(seed), row for row.
 template <class D, std::size_t n>
 [[nodiscard]] std::array<Subset<D>, n> random_split(D dataset, const std::int64_t (&sizes)[n], std::uint64_t seed) {
-  const auto rows = detail::size_of(dataset);
+  const auto rows = data::size_of(dataset);
   std::int64_t sum = 0;
   for (const auto size : sizes) {
     ACCEL_CHECK(size >= 0 && !__builtin_add_overflow(sum, size, &sum), InvalidArgument,
                 "random_split: expected sizes of 0 or more, found ", size);
   }
   ACCEL_CHECK(sum == rows, InvalidArgument, "random_split: expected sizes that add up to ", rows, " rows, found ", sum);
-  const auto order = detail::permutation(rows, seed);
+  const auto order = data::Order::shuffled(rows, seed).rows();
   const auto held = Subset<D>::held(std::move(dataset));
   std::int64_t begin = 0;
   const auto part = [&](std::int64_t size) {
@@ -156,7 +156,7 @@ template <class D, std::size_t n>
 template <class D, std::size_t n>
 [[nodiscard]] std::array<Subset<D>, n> random_split_fractions(D dataset, const double (&fractions)[n],
                                                               std::uint64_t seed) {
-  const auto rows = detail::size_of(dataset);
+  const auto rows = data::size_of(dataset);
   double sum = 0;
   std::int64_t given = 0;
   std::int64_t sizes[n];

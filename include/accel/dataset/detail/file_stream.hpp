@@ -12,7 +12,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/mapped_file.hpp>
-#include <accel/dataset/detail/permutation.hpp>
+#include <accel/data/order.hpp>
 #include <accel/tensor/state_dict.hpp>
 
 namespace accel::inline v0_1::dataset {
@@ -51,7 +51,7 @@ class FileStream {
     const auto count = static_cast<std::int64_t>(files_.size());
     std::vector<std::int64_t> all(files_.size());
     std::iota(all.begin(), all.end(), std::int64_t{0});
-    if (options_.shuffle) all = permutation(count, options_.seed + static_cast<std::uint64_t>(epoch));
+    if (options_.shuffle) all = data::Order::shuffled(count, options_.seed + static_cast<std::uint64_t>(epoch)).rows();
     order_.clear();
     for (auto place = static_cast<std::size_t>(options_.shard); place < all.size();
          place += static_cast<std::size_t>(options_.shards))
