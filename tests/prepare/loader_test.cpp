@@ -7,6 +7,8 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
+#include <stdexcept>
+
 using namespace accel;
 using namespace accel::testing;
 using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
@@ -172,5 +174,32 @@ TEST_CASE("loaders that differ between ranks are refused", "[loader]") {
         ContainsSubstring("rank 0 has loader 0: 10 rows") && ContainsSubstring("rank 1 has loader 0: 11 rows"));
     REQUIRE_THROWS_WITH(accelerator.prepare(DataLoader{Numbers{10}, {.batch_size = rank.rank}}),
                         ContainsSubstring("batch_size: expected at least 1, found 0"));
+  });
+}
+
+TEST_CASE("what a dataset throws says which rank asked, and for which row, with workers as without", "[loader]") {
+  struct Broken {
+    [[nodiscard]] std::size_t size() const { return 12; }
+    [[nodiscard]] torch::Tensor get(std::size_t row) const {
+      if (row == 9) throw std::out_of_range("no such picture");
+      return torch::tensor(static_cast<std::int64_t>(row));
+    }
+  };
+  on_ranks({2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const int workers : {0, 2}) {
+      auto loader = accelerator.prepare(DataLoader{Broken(), {.batch_size = 2, .workers = workers}});
+      std::string text;
+      try {
+        for ([[maybe_unused]] auto& batch : loader) {
+        }
+      } catch (const DataError& error) {
+        text = error.what();
+      }
+      // Rows 8 and 9 are rank 0's of two ranks, and rank 1's of three.
+      const bool is_asked = rank.rank == (rank.world_size == 2 ? 0 : 1);
+      const std::string label = message("[rank ", rank.rank, "/", rank.world_size, "] ");
+      REQUIRE(text == (is_asked ? label + "the dataset could not give row 9: no such picture" : ""));
+    }
   });
 }
