@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds and runs the tests.
 #
-#   bash tests/run.sh           all of them: about 10 minutes on two cores from an empty machine, 4 when built
-#   bash tests/run.sh --full    and each header alone, the quickstart, each benchmark once, the tests with ranks under
-#                               AddressSanitizer and UBSan, threads under ThreadSanitizer, and what of --matrix
-#                               fits into 30 minutes in all; it says what was left out
+#   bash tests/run.sh           all of them: about 20 minutes on two cores from an empty machine, 10 when built
+#   bash tests/run.sh --full    and each header alone, the quickstart, clang-tidy, the tests with ranks under
+#                               AddressSanitizer and UBSan; then what fits into an hour in all: ThreadSanitizer over
+#                               the threads, each benchmark once, and the other compiler; it says what was left out
 #   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
 #   bash tests/run.sh --gpu     instead: what needs a GPU, with the torch of python3, without network and packages.
 #                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
@@ -24,7 +24,7 @@ readonly threads="$accel_build_dir/sanitize-threads"
 readonly matrix="$accel_build_dir/matrix"
 readonly other="$accel_build_dir/other-compiler"
 readonly gpu="$accel_build_dir/gpu"
-readonly full_minutes=30  # what --full may take
+readonly full_minutes=60  # within which --full begins with nothing that may be left out
 
 what="${1:-}"
 case "$what" in
@@ -152,15 +152,16 @@ build_sanitized() {
 # With the other compiler, whose ThreadSanitizer this is. In it the reducer's tests, and those of what it runs on.
 build_for_threads() {
   configure "$threads" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
-    -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;data;gradient;sanitizers"
+    -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;data;gradient;sanitizers" "${other_compiler[@]}"
   compile "$threads"
 }
 
 # The contract of backends, the laws and the messages for wrong use: what a compiler or a LibTorch could break.
 build_matrix() {
   local folder="$1"
+  shift
   configure "$folder" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_STANDARD=23 \
-    -DACCEL_TEST_FOLDERS="backend;parity;compile_fail"
+    -DACCEL_TEST_FOLDERS="backend;parity;compile_fail" "$@"
   compile "$folder"
 }
 
@@ -184,12 +185,13 @@ minutes_left() {
   return 1
 }
 
-# From here on the other compiler, with the LibTorch that is there. 2.11 was built with the names that Clang 17 and GCC
-# make of constrained templates.
+# The other compiler, with the LibTorch that is there. 2.11 was built with the names that Clang 17 and GCC make of
+# constrained templates.
 set_up_other_compiler() {
+  local CXX=""  # of these stages only
   ensure_clang
   ensure_thread_sanitizer
-  accel_cmake_arguments+=(-DCMAKE_CXX_COMPILER="$CXX" -DCMAKE_CXX_FLAGS=-fclang-abi-compat=17)
+  other_compiler=(-DCMAKE_CXX_COMPILER="$CXX" -DCMAKE_CXX_FLAGS=-fclang-abi-compat=17)
 }
 
 # Its runtime, and what finds the names that suppressions are compared with.
@@ -259,21 +261,19 @@ esac
 if [[ "$what" == --full ]]; then
   timed "compiling every header alone" run_header_check
   timed "the quickstart" run_quickstart
-  if minutes_left 7 "the benchmarks"; then timed "the benchmarks" run_benchmarks; fi
+  timed "set-up of the other compiler" set_up_other_compiler
+  timed "clang-tidy" run_clang_tidy "${other_compiler[@]}"
   timed "compiling the tests of ranks with sanitizers" build_sanitized
   timed "running the tests of ranks with sanitizers" run_tests "$sanitized" "sanitized: "
   # The newest LibTorch is left to --matrix: 1.5 GB to fetch, and another release than yesterday's on some days.
-  if minutes_left 2 "clang-tidy"; then
-    timed "set-up of the other compiler" set_up_other_compiler
-    timed "clang-tidy" run_clang_tidy
-    if minutes_left 9 "ThreadSanitizer"; then
-      timed "compiling the tests of threads with ThreadSanitizer" build_for_threads
-      timed "running them" run_tests "$threads" "threads: "
-    fi
-    if minutes_left 5 "the pass with the other compiler"; then
-      timed "compiling the tests with the other compiler" build_matrix "$other"
-      timed "running them" run_tests "$other" "other compiler: "
-    fi
+  if minutes_left 9 "ThreadSanitizer"; then
+    timed "compiling the tests of threads with ThreadSanitizer" build_for_threads
+    timed "running them" run_tests "$threads" "threads: "
+  fi
+  if minutes_left 7 "the benchmarks"; then timed "the benchmarks" run_benchmarks; fi
+  if minutes_left 5 "the pass with the other compiler"; then
+    timed "compiling the tests with the other compiler" build_matrix "$other" "${other_compiler[@]}"
+    timed "running them" run_tests "$other" "other compiler: "
   fi
   left_out+=("the newest LibTorch is left to --matrix")
 fi
