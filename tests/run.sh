@@ -165,17 +165,16 @@ build_matrix() {
   compile "$folder"
 }
 
-# Over units that include every header, without and with NCCL; a precompiled header would not be looked at.
+# Over a unit that includes every header; a precompiled header would not be looked at.
 run_clang_tidy() {
-  local folder="$accel_build_dir/tidy" units=("$accel_root/tests/odr.cpp")
+  local folder="$accel_build_dir/tidy" unit=all_headers_and_nccl.cpp
   configure "$folder" -DACCEL_BUILD_EXAMPLES=OFF -DCMAKE_CXX_STANDARD=23 -DCMAKE_UNITY_BUILD=OFF \
     -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON "$@"
-  if grep -q nccl/headers.cpp "$folder/compile_commands.json"; then
-    units+=("$accel_root/tests/nccl/headers.cpp")
-  else
+  if ! grep -q "$unit" "$folder/compile_commands.json"; then
+    unit=all_headers.cpp
     left_out+=("clang-tidy has not seen the headers of NCCL: there is no target accel::nccl")
   fi
-  judge "clang-tidy" "clang-tidy-$second_clang" --quiet --warnings-as-errors='*' -p "$folder" "${units[@]}"
+  judge "clang-tidy" "clang-tidy-$second_clang" --quiet --warnings-as-errors='*' -p "$folder" "$folder/tests/$unit"
 }
 
 # minutes_left <needed> <what>: is there time for it in --full? If not, the end says so.

@@ -310,7 +310,7 @@ struct InterleavedOptions {
   const auto name = "endless " + inner.name;
   return {.name = name,
           .order =
-              [inner](const Draw& draw) {
+              [inner = std::move(inner)](const Draw& draw) {
                 const std::int64_t size = inner.samples(draw.rows);
                 ACCEL_CHECK(size > 0, InvalidArgument, "endless: the dataset has no rows, so an epoch without an end ",
                             "would never give one");

@@ -120,14 +120,10 @@ class Subset {
   std::vector<std::int64_t> rows_;
 };
 
-/// Parts of these sizes, in a random order that the seed decides:
-///
-///   auto [train, held_out] = dataset::random_split(digits, {1500, 297}, /*seed=*/1);
-///
-/// Throws   InvalidArgument if the sizes do not add up to the dataset's.
-/// Source   torch.utils.data.random_split with torch.Generator().manual_seed(seed), row for row.
+namespace detail {
+
 template <class D, std::size_t n>
-[[nodiscard]] std::array<Subset<D>, n> random_split(D dataset, const std::int64_t (&sizes)[n], std::uint64_t seed) {
+[[nodiscard]] std::array<Subset<D>, n> split(D dataset, const std::array<std::int64_t, n>& sizes, std::uint64_t seed) {
   const auto rows = data::size_of(dataset);
   std::int64_t sum = 0;
   for (const auto size : sizes) {
@@ -148,18 +144,33 @@ template <class D, std::size_t n>
   }(std::make_index_sequence<n>());
 }
 
+}  // namespace detail
+
+/// Parts of these sizes, in a random order that the seed decides:
+///
+///   auto [train, held_out] = dataset::random_split(digits, {1500, 297}, /*seed=*/1);
+///
+/// Throws   InvalidArgument if the sizes do not add up to the dataset's.
+/// Source   torch.utils.data.random_split with torch.Generator().manual_seed(seed), row for row.
+template <class D, std::size_t n>
+// NOLINTNEXTLINE(modernize-avoid-c-arrays): braces tell how many there are to nothing else
+[[nodiscard]] std::array<Subset<D>, n> random_split(D dataset, const std::int64_t (&sizes)[n], std::uint64_t seed) {
+  return detail::split(std::move(dataset), std::to_array(sizes), seed);
+}
+
 /// Parts by fractions that add up to 1. What rounding down leaves goes to the first parts, a row each.
 ///
 ///   auto [train, held_out] = dataset::random_split_fractions(digits, {0.8, 0.2}, /*seed=*/1);
 ///
 /// Source   torch.utils.data.random_split, likewise.
 template <class D, std::size_t n>
+// NOLINTNEXTLINE(modernize-avoid-c-arrays): as above
 [[nodiscard]] std::array<Subset<D>, n> random_split_fractions(D dataset, const double (&fractions)[n],
                                                               std::uint64_t seed) {
   const auto rows = data::size_of(dataset);
   double sum = 0;
   std::int64_t given = 0;
-  std::int64_t sizes[n];
+  std::array<std::int64_t, n> sizes{};
   for (std::size_t k = 0; k < n; ++k) {
     ACCEL_CHECK(fractions[k] >= 0 && fractions[k] <= 1, InvalidArgument,
                 "random_split_fractions: expected fractions from 0 to 1, found ", shortest(fractions[k]));
@@ -170,7 +181,7 @@ template <class D, std::size_t n>
   ACCEL_CHECK(std::abs(sum - 1) <= 1e-9, InvalidArgument,  // math.isclose's default
               "random_split_fractions: expected fractions that add up to 1, found ", shortest(sum));
   for (std::size_t k = 0; given < rows; k = (k + 1) % n, ++given) ++sizes[k];
-  return random_split(std::move(dataset), sizes, seed);
+  return detail::split(std::move(dataset), sizes, seed);
 }
 
 }  // namespace accel::inline v0_1::dataset

@@ -190,8 +190,8 @@ class Star {
   /// See detail::Roster: of who has left, and of who has halted.
   [[nodiscard]] std::string missed_by(std::int64_t collective, std::int64_t round) const {
     const std::lock_guard lock(mutex_);
-    std::string sentence = board_->roster().missed_by(collective, round);
-    return sentence.empty() ? board_->roster().halted_before(collective, pace_.now().rounds) : sentence;
+    if (std::string sentence = board_->roster().missed_by(collective, round); !sentence.empty()) return sentence;
+    return board_->roster().halted_before(collective, pace_.now().rounds);
   }
   [[nodiscard]] std::string departure_of(int rank) const {
     const std::lock_guard lock(mutex_);
