@@ -73,8 +73,8 @@ Differences run(const nlohmann::json& recorded) {
     optimizer.step();
     const auto* const values = static_cast<const float*>(weights.detach().const_data_ptr());
     for (std::size_t i = 0; i < expected.size(); ++i) {
-      const double found = values[i];
-      const double wanted = expected[i];
+      const double found = static_cast<double>(values[i]);
+      const double wanted = static_cast<double>(expected[i]);
       constexpr double ulps = 4;  // for each step
       const double bound = ulps * static_cast<double>(step + 1) *
                            static_cast<double>(std::numeric_limits<float>::epsilon()) *
