@@ -1,4 +1,4 @@
-// expect: self.output\(tensor\).* does not satisfy|in the requirement.*self.output\(tensor\)|'void' does not satisfy
+// expect: self.output\(tensor\).* does not satisfy|in the requirement.*self.output\(tensor\)|convertible_to<void, at::Tensor>' was not satisfied
 #include <torch/torch.h>
 
 #include <accel/accelerator.hpp>
