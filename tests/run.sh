@@ -45,6 +45,8 @@ minutes=()                                       # a line per stage
 left_out=()                                      # sentences
 broken=()                                        # stages that failed without the name of a test
 
+other_compiler=()  # the arguments of cmake that choose it, once it is there
+
 # timed <headline> <command...>: a stage whose time is told again at the end
 timed() {
   local headline="$1" begin="$SECONDS"

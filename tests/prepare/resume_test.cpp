@@ -183,18 +183,20 @@ TEST_CASE("a run goes on at another number of ranks with the same global batches
   };
   const Folder folder;
   const RankOptions options{.variables = {{"ACCEL_RESUME_FOLDER", folder.path().string()}}};
-  const auto save_all = [](Rank rank) {
-    Gloo accelerator;
-    auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
-    std::size_t steps = 0;
-    while (loader.epoch() < 2)
-      for ([[maybe_unused]] auto& batch : loader) {
-        ++steps;
-        if (accelerator.is_main_process())
-          save(loader.state_dict(), state_path(static_cast<std::size_t>(rank.world_size), steps));
-      }
-  };
-  for (const int ranks : {1, 2, 3}) on_ranks({ranks}, save_all, options);  // each, under sanitizers as well
+  on_ranks(
+      {1, 2, 3},
+      [](Rank rank) {
+        Gloo accelerator;
+        auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
+        std::size_t steps = 0;
+        while (loader.epoch() < 2)
+          for ([[maybe_unused]] auto& batch : loader) {
+            ++steps;
+            if (accelerator.is_main_process())
+              save(loader.state_dict(), state_path(static_cast<std::size_t>(rank.world_size), steps));
+          }
+      },
+      options);
   on_ranks(
       {1, 2, 3},
       [&](Rank) {

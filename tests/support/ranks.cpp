@@ -263,10 +263,7 @@ CATCH_REGISTER_LISTENER(ProgressListener)
 
 void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(Rank)>& body, const RankOptions& options,
               std::source_location where) {
-  constexpr std::array usual = {1, 2, 3};
-  const bool leaves_out_2 = sanitized && std::equal(world_sizes.begin(), world_sizes.end(), usual.begin(), usual.end());
   for (const int world_size : world_sizes) {
-    if (leaves_out_2 && world_size == 2) continue;
     const auto leave = options.own_processes ? Leave::through_main : Leave::at_once;
     if (is_for_another_launch(body, leave)) continue;
     judge(launch(world_size, options, grace), where);

@@ -65,9 +65,6 @@ struct RankOptions {
 /// Inside a rank the test case runs from its top and only this call runs its body: keep what
 /// stands before it cheap. Several calls in one test case, SECTION and GENERATE all work.
 ///
-/// Sanitizers look for what one rank does wrong, and what several do: of {1, 2, 3} they are given 1 and 3, in two
-/// thirds of the time.
-///
 /// Example  tests/support/ranks_test.cpp
 void on_ranks(std::initializer_list<int> world_sizes, const std::function<void(Rank)>& body,
               const RankOptions& options = {}, std::source_location where = std::source_location::current());
