@@ -10,7 +10,7 @@
 #                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
 #                               as the usr/ of an unpacked .deb) where CMake does not find them by itself
 #
-# ACCEL_TESTS_MUST_RUN="torchrun mpi slurm namespaces scikit-learn" (or some of these, or all) makes a failure of a test
+# ACCEL_TESTS_MUST_RUN="torchrun mpi slurm namespaces scikit-learn accelerate" (or some of these, or all) makes a failure of a test
 # that would be skipped because this machine lacks that.
 #
 # Everything it makes lies below build/.

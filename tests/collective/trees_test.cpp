@@ -3,11 +3,13 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
@@ -79,8 +81,43 @@ TEST_CASE("trees that differ are named with both ranks and the path, by every co
                                 ContainsSubstring(", rank " + std::to_string(odd) + " has " + other));
         });
     }
+    // Sizes, of which gather and padding take any in one dimension: the two others name them.
+    const bool is_last = rank.rank == rank.world_size - 1;
+    const std::tuple sizes(at::ones({3}), std::map<std::string, at::Tensor>{{"mask", at::ones({is_last ? 3 : 2})}});
+    for_each_collective(*group, [&](const std::string& name, const auto& collective) {
+      if (name != "reduce" && name != "broadcast") return;
+      CHECK_THAT(thrown_by<InvalidArgument>([&] { (void)collective(sizes); }),
+                 StartsWith(name + ": ") && ContainsSubstring("[\"mask\"]: rank 0 has f32[2], rank " +
+                                                              std::to_string(rank.world_size - 1) + " has f32[3]"));
+    });
     // Nothing was sent: the group goes on.
     CHECK(collective::reduce(*group, at::ones({1}), Reduction::sum).item<double>() == rank.world_size);
+  });
+}
+
+TEST_CASE("tuples, and what stands in them, come back as they were", "[collective]") {
+  using namespace accel;
+  using namespace accel::testing;
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Group<backend::Gloo> group;
+    const int p = rank.world_size;
+    const std::tuple tree(at::full({2}, rank.rank), std::tuple(std::vector{at::full({1 + rank.rank}, rank.rank)}),
+                          std::string("a word"), 7);
+    const auto& [alone, inner, word, number] = tree;
+    const auto summed = collective::reduce(*group, std::tuple(alone, word, number), Reduction::sum);
+    CHECK(std::get<0>(summed).equal(at::full({2}, p * (p - 1) / 2)));
+    CHECK(std::get<1>(summed) == "a word");
+    CHECK(std::get<2>(summed) == 7);
+    const auto gathered = collective::all_gather(*group, tree);
+    CHECK(std::get<0>(gathered).equal(at::arange(p).repeat_interleave(2)));
+    at::Tensor expected = at::empty({0}, at::kLong);
+    for (int r = 0; r < p; ++r) expected = at::cat({expected, at::full({1 + r}, r)});
+    CHECK(std::get<0>(std::get<1>(gathered)).at(0).equal(expected));
+    const auto sent = collective::broadcast(*group, std::tuple(alone, std::tuple(alone + 1)), p - 1);
+    CHECK(std::get<0>(sent).equal(at::full({2}, p - 1)));
+    CHECK(std::get<0>(std::get<1>(sent)).equal(at::full({2}, p)));
+    const auto padded = collective::pad_across_processes(*group, tree);
+    CHECK(std::get<0>(std::get<1>(padded)).at(0).size(0) == p);
   });
 }
 

@@ -1,6 +1,7 @@
 // Csv: tables as people have them, and what is refused.
 #include <torch/torch.h>
 
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -46,6 +47,18 @@ TEST_CASE("a table is read the same whatever ends its lines, surrounds its field
     CHECK(table.get(1).data.equal(expected[1]));
     CHECK(table.get_batch({1, 0, 1}).data.equal(torch::stack({expected[1], expected[0], expected[1]})));
   }
+}
+
+TEST_CASE("reading a table shows how far it has come", "[dataset]") {
+  const Folder folder;
+  put(folder / "f", "a\n10\n20\n");
+  std::vector<std::string> lines;
+  std::chrono::steady_clock::time_point now{};
+  const Csv table(folder / "f", {.progress = {.show = [&](const std::string& line) { lines.push_back(line); },
+                                              .now = [&] { return now += std::chrono::seconds(2); }}});
+  CHECK(table.size() == 2);
+  REQUIRE(lines.size() >= 2);
+  CHECK(lines.back() == "reading " + (folder / "f").string() + ": 8 of 8 B");
 }
 
 TEST_CASE("columns are chosen by name or by number, and what others hold does not matter", "[dataset]") {

@@ -1,6 +1,7 @@
 // JsonLines: lines of every kind of end, errors by line and column.
 #include <torch/torch.h>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -47,6 +48,19 @@ std::vector<int> xs_of(const std::vector<std::filesystem::path>& files) {
 }
 
 }  // namespace
+
+TEST_CASE("indexing lines shows how far it has come", "[dataset]") {
+  const Folder folder;
+  put(folder / "f", "{\"x\":1}\n{\"x\":2}\n");
+  std::vector<std::string> shown;
+  std::chrono::steady_clock::time_point now{};
+  const JsonLines lines({folder / "f"}, x_of,
+                        {.show = [&](const std::string& line) { shown.push_back(line); },
+                         .now = [&] { return now += std::chrono::seconds(2); }});
+  CHECK(lines.size() == 2);
+  REQUIRE(!shown.empty());
+  CHECK(shown.back() == "indexing " + (folder / "f").string() + ": 16 of 16 B");
+}
 
 TEST_CASE("lines are found whatever ends them, and blank ones are none", "[dataset]") {
   const Folder folder;

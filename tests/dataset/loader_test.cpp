@@ -4,14 +4,23 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <accel/accelerator.hpp>
+#include <accel/dataset/concat.hpp>
+#include <accel/dataset/csv.hpp>
 #include <accel/dataset/json_lines.hpp>
+#include <accel/dataset/npy.hpp>
+#include <accel/dataset/safetensors.hpp>
+#include <accel/dataset/subset.hpp>
+#include <accel/dataset/tar.hpp>
 #include <accel/dataset/tensors.hpp>
 #include <accel/dataset/tokens.hpp>
+#include <accel/dataset/torch.hpp>
 
 #include <catch2/catch_test_macros.hpp>
 
@@ -52,7 +61,125 @@ std::vector<std::int64_t> begins_of(OnRanks& accelerator, Loader& loader) {
   return begins;
 }
 
+/// The numbers of the rows in a batch that shows them in any of these ways.
+torch::Tensor numbers_in(const torch::Tensor& batch) {
+  return batch.reshape({batch.size(0), -1}).select(1, 0).to(torch::kLong);
+}
+template <class A, class B>
+torch::Tensor numbers_in(const std::pair<A, B>& batch) {
+  return numbers_in(batch.first);
+}
+torch::Tensor numbers_in(const std::map<std::string, torch::Tensor>& batch) {
+  return numbers_in(batch.at("x"));
+}
+template <class Batch>
+  requires requires(const Batch& batch) { batch.data; }
+torch::Tensor numbers_in(const Batch& batch) {
+  return numbers_in(batch.data);
+}
+
+/// Row i of 11 is number i: over all ranks an epoch gives each once, and behind the first batch the others are left.
+template <class Make>
+void check_eleven(OnRanks& accelerator, const std::string& what, const Make& make) {
+  INFO(what);
+  const auto walk = [&](auto& loader, std::optional<accel::tensor::StateDict>* first) {
+    std::vector<std::int64_t> numbers;
+    for (auto& batch : loader) {
+      const auto all = accelerator.gather_for_metrics(numbers_in(batch)).contiguous();
+      numbers.insert(numbers.end(), all.template const_data_ptr<std::int64_t>(),
+                     all.template const_data_ptr<std::int64_t>() + all.numel());
+      if (first != nullptr && !*first) *first = loader.state_dict();
+    }
+    return numbers;
+  };
+  auto loader = accelerator.prepare(make());
+  std::optional<accel::tensor::StateDict> behind_first;
+  const auto seen = walk(loader, &behind_first);
+  auto sorted = seen;
+  std::ranges::sort(sorted);
+  REQUIRE(sorted == std::vector<std::int64_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10});
+  auto rest = accelerator.prepare(make());
+  rest.load_state_dict(behind_first.value());
+  const auto done = behind_first->integer("rows");
+  if (done < 11) REQUIRE(walk(rest, nullptr) == std::vector<std::int64_t>(seen.begin() + done, seen.end()));
+}
+
 }  // namespace
+
+TEST_CASE("every kind of dataset goes through a prepared loader: each row once, from any batch again", "[dataset]") {
+  namespace dataset = accel::dataset;
+  struct ByNumber : torch::data::datasets::Dataset<ByNumber> {
+    torch::data::Example<> get(std::size_t row) override {
+      return {torch::tensor(static_cast<std::int64_t>(row)), torch::tensor(0)};
+    }
+    std::optional<std::size_t> size() const override { return 11; }
+  };
+  struct InTurn : torch::data::datasets::StatefulDataset<InTurn, std::vector<torch::data::Example<>>> {
+    std::optional<std::vector<torch::data::Example<>>> get_batch(std::size_t count) override {
+      if (at == 11) return std::nullopt;
+      std::vector<torch::data::Example<>> rows;
+      for (; rows.size() < count && at < 11; ++at) rows.emplace_back(torch::tensor(at), torch::tensor(0));
+      return rows;
+    }
+    void reset() override { at = 0; }
+    std::optional<std::size_t> size() const override { return 11; }
+    void save(torch::serialize::OutputArchive&) const override {}
+    void load(torch::serialize::InputArchive&) override {}
+    std::int64_t at = 0;
+  };
+  on_ranks({1, 2, 3}, [](Rank) {
+    const Folder folder;
+    accel::testing::run_python(folder, R"(
+import io, tarfile
+lines = [str(i) for i in range(11)]
+with open('f.csv', 'w') as f: f.write('x,y\n' + ''.join(f'{i},{i}\n' for i in lines))
+with open('f.jsonl', 'w') as f: f.write(''.join('{"x": %s}\n' % i for i in lines))
+with tarfile.open('f.tar', 'w', format=tarfile.USTAR_FORMAT) as f:
+    for i in lines:
+        info = tarfile.TarInfo(f'{int(i):03}.txt')
+        info.size = len(i)
+        f.addfile(info, io.BytesIO(i.encode()))
+header = "{'descr': '<i8', 'fortran_order': False, 'shape': (11,), }".ljust(117) + '\n'
+with open('f.npy', 'wb') as f:
+    f.write(b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode())
+    for i in range(11): f.write(i.to_bytes(8, 'little'))
+)");
+    const auto numbers = torch::arange(11);
+    accel::tensor::safetensors::write(folder / "f.safetensors",
+                                      std::vector<accel::tensor::NamedTensor>{{"x", numbers}, {"y", numbers}});
+    const auto of_line = [](const nlohmann::json& line) { return torch::tensor(line.at("x").get<std::int64_t>()); };
+    const auto of_sample = [](const dataset::TarSample& sample) {
+      return torch::tensor(static_cast<std::int64_t>(std::stoi(std::string(sample.text("txt")))));
+    };
+    OnRanks accelerator;
+    for (const int workers : {0, 2}) {
+      const accel::data::DataLoaderOptions options{.batch_size = 2, .shuffle = true, .seed = 4, .workers = workers};
+      const auto check = [&](const std::string& what, const auto& rows) {
+        check_eleven(accelerator, what, [&] { return DataLoader{rows, options}; });
+      };
+      check("Tensors", dataset::Tensors{std::pair{numbers, numbers}});
+      check("Csv", dataset::Csv(folder / "f.csv"));
+      check("npy", dataset::Tensors{dataset::open_npy(folder / "f.npy")});
+      check("safetensors", dataset::Tensors{dataset::open_safetensors(folder / "f.safetensors")});
+      check("JsonLines", dataset::JsonLines({folder / "f.jsonl"}, of_line));
+      check("Tar", dataset::Tar({folder / "f.tar"}, of_sample));
+      check("torch::data, by number", ByNumber());
+      const dataset::Tensors all{numbers};
+      check("Concat and Subset",
+            dataset::Concat{dataset::Subset{all, {0, 1, 2, 3, 4}}, dataset::Subset{all, {5, 6, 7, 8, 9, 10}}});
+    }
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched})
+      for (const int prefetch : {0, 2}) {
+        const accel::data::StreamLoaderOptions options{.batch_size = 2, .reading = reading, .prefetch = prefetch};
+        const auto check = [&](const std::string& what, const auto& open) {
+          check_eleven(accelerator, what, [&] { return StreamLoader{open(), options}; });
+        };
+        check("JsonLinesStream", [&] { return dataset::JsonLinesStream({folder / "f.jsonl"}, of_line); });
+        check("TarStream", [&] { return dataset::TarStream({folder / "f.tar"}, of_sample); });
+        check("TorchStream", [] { return dataset::TorchStream{InTurn(), {.batch_size = 4}}; });
+      }
+  });
+}
 
 TEST_CASE("random windows of tokens are the same on any number of ranks and workers, and new every epoch",
           "[dataset]") {

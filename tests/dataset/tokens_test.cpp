@@ -141,6 +141,24 @@ TEST_CASE("a file of tokens that is not of its format is refused with what to sa
   CHECK_THROWS_AS(Tokens(std::vector<std::filesystem::path>{}), InvalidArgument);
 }
 
+TEST_CASE("files of u32 tokens need no header, and are read at random, too", "[dataset]") {
+  const Folder folder;
+  constexpr std::uint32_t first = 70'000;  // beyond u16
+  put(folder / "f", counted<std::uint32_t>(first, 30));
+  const Tokens tokens({folder / "f"}, {.format = TokenFormat::u32});
+  CHECK(tokens.size() == 30);
+  const TokenWindows windows(tokens, {.length = 9});
+  CHECK(windows.size() == 3);
+  CHECK(values(windows.get(1).input) == values(torch::arange(70'009, 70'018)));
+  CHECK(values(windows.get(1).target) == values(torch::arange(70'010, 70'019)));
+  const RandomTokenWindows at_random(tokens, {.length = 4, .windows = 20});
+  auto random = generator(5), same = generator(5);
+  for (std::size_t row = 0; row < 20; ++row) {
+    const auto begin = first + torch::randint(30 - 4, {1}, same).item<std::int64_t>();
+    CHECK(values(at_random.get(row, random).input) == values(torch::arange(begin, begin + 4)));
+  }
+}
+
 TEST_CASE("a token beyond the vocabulary is refused with file, offset and value", "[dataset]") {
   const Folder folder;
   put(folder / "f", llm_c_header(20240801, 7, 6) + counted<std::uint32_t>(10, 6));

@@ -106,6 +106,95 @@ TEST_CASE("a loader knows its length, its rows and its remainder", "[loader]") {
   });
 }
 
+TEST_CASE("lengths are those of the loop for every kind of batches, and positions count the rows of each", "[loader]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const std::int64_t rows : {0, 1, 5, 12, 23})
+      for (const bool split : {false, true})
+        for (const int tail : {0, 1, 2, 3, 4}) {
+          const std::int64_t together = tail == 0 ? 7 : 6;  // what is not weighed is of one size on all ranks
+          data::DataLoaderOptions options{.batch_size = split ? together : 3, .split_batches = split};
+          options.even_batches = tail == 1;
+          options.drop_last = tail == 2;
+          options.uneven = tail == 3;
+          if (tail == 4) {
+            if (split) continue;
+            // Rows of length 1, 2, 3, ...: four and fewer to a batch.
+            std::vector<std::int64_t> lengths;
+            for (std::int64_t i = 0; i < rows; ++i) lengths.push_back(1 + i % 5);
+            options = {.batching = data::token_budget(lengths, {.tokens = 6})};
+          }
+          INFO(rows << " rows, split " << split << ", tail " << tail << ", rank " << rank.rank);
+          auto loader = accelerator.prepare(DataLoader{Numbers{rows}, options});
+          const std::int64_t size = loader.size();
+          std::int64_t batches = 0, own = 0;
+          for (auto& [numbers, doubled] : loader) {
+            const auto& at = loader.position();
+            REQUIRE(at.index == batches++);
+            REQUIRE(at.rows <= numbers.size(0));
+            // Repeated rows fill even batches, and stand in where a rank would have none.
+            if (tail != 1) REQUIRE((at.rows == numbers.size(0) || at.rows == 0));
+            for (const auto row : list(numbers.narrow(0, 0, at.rows))) REQUIRE((row >= 0 && row < rows));
+            own += at.rows;
+            if (tail == 0 && !split) {
+              // Of every_row: full batches in the order of the ranks, then what is left.
+              const std::int64_t begin = 3 * rank.world_size * at.index;
+              const auto part = data::Deal({.batch_size = 3, .world_size = rank.world_size})
+                                    .part(std::min<std::int64_t>(3 * rank.world_size, rows - begin), rank.rank);
+              REQUIRE(at.rows == part.counted);
+            }
+          }
+          REQUIRE(batches == size);
+          const auto of_all = accelerator.reduce(torch::tensor(own)).template item<std::int64_t>();
+          const std::int64_t global = split ? together : 3 * rank.world_size;
+          REQUIRE(of_all == (tail == 2 ? rows / global * global : rows));
+          const bool is_even = tail != 3;
+          if (is_even)
+            REQUIRE(accelerator.reduce(torch::tensor(batches)).template item<std::int64_t>() ==
+                    rank.world_size * batches);
+        }
+  });
+}
+
+TEST_CASE("sequences are padded, and rows collated as one likes, in a prepared loader with workers", "[loader]") {
+  struct Sequences {
+    [[nodiscard]] std::size_t size() const { return 7; }
+    [[nodiscard]] torch::Tensor get(std::size_t row) const {
+      return torch::full({static_cast<std::int64_t>(row)}, static_cast<std::int64_t>(row));
+    }
+  };
+  on_ranks({1, 2, 3}, [](Rank) {
+    Gloo accelerator;
+    for (const int workers : {0, 2}) {
+      const data::DataLoaderOptions options{.batch_size = 2, .workers = workers};
+      auto padded = accelerator.prepare(DataLoader{Sequences(), options, data::Pad{.value = -1, .multiple_of = 4}});
+      std::vector<std::int64_t> seen;
+      for (auto& batch : padded) {
+        REQUIRE(batch.size(1) % 4 == 0);
+        for (std::int64_t i = 0; i < batch.size(0); ++i) {
+          const auto kept = batch[i].masked_select(batch[i].ne(-1));
+          REQUIRE(kept.equal(torch::full({kept.size(0)}, kept.size(0))));  // as many as it says itself
+          REQUIRE(batch[i].narrow(0, 0, kept.size(0)).equal(kept));
+        }
+        const auto lengths = batch.ne(-1).sum(1);
+        for (const auto length : list(accelerator.gather_for_metrics(lengths))) seen.push_back(length);
+      }
+      REQUIRE(seen == std::vector<std::int64_t>{0, 1, 2, 3, 4, 5, 6});
+      const auto joined = [](const std::vector<torch::Tensor>& rows) {
+        return std::pair{torch::cat(rows), torch::tensor(static_cast<std::int64_t>(rows.size()))};
+      };
+      auto own = accelerator.prepare(DataLoader{Sequences(), options, joined});
+      std::int64_t rows = 0, elements = 0;
+      for (auto& [all, count] : own) {
+        if (own.position().rows == 0) continue;  // a row that stands in where this rank would have none
+        rows += count.template item<std::int64_t>();
+        elements += all.numel();
+      }
+      REQUIRE(accelerator.reduce(torch::tensor({rows, elements})).equal(torch::tensor({7, 21})));
+    }
+  });
+}
+
 TEST_CASE("every row comes once, by default; the last one waits for nobody", "[loader]") {
   on_ranks({1, 2, 3}, [](Rank rank) {
     Gloo accelerator;

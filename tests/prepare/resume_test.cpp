@@ -1,5 +1,6 @@
 // Resume: a run that ends at any batch goes on, in a new process, with exactly the batches that were left.
 #include "support/folder.hpp"
+#include "support/orders.hpp"
 #include "support/ranks.hpp"
 
 #include <accel/accelerator.hpp>
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -110,7 +112,13 @@ tensor::StateDict with(const tensor::StateDict& state, const std::map<std::strin
 /// `options`, and what the tests of a loader differ in.
 std::vector<std::pair<std::string, data::DataLoaderOptions>> kinds(std::int64_t rows) {
   std::vector<std::int64_t> lengths;
-  for (std::int64_t i = 0; i < rows; ++i) lengths.push_back(1 + i * 5 % 7);
+  std::vector<std::int64_t> labels;
+  std::vector<double> weights;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    lengths.push_back(1 + i * 5 % 7);
+    labels.push_back(i % 3);
+    weights.push_back(1 + static_cast<double>(i % 4));
+  }
   const auto shuffled = [](data::DataLoaderOptions options) {
     options.batch_size = 3;
     options.shuffle = true;
@@ -122,6 +130,12 @@ std::vector<std::pair<std::string, data::DataLoaderOptions>> kinds(std::int64_t 
           {"even batches", shuffled({.even_batches = true})},
           {"drop last", shuffled({.drop_last = true})},
           {"permuted", {.batch_size = 3, .sampler = data::sampler::permuted(), .seed = 11}},
+          {"weighted", {.batch_size = 3, .sampler = data::sampler::weighted(weights), .seed = 11}},
+          {"stratified", {.batch_size = 3, .sampler = data::sampler::stratified(labels), .seed = 11}},
+          {"subset", {.batch_size = 3, .sampler = data::sampler::subset({1, 3, 5, 7, 9, 11, 13}), .seed = 11}},
+          {"interleaved", {.batch_size = 3, .sampler = data::sampler::interleaved({9, rows - 9}), .seed = 11}},
+          {"grouped by length",
+           {.batch_size = 3, .sampler = data::sampler::grouped_by_length(lengths), .seed = 11, .workers = 1}},
           {"token budget",
            {.sampler = data::sampler::random(), .seed = 11, .batching = data::token_budget(lengths, {.tokens = 12})}}};
 }
@@ -168,51 +182,144 @@ TEST_CASE("interrupted at any batch of three epochs, a new process sees what was
 }
 
 TEST_CASE("a run goes on at another number of ranks with the same global batches", "[resume]") {
-  // 12 rows a step, whatever the ranks: the sequence of steps does not depend on who takes them.
-  static const data::DataLoaderOptions twelve{.batch_size = 12, .shuffle = true, .seed = 5, .split_batches = true};
-  using Steps = std::vector<std::vector<std::int64_t>>;
-  const auto steps_of = [](Gloo& accelerator, auto& loader) {
-    Steps steps;
-    while (loader.epoch() < 2)
-      for (auto& [rows, numbers] : loader) {
-        const auto all = accelerator.gather_for_metrics(rows).contiguous();
-        steps.emplace_back(all.template const_data_ptr<std::int64_t>(),
-                           all.template const_data_ptr<std::int64_t>() + all.numel());
+  // 12 rows a step, whatever the ranks: the sequence of steps, and the random numbers of each row in it, do not depend
+  // on who takes them.
+  struct Step {
+    std::vector<std::int64_t> rows;
+    std::vector<float> numbers;
+    bool operator==(const Step&) const = default;
+  };
+  using Kinds = std::vector<data::DataLoaderOptions>;
+  static const Kinds kinds{
+      {.batch_size = 12, .shuffle = true, .seed = 5, .split_batches = true},
+      {.batch_size = 12, .shuffle = true, .seed = 5, .even_batches = true, .split_batches = true, .workers = 2},
+      {.batch_size = 12, .shuffle = true, .seed = 5, .drop_last = true, .split_batches = true, .workers = 1},
+      {.batch_size = 12, .sampler = data::sampler::permuted(), .seed = 5, .split_batches = true}};
+  const auto step_of = [](Gloo& accelerator, const auto& batch) {
+    const auto [rows, numbers] = accelerator.gather_for_metrics(batch.first, batch.second);
+    const auto list = rows.contiguous();
+    const auto drawn = numbers.contiguous();
+    return Step{
+        {list.template const_data_ptr<std::int64_t>(), list.template const_data_ptr<std::int64_t>() + list.numel()},
+        {drawn.template const_data_ptr<float>(), drawn.template const_data_ptr<float>() + drawn.numel()}};
+  };
+  const auto walk = [&](Gloo& accelerator, auto& loader, const auto& after) {
+    std::vector<Step> steps;
+    while (loader.epoch() < epochs)
+      for (auto& batch : loader) {
+        steps.push_back(step_of(accelerator, batch));
+        after(steps.size());
       }
     return steps;
   };
+  const auto place = [](std::size_t kind, int ranks) { return 10 * kind + static_cast<std::size_t>(ranks); };
   const Folder folder;
   const RankOptions options{.variables = {{"ACCEL_RESUME_FOLDER", folder.path().string()}}};
   on_ranks(
       {1, 2, 3},
-      [](Rank rank) {
+      [&](Rank rank) {
         Gloo accelerator;
-        auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
-        std::size_t steps = 0;
-        while (loader.epoch() < 2)
-          for ([[maybe_unused]] auto& batch : loader) {
-            ++steps;
+        for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+          auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, kinds[kind]});
+          const auto steps = walk(accelerator, loader, [&](std::size_t done) {
             if (accelerator.is_main_process())
-              save(loader.state_dict(), state_path(static_cast<std::size_t>(rank.world_size), steps));
-          }
+              save(loader.state_dict(), state_path(place(kind, rank.world_size), done));
+          });
+          // What all ranks together see is what one process would: PyTorch's order, twelve at a time.
+          if (kind == 0)
+            for (std::size_t step = 0; step < steps.size(); ++step) {
+              const auto order = epoch_order(50, 5, static_cast<std::int64_t>(step / 5));
+              const auto begin = static_cast<std::ptrdiff_t>(12 * (step % 5));
+              REQUIRE(steps[step].rows ==
+                      std::vector(order.begin() + begin, order.begin() + std::min<std::ptrdiff_t>(begin + 12, 50)));
+            }
+        }
       },
       options);
   on_ranks(
       {1, 2, 3},
       [&](Rank) {
         Gloo accelerator;
-        auto whole = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
-        const Steps expected = steps_of(accelerator, whole);
-        REQUIRE(expected.size() == 10);
-        for (const std::size_t before : {1U, 2U, 3U})
-          for (std::size_t done = 1; done <= 10; ++done) {
-            auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, twelve});
-            loader.load_state_dict(saved(state_path(before, done)));
-            REQUIRE(steps_of(accelerator, loader) ==
-                    Steps(expected.begin() + static_cast<std::ptrdiff_t>(done), expected.end()));
-          }
+        for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+          auto whole = accelerator.prepare(data::DataLoader{Noisy{50}, kinds[kind]});
+          const auto expected = walk(accelerator, whole, [](std::size_t) {});
+          REQUIRE(expected.size() == (kinds[kind].drop_last ? 12 : 15));
+          for (const int before : {1, 2, 3})
+            for (std::size_t done = 1; done <= expected.size(); ++done) {
+              auto loader = accelerator.prepare(data::DataLoader{Noisy{50}, kinds[kind]});
+              loader.load_state_dict(saved(state_path(place(kind, before), done)));
+              REQUIRE((walk(accelerator, loader, [](std::size_t) {}) ==
+                       std::vector<Step>(expected.begin() + static_cast<std::ptrdiff_t>(done), expected.end())));
+            }
+        }
       },
       options);
+}
+
+TEST_CASE("interrupted at any batch of three epochs of a stream, a new process reads what was left", "[resume]") {
+  // Row i is 1000 epoch + i, with the numbers of rank r behind 100 r where it shards itself.
+  struct Count {
+    std::int64_t begin = 0, rows = 0, epoch = 0, next_row = 0;
+    void start(std::int64_t number) {
+      epoch = number;
+      next_row = 0;
+    }
+    std::optional<torch::Tensor> next() {
+      return next_row == rows ? std::nullopt : std::optional(torch::tensor(1000 * epoch + begin + next_row++));
+    }
+  };
+  using data::Reading;
+  static const std::vector<data::StreamLoaderOptions> kinds{
+      {.batch_size = 2, .reading = Reading::by_rank, .prefetch = 2},
+      {.batch_size = 2, .reading = Reading::dispatched, .prefetch = 2},
+      {.batch_size = 2, .reading = Reading::by_dataset, .prefetch = 0}};
+  const auto loader_of = [](Gloo& accelerator, std::size_t kind) {
+    const bool is_sharded = kinds[kind].reading == Reading::by_dataset;
+    return accelerator.prepare(data::StreamLoader{
+        Count{is_sharded ? 100 * accelerator.rank() : 0, is_sharded ? 4 + accelerator.rank() : 13}, kinds[kind]});
+  };
+  const auto walk_stream = [](auto& loader, const auto& after) {
+    std::vector<std::vector<std::int64_t>> all;
+    while (loader.epoch() < epochs)
+      for (auto& batch : loader) {
+        const auto row = batch.contiguous();
+        all.emplace_back(row.template const_data_ptr<std::int64_t>(),
+                         row.template const_data_ptr<std::int64_t>() + loader.position().rows);
+        after(all.size());
+      }
+    return all;
+  };
+  // A sharded stream's state is each rank's own.
+  const auto place = [](std::size_t kind, int rank) { return 10 * kind + static_cast<std::size_t>(rank); };
+  for (const int ranks : {1, 2, 3}) {
+    const Folder folder;
+    const RankOptions options{.variables = {{"ACCEL_RESUME_FOLDER", folder.path().string()}}};
+    const auto save_all = [&](Rank rank) {
+      Gloo accelerator;
+      for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+        auto loader = loader_of(accelerator, kind);
+        (void)walk_stream(
+            loader, [&](std::size_t done) { save(loader.state_dict(), state_path(place(kind, rank.rank), done)); });
+      }
+    };
+    const auto go_on = [&](Rank rank) {
+      Gloo accelerator;
+      for (std::size_t kind = 0; kind < kinds.size(); ++kind) {
+        INFO("kind " << kind);
+        auto whole = loader_of(accelerator, kind);
+        const auto expected = walk_stream(whole, [](std::size_t) {});
+        REQUIRE(expected.size() >= 6);
+        for (std::size_t done = 1; done <= expected.size(); ++done) {
+          auto loader = loader_of(accelerator, kind);
+          loader.load_state_dict(saved(state_path(place(kind, rank.rank), done)));
+          REQUIRE((walk_stream(loader, [](std::size_t) {}) ==
+                   std::vector(expected.begin() + static_cast<std::ptrdiff_t>(done), expected.end())));
+        }
+      }
+    };
+    on_ranks({ranks}, save_all, options);
+    on_ranks({ranks}, go_on, options);
+  }
 }
 
 TEST_CASE("an order that depends on the global batch stays what it was at another number of ranks", "[resume]") {

@@ -9,12 +9,19 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <iostream>
+#include <limits>
 #include <map>
+#include <memory>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -224,6 +231,168 @@ TEST_CASE("rank 0 sends rows of any shape, texts, numbers and maps; nobody else 
     REQUIRE(round_begin == 7);
     REQUIRE((loader.dataset().reads > 0) == (rank.rank == 0));
   });
+}
+
+TEST_CASE("texts and numbers beside a stream's rows are gathered once each, in the order of the rows", "[stream]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched, Reading::by_dataset})
+      for (const bool even : {false, true}) {
+        if (even && reading == Reading::by_dataset) continue;
+        const bool is_sharded = reading == Reading::by_dataset;
+        // Sharded by itself, rank r has 3 + r rows: 100 r and on.
+        auto loader = accelerator.prepare(
+            StreamLoader{Counting{is_sharded ? 100 * rank.rank : 0, is_sharded ? 3 + rank.rank : 11},
+                         {.batch_size = 2, .reading = reading, .even_batches = even}});
+        std::vector<std::string> words;
+        std::vector<double> halves;
+        Numbers64 rows;
+        for (auto& batch : loader) {
+          std::vector<std::string> own;
+          std::vector<double> half;
+          for (const auto row : numbers_of(batch)) {
+            own.push_back(message("row ", row));
+            half.push_back(0.5 * static_cast<double>(row));
+          }
+          for (auto& word : accelerator.gather_for_metrics(own)) words.push_back(word);
+          for (const double one : accelerator.gather_for_metrics(half)) halves.push_back(one);
+          for (const auto row : numbers_of(accelerator.gather_for_metrics(batch))) rows.push_back(row);
+        }
+        REQUIRE(std::ssize(rows) ==
+                (is_sharded ? 3 * rank.world_size + rank.world_size * (rank.world_size - 1) / 2 : 11));
+        if (!is_sharded) REQUIRE(rows == counted(0, 11));
+        REQUIRE(words.size() == rows.size());
+        REQUIRE(halves.size() == rows.size());
+        for (std::size_t i = 0; i < rows.size(); ++i) {
+          REQUIRE(words[i] == message("row ", rows[i]));
+          REQUIRE(halves[i] == 0.5 * static_cast<double>(rows[i]));
+        }
+      }
+  });
+}
+
+TEST_CASE("a stream without an end is walked for as long as the loop wants, and goes on where it was", "[stream]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    constexpr std::int64_t no_end = std::numeric_limits<std::int64_t>::max();
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched, Reading::by_dataset})
+      for (const int prefetch : {0, 2}) {
+        const std::int64_t begin = reading == Reading::by_dataset ? 1000 * rank.rank : 0;
+        const auto make = [&] {
+          return accelerator.prepare(
+              StreamLoader{Counting{begin, no_end}, {.batch_size = 2, .reading = reading, .prefetch = prefetch}});
+        };
+        auto loader = make();
+        Numbers64 seen;
+        tensor::StateDict state;
+        for (auto& batch : loader) {
+          REQUIRE_FALSE(loader.position().is_last());
+          for (const auto row : numbers_of(batch)) seen.push_back(row);
+          if (loader.position().index == 3) state = loader.state_dict();
+          if (loader.position().index == 9) break;
+        }
+        const auto is_dealt = reading != Reading::by_dataset;
+        Numbers64 expected;
+        for (std::int64_t i = 0; i < 20; ++i)
+          expected.push_back(is_dealt ? i / 2 * 2 * rank.world_size + 2 * rank.rank + i % 2 : begin + i);
+        REQUIRE(seen == expected);
+        auto rest = make();
+        rest.load_state_dict(state);
+        Numbers64 again;
+        for (auto& batch : rest) {
+          for (const auto row : numbers_of(batch)) again.push_back(row);
+          if (rest.position().index == 9) break;
+        }
+        REQUIRE(again == Numbers64(expected.begin() + 8, expected.end()));
+      }
+  });
+}
+
+TEST_CASE("rank 0 reads and sends the next rounds while the ranks compute on this one", "[stream]") {
+  struct Noted : Counting {
+    std::shared_ptr<std::atomic<std::int64_t>> reads = std::make_shared<std::atomic<std::int64_t>>(0);
+    std::optional<torch::Tensor> next() {
+      ++*reads;
+      return Counting::next();
+    }
+  };
+  on_ranks({2, 3}, [](Rank rank) {
+    Accelerator<backend::Traced<backend::Gloo>, precision::Fp32> accelerator;
+    const std::int64_t round = 2 * rank.world_size;
+    Noted stream{{0, 100}};
+    const auto reads = stream.reads;
+    auto loader =
+        accelerator.prepare(StreamLoader{stream, {.batch_size = 2, .reading = Reading::dispatched, .prefetch = 3}});
+    const auto broadcasts = [&] {
+      std::int64_t calls = 0;
+      for (const auto& row : accelerator.backend().rows())
+        if (row.operation == "broadcast") calls += row.calls;
+      return calls;
+    };
+    std::int64_t rounds = 0;
+    for ([[maybe_unused]] auto& batch : loader) {
+      // While the ranks are here three rounds are read that nobody has asked for.
+      const Deadline deadline = Deadline::in(accel::Seconds(20 * patience));
+      while (rank.rank == 0 && *reads < (rounds + 4) * round && !deadline.passed())
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (rank.rank == 0) REQUIRE(*reads >= (rounds + 4) * round);
+      accelerator.wait_for_everyone();
+      // And the next one is on its way: it was there when this one was handed out.
+      if (rounds > 0) REQUIRE(broadcasts() == rounds + 2);
+      if (++rounds == 5) break;
+    }
+    REQUIRE(rounds == 5);
+  });
+}
+
+TEST_CASE("a stream that can jump is not read to its place", "[stream][resume]") {
+  on_ranks({1, 2, 3}, [](Rank rank) {
+    Gloo accelerator;
+    for (const Reading reading : {Reading::by_rank, Reading::dispatched, Reading::by_dataset}) {
+      const std::int64_t round = reading == Reading::by_dataset ? 2 : 2 * rank.world_size;
+      const bool reads = reading != Reading::dispatched || rank.rank == 0;
+      const auto make = [&] {
+        return accelerator.prepare(
+            StreamLoader{Jumping{{0, 60}}, {.batch_size = 2, .reading = reading, .prefetch = 0}});
+      };
+      auto skipping = make();
+      skipping.skip_first(3);
+      (void)*skipping.begin();
+      REQUIRE(skipping.dataset().skipped == (reads ? 3 * round : 0));
+      auto walked = make();
+      tensor::StateDict state;
+      for ([[maybe_unused]] auto& batch : walked)
+        if (walked.position().index == 3) state = walked.state_dict();
+      auto resumed = make();
+      resumed.load_state_dict(state);
+      (void)*resumed.begin();
+      REQUIRE(resumed.dataset().skipped == (reads ? 4 * round : 0));
+    }
+  });
+}
+
+TEST_CASE("a stream that is read for long to where it goes on says how far it is", "[stream]") {
+  struct Slow : Counting {
+    std::optional<torch::Tensor> next() {
+      std::this_thread::sleep_for(std::chrono::milliseconds(60));
+      return Counting::next();
+    }
+  };
+  Accelerator<backend::Single, precision::Fp32> accelerator;
+  auto loader =
+      accelerator.prepare(StreamLoader{Slow{{0, 60}}, {.batch_size = 5, .reading = Reading::by_rank, .prefetch = 0}});
+  loader.skip_first(8);
+  const std::ostringstream said;
+  auto* const standard = std::cerr.rdbuf(said.rdbuf());
+  try {
+    REQUIRE(numbers_of(*loader.begin()) == counted(40, 5));
+  } catch (...) {
+    std::cerr.rdbuf(standard);
+    throw;
+  }
+  std::cerr.rdbuf(standard);
+  REQUIRE_THAT(said.str(),
+               ContainsSubstring("accel: reading to where the stream goes on: ") && ContainsSubstring(" of 40 rows\n"));
 }
 
 TEST_CASE("streams of different length on every rank: no hang, every row once, weighted", "[stream]") {
