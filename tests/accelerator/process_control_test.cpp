@@ -9,6 +9,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <csignal>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <optional>
@@ -38,6 +39,26 @@ std::vector<std::int64_t> tried(std::int64_t first, const BatchSizeSearch& searc
 GlooControl* triggered_by_signal = nullptr;
 
 }  // namespace
+
+TEST_CASE("every host has a first rank of its own", "[accelerator]") {
+  using namespace accel;
+  using namespace accel::testing;
+  on_ranks({3}, [](Rank rank) {
+    // As a launcher says it that has put ranks 0 and 1 on one host, and rank 2 on another.
+    const bool is_apart = rank.rank == 2;
+    ::setenv("LOCAL_RANK", is_apart ? "0" : std::to_string(rank.rank).c_str(), 1);
+    ::setenv("LOCAL_WORLD_SIZE", is_apart ? "1" : "2", 1);
+    ::setenv("GROUP_RANK", is_apart ? "1" : "0", 1);
+    GlooControl accelerator;
+    CHECK(accelerator.is_local_main_process() == (rank.rank != 1));
+    CHECK(accelerator.is_main_process() == (rank.rank == 0));
+    CHECK(accelerator.on_local_main_process([] {}) == (rank.rank != 1));
+    bool ran = false;
+    accelerator.local_main_process_first([&] { ran = true; });
+    CHECK(ran);
+    accelerator.wait_for_everyone();
+  });
+}
 
 TEST_CASE("callables run on their ranks only, and give what they give there", "[accelerator]") {
   using namespace accel;
