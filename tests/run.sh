@@ -2,9 +2,10 @@
 # Builds and runs the tests.
 #
 #   bash tests/run.sh           all of them: about 20 minutes on two cores from an empty machine, 10 when built
-#   bash tests/run.sh --full    and each header alone, the quickstart, clang-tidy, the tests with ranks under
-#                               AddressSanitizer and UBSan; then what fits into an hour in all: ThreadSanitizer over
-#                               the threads, each benchmark once, and the other compiler; it says what was left out
+#   bash tests/run.sh --full    and the quickstart; then, in this order, what fits into an hour in all: the tests with
+#                               ranks under AddressSanitizer and UBSan, clang-tidy, each header alone, ThreadSanitizer
+#                               over the threads, each benchmark once, and the other compiler. On a slow day that is
+#                               less, and the end says what was left out
 #   bash tests/run.sh --matrix  instead: the second compiler, the second standard, the newest LibTorch, and clang-tidy
 #   bash tests/run.sh --gpu     instead: what needs a GPU, with the torch of python3, without network and packages.
 #                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
@@ -24,7 +25,8 @@ readonly threads="$accel_build_dir/sanitize-threads"
 readonly matrix="$accel_build_dir/matrix"
 readonly other="$accel_build_dir/other-compiler"
 readonly gpu="$accel_build_dir/gpu"
-readonly full_minutes=60  # within which --full begins with nothing that may be left out
+readonly full_minutes=60      # by the end of which --full is to be done, as far as one can tell
+readonly compiling_minutes=8  # of build_tests on the two cores that the minutes below were taken on
 
 what="${1:-}"
 case "$what" in
@@ -46,6 +48,7 @@ left_out=()                                      # sentences
 broken=()                                        # stages that failed without the name of a test
 
 other_compiler=()  # the arguments of cmake that choose it, once it is there
+slowness=100       # of this machine today, in percent of those two cores
 
 # timed <headline> <command...>: a stage whose time is told again at the end
 timed() {
@@ -130,8 +133,11 @@ run_quickstart() { judge "the quickstart" bash "$accel_root/examples/quickstart.
 run_benchmarks() { judge "the benchmarks" bash "$accel_root/benchmarks/run.sh" --quick; }
 
 build_tests() {
+  local begin="$SECONDS"
   configure "$build" -DACCEL_BUILD_EXAMPLES=ON
   compile "$build"
+  slowness=$(((SECONDS - begin) * 100 / (compiling_minutes * 60)))
+  ((slowness >= 100)) || slowness=100  # or they were there
 }
 
 run_header_check() {
@@ -139,16 +145,29 @@ run_header_check() {
     --target accel_verify_interface_header_sets
 }
 
-# The folders whose tests start ranks, as a CMake list; but parity, which trains for minutes what the others train too.
+# The folders whose tests start ranks; but parity, which trains for minutes what the others train too, and what is never
+# sanitized so.
 rank_folders() {
   (cd "$accel_root/tests" && grep -lE '(on|run)_ranks\(' ./*/*_test.cpp) \
-    | cut -d / -f 2 | grep -vx parity | sort -u | paste -s -d ';'
+    | cut -d / -f 2 | grep -vxE 'parity|nccl|sanitizers' | sort -u
 }
 
-build_sanitized() {
-  configure "$sanitized" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF \
-    -DACCEL_SANITIZE=address,undefined -DACCEL_TEST_FOLDERS="$(rank_folders)"
-  compile "$sanitized"
+# In the order of what there is to find: threads and shared memory, bytes of others, the rest.
+sanitized_batches() {
+  local first=$'gradient backend\nprepare collective\nlaunch faults dataset checkpoint'
+  echo "$first"
+  rank_folders | grep -vxF "$(tr ' ' '\n' <<<"$first")" | paste -s -d ' '
+}
+
+configure_sanitized() {
+  configure "$sanitized" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DACCEL_SANITIZE=address,undefined
+}
+
+# run_sanitized <folders...>
+run_sanitized() {
+  local IFS='|'
+  compile "$sanitized" --target "${@/%/_tests}"
+  run_tests "$sanitized" "sanitized: " -L "^($*)\$"
 }
 
 # With the other compiler, whose ThreadSanitizer this is. In it the reducer's tests, and those of what it runs on.
@@ -181,9 +200,14 @@ run_clang_tidy() {
 
 # minutes_left <needed> <what>: is there time for it in --full? If not, the end says so.
 minutes_left() {
-  ((SECONDS + 60 * $1 <= 60 * full_minutes)) && return 0
-  left_out+=("$2 was left out: it takes about $1 minutes, and $((SECONDS / 60)) of $full_minutes were over")
+  local needed=$(((60 * $1 * slowness + 99) / 100))
+  ((SECONDS + needed <= 60 * full_minutes)) && return 0
+  left_out+=("$2 would take about $((needed / 60)) minutes, and $((SECONDS / 60)) of $full_minutes are over: left out")
   return 1
+}
+
+ensure_other_compiler() {
+  ((${#other_compiler[@]} > 0)) || timed "set-up of the other compiler" set_up_other_compiler
 }
 
 # The other compiler, with the LibTorch that is there. 2.11 was built with the names that Clang 17 and GCC make of
@@ -260,19 +284,27 @@ case "$what" in
     ;;
 esac
 if [[ "$what" == --full ]]; then
-  timed "compiling every header alone" run_header_check
   timed "the quickstart" run_quickstart
-  timed "set-up of the other compiler" set_up_other_compiler
-  timed "clang-tidy" run_clang_tidy "${other_compiler[@]}"
-  timed "compiling the tests of ranks with sanitizers" build_sanitized
-  timed "running the tests of ranks with sanitizers" run_tests "$sanitized" "sanitized: "
+  configure_sanitized
+  mapfile -t batches < <(sanitized_batches)
+  for batch in "${batches[@]}"; do
+    # shellcheck disable=SC2086  # the folders of a batch are words
+    if minutes_left 5 "sanitizers over $batch"; then timed "sanitizers over $batch" run_sanitized $batch; fi
+  done
+  if minutes_left 5 "clang-tidy"; then
+    ensure_other_compiler
+    timed "clang-tidy" run_clang_tidy "${other_compiler[@]}"
+  fi
+  if minutes_left 5 "each header alone"; then timed "compiling every header alone" run_header_check; fi
   # The newest LibTorch is left to --matrix: 1.5 GB to fetch, and another release than yesterday's on some days.
   if minutes_left 9 "ThreadSanitizer"; then
+    ensure_other_compiler
     timed "compiling the tests of threads with ThreadSanitizer" build_for_threads
     timed "running them" run_tests "$threads" "threads: "
   fi
   if minutes_left 7 "the benchmarks"; then timed "the benchmarks" run_benchmarks; fi
   if minutes_left 5 "the pass with the other compiler"; then
+    ensure_other_compiler
     timed "compiling the tests with the other compiler" build_matrix "$other" "${other_compiler[@]}"
     timed "running them" run_tests "$other" "other compiler: "
   fi
