@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs the tests.
 #
-#   bash tests/run.sh           all of them: about 20 minutes on two cores from an empty machine, 10 when built
+#   bash tests/run.sh           all of them: 15 to 30 minutes on two cores from an empty machine, half when built
 #   bash tests/run.sh --full    and the quickstart; then, in this order, what fits into an hour in all: the tests with
 #                               ranks under AddressSanitizer and UBSan, clang-tidy, each header alone, ThreadSanitizer
 #                               over the threads, each benchmark once, and the other compiler. On a slow day that is
@@ -11,8 +11,8 @@
 #                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
 #                               as the usr/ of an unpacked .deb) where CMake does not find them by itself
 #
-# ACCEL_TESTS_MUST_RUN="torchrun mpi slurm namespaces scikit-learn accelerate" (or some of these, or all) makes a failure of a test
-# that would be skipped because this machine lacks that.
+# ACCEL_TESTS_MUST_RUN="torchrun mpi slurm namespaces scikit-learn accelerate" (or some of these, or all) makes a
+# failure of a test that would be skipped because this machine lacks that.
 #
 # Everything it makes lies below build/.
 
@@ -25,8 +25,7 @@ readonly threads="$accel_build_dir/sanitize-threads"
 readonly matrix="$accel_build_dir/matrix"
 readonly other="$accel_build_dir/other-compiler"
 readonly gpu="$accel_build_dir/gpu"
-readonly full_minutes=60      # by the end of which --full is to be done, as far as one can tell
-readonly compiling_minutes=8  # of build_tests on the two cores that the minutes below were taken on
+readonly full_minutes=60  # by the end of which --full is to be done, as far as one can tell
 
 what="${1:-}"
 case "$what" in
@@ -48,7 +47,7 @@ left_out=()                                      # sentences
 broken=()                                        # stages that failed without the name of a test
 
 other_compiler=()  # the arguments of cmake that choose it, once it is there
-slowness=100       # of this machine today, in percent of those two cores
+slowness=100       # of the last stage whose time was foreseen, in percent: this machine is another one every hour
 
 # timed <headline> <command...>: a stage whose time is told again at the end
 timed() {
@@ -133,11 +132,8 @@ run_quickstart() { judge "the quickstart" bash "$accel_root/examples/quickstart.
 run_benchmarks() { judge "the benchmarks" bash "$accel_root/benchmarks/run.sh" --quick; }
 
 build_tests() {
-  local begin="$SECONDS"
   configure "$build" -DACCEL_BUILD_EXAMPLES=ON
   compile "$build"
-  slowness=$(((SECONDS - begin) * 100 / (compiling_minutes * 60)))
-  ((slowness >= 100)) || slowness=100  # or they were there
 }
 
 run_header_check() {
@@ -152,11 +148,12 @@ rank_folders() {
     | cut -d / -f 2 | grep -vxE 'parity|nccl|sanitizers' | sort -u
 }
 
-# In the order of what there is to find: threads and shared memory, bytes of others, the rest.
+# In the order of what there is to find, each line behind the seconds that it takes: what holds gradients, threads and
+# shared memory, bytes of others, the rest.
 sanitized_batches() {
-  local first=$'gradient backend\nprepare collective\nlaunch faults dataset checkpoint'
+  local first=$'400 gradient prepare\n300 backend collective\n250 launch faults dataset checkpoint'
   echo "$first"
-  rank_folders | grep -vxF "$(tr ' ' '\n' <<<"$first")" | paste -s -d ' '
+  rank_folders | grep -vxF "$(tr ' ' '\n' <<<"$first")" | paste -s -d ' ' | sed 's/^/300 /'
 }
 
 configure_sanitized() {
@@ -165,16 +162,19 @@ configure_sanitized() {
 
 # run_sanitized <folders...>
 run_sanitized() {
-  local IFS='|'
+  local labels
+  labels="$(IFS='|' && echo "$*")"
   compile "$sanitized" --target "${@/%/_tests}"
-  run_tests "$sanitized" "sanitized: " -L "^($*)\$"
+  run_tests "$sanitized" "sanitized: " -L "^($labels)\$"
 }
 
 # With the other compiler, whose ThreadSanitizer this is. In it the reducer's tests, and those of what it runs on.
-build_for_threads() {
+run_for_threads() {
+  ensure_other_compiler
   configure "$threads" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
     -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;data;gradient;sanitizers" "${other_compiler[@]}"
   compile "$threads"
+  run_tests "$threads" "threads: "
 }
 
 # The contract of backends, the laws and the messages for wrong use: what a compiler or a LibTorch could break.
@@ -184,6 +184,17 @@ build_matrix() {
   configure "$folder" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_STANDARD=23 \
     -DACCEL_TEST_FOLDERS="backend;parity;compile_fail" "$@"
   compile "$folder"
+}
+
+run_with_other_compiler() {
+  ensure_other_compiler
+  build_matrix "$other" "${other_compiler[@]}"
+  run_tests "$other" "other compiler: "
+}
+
+run_clang_tidy_of_other_compiler() {
+  ensure_other_compiler
+  run_clang_tidy "${other_compiler[@]}"
 }
 
 # Over a unit that includes every header; a precompiled header would not be looked at.
@@ -198,12 +209,24 @@ run_clang_tidy() {
   judge "clang-tidy" "clang-tidy-$second_clang" --quiet --warnings-as-errors='*' -p "$folder" "$folder/tests/$unit"
 }
 
-# minutes_left <needed> <what>: is there time for it in --full? If not, the end says so.
-minutes_left() {
-  local needed=$(((60 * $1 * slowness + 99) / 100))
-  ((SECONDS + needed <= 60 * full_minutes)) && return 0
-  left_out+=("$2 would take about $((needed / 60)) minutes, and $((SECONDS / 60)) of $full_minutes are over: left out")
-  return 1
+# foreseen <seconds> <headline> <command...>: a stage that takes so long on two quiet cores, if nothing of it is there.
+foreseen() {
+  local begin="$SECONDS" expected="$1"
+  shift
+  timed "$@"
+  slowness=$(((SECONDS - begin) * 100 / expected))
+  ((slowness >= 100)) || slowness=100
+}
+
+# if_time <seconds> <headline> <command...>: the same, if it is likely to end within the time of --full; if not, the end
+# says so.
+if_time() {
+  local needed=$(($1 * slowness / 100))
+  if ((SECONDS + needed <= 60 * full_minutes)); then
+    foreseen "$@"
+  else
+    left_out+=("left out: $2, about $((needed / 60)) minutes, when $((SECONDS / 60)) of $full_minutes were over")
+  fi
 }
 
 ensure_other_compiler() {
@@ -277,37 +300,26 @@ case "$what" in
     ;;
   *)
     timed "set-up" set_up_for tests
-    timed "compiling the tests" build_tests
+    foreseen 480 "compiling the tests" build_tests
     programs=40  # of tests/parity/random_programs_test.cpp; 200 take half a minute
     [[ "$what" != --full ]] || programs=200
     ACCEL_PROGRAMS="${ACCEL_PROGRAMS:-$programs}" timed "running the tests" run_tests "$build" ""
     ;;
 esac
 if [[ "$what" == --full ]]; then
-  timed "the quickstart" run_quickstart
+  foreseen 70 "the quickstart" run_quickstart
   configure_sanitized
   mapfile -t batches < <(sanitized_batches)
   for batch in "${batches[@]}"; do
     # shellcheck disable=SC2086  # the folders of a batch are words
-    if minutes_left 5 "sanitizers over $batch"; then timed "sanitizers over $batch" run_sanitized $batch; fi
+    if_time "${batch%% *}" "sanitizers over ${batch#* }" run_sanitized ${batch#* }
   done
-  if minutes_left 5 "clang-tidy"; then
-    ensure_other_compiler
-    timed "clang-tidy" run_clang_tidy "${other_compiler[@]}"
-  fi
-  if minutes_left 5 "each header alone"; then timed "compiling every header alone" run_header_check; fi
-  # The newest LibTorch is left to --matrix: 1.5 GB to fetch, and another release than yesterday's on some days.
-  if minutes_left 9 "ThreadSanitizer"; then
-    ensure_other_compiler
-    timed "compiling the tests of threads with ThreadSanitizer" build_for_threads
-    timed "running them" run_tests "$threads" "threads: "
-  fi
-  if minutes_left 7 "the benchmarks"; then timed "the benchmarks" run_benchmarks; fi
-  if minutes_left 5 "the pass with the other compiler"; then
-    ensure_other_compiler
-    timed "compiling the tests with the other compiler" build_matrix "$other" "${other_compiler[@]}"
-    timed "running them" run_tests "$other" "other compiler: "
-  fi
+  if_time 270 "clang-tidy" run_clang_tidy_of_other_compiler
+  if_time 300 "each header alone" run_header_check
+  if_time 270 "ThreadSanitizer" run_for_threads
+  if_time 420 "the benchmarks" run_benchmarks
+  if_time 300 "the pass with the other compiler" run_with_other_compiler
+  # 1.5 GB to fetch, and another release than yesterday's on some days.
   left_out+=("the newest LibTorch is left to --matrix")
 fi
 
