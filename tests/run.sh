@@ -151,9 +151,9 @@ rank_folders() {
 # In the order of what there is to find, each line behind the seconds that it takes: what holds gradients, threads and
 # shared memory, bytes of others, the rest.
 sanitized_batches() {
-  local first=$'400 gradient prepare\n300 backend collective\n250 launch faults dataset checkpoint'
+  local first=$'450 gradient prepare\n320 backend collective\n260 launch faults dataset checkpoint'
   echo "$first"
-  rank_folders | grep -vxF "$(tr ' ' '\n' <<<"$first")" | paste -s -d ' ' | sed 's/^/300 /'
+  rank_folders | grep -vxF "$(tr ' ' '\n' <<<"$first")" | paste -s -d ' ' | sed 's/^/270 /'
 }
 
 configure_sanitized() {

@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <fstream>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include <ATen/Context.h>
@@ -143,15 +142,6 @@ int run(int argc, const char* const* argv) {
 
 }  // namespace
 }  // namespace accel::testing
-
-#ifdef __SANITIZE_ADDRESS__
-// LeakSanitizer asks for it where a process ends. To look through all of LibTorch takes half of a rank's time, so of the
-// ranks of a test the first one does.
-extern "C" int __lsan_is_turned_off() {  // NOLINT(bugprone-reserved-identifier)
-  const char* rank = std::getenv("RANK");
-  return rank != nullptr && std::string_view(rank) != "0" ? 1 : 0;
-}
-#endif
 
 int main(int argc, char* argv[]) {
   if (const auto arguments = accel::testing::serve_forks()) {
