@@ -22,6 +22,7 @@ using accel::ReduceOp;
 using accel::testing::Group;
 using accel::testing::meet;
 using accel::testing::on_ranks;
+using accel::testing::pace;
 using accel::testing::patience;
 using accel::testing::Rank;
 using accel::testing::RecordingDriver;
@@ -317,18 +318,18 @@ TEST_CASE("a rank that left without the collective is named at once, not at the 
 TEST_CASE("a late collective names the rank that is behind, whoever notices first", "[backend][nccl]") {
   on_ranks({3}, [](Rank rank) {
     const int late = 1;
-    const double beat_s = 0.3 * patience;
+    const double beat_s = 0.3 * pace;
     const auto meeting = accel::launch::meet(accel::launch::detect(), accel::launch::next_creation(),
                                              {.timeout = Seconds(30), .beat = Seconds(beat_s)});
     RecordedNccl backend(meeting, {.timeout_s = 3 * beat_s});
     at::Tensor tensor = at::ones({3});
     for (int i = 0; i < 2; ++i) backend.all_reduce(tensor, ReduceOp::sum).wait();
-    stay_for(2 * beat_s / patience);
+    stay_for(2 * beat_s / pace);
     if (rank.rank == late) {
-      stay_for(8 * beat_s / patience);  // it lives and beats, but does not come
+      stay_for(8 * beat_s / pace);  // it lives and beats, but does not come
     } else {
       (void)backend.all_reduce(tensor, ReduceOp::sum);
-      stay_for(6 * beat_s / patience);
+      stay_for(6 * beat_s / pace);
       const auto error = thrown_by<CommError>([&] { (void)backend.all_reduce(tensor, ReduceOp::sum); });
       CHECK_THAT(error, ContainsSubstring("all_reduce number 3 of 12 B failed after") &&
                             ContainsSubstring("rank 1 (host ") && ContainsSubstring("was furthest behind"));

@@ -48,6 +48,7 @@ using accel::testing::Mlp;
 using accel::testing::Noise;
 using accel::testing::on_ranks;
 using accel::testing::own_program;
+using accel::testing::pace;
 using accel::testing::patience;
 using accel::testing::Rank;
 using accel::testing::RankResult;
@@ -69,7 +70,7 @@ void all_reduce(Accelerator& accelerator, int numel) {
   work.wait();
 }
 
-constexpr double beat_s = 0.3 * patience;
+constexpr double beat_s = 0.3 * pace;
 
 /// A deadline so far away that only news of the others can end a wait.
 Accelerator::Options beating(bool shared_memory = true) {

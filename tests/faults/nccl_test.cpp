@@ -44,7 +44,7 @@ namespace {
 using Catch::Matchers::ContainsSubstring;
 using RecordedNccl = backend::BasicNccl<RecordingDriver>;
 
-constexpr double beat_s = 0.3 * patience;
+constexpr double beat_s = 0.3 * pace;
 
 /// One write, so that the lines of a process stay whole when it is killed.
 void say(const std::string& text) {

@@ -51,7 +51,7 @@ launch::Meeting meet_until_timeout(const launch::Launch& launch) {
   return launch::meet(launch, launch::next_creation(), {.timeout = Seconds(timeout_s)});
 }
 
-/// Meets as `launch` says; the error's text, which must come within the timeout and a second.
+/// Meets as `launch` says; the error's text, which must come soon after the timeout.
 std::string fails_in_time(const launch::Launch& launch) {
   const Stopwatch watch;
   const auto error = thrown_by<Error>([&] { (void)meet_until_timeout(launch); });

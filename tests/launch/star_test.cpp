@@ -44,6 +44,7 @@ using accel::testing::exact_filter;
 using accel::testing::meet;
 using accel::testing::on_ranks;
 using accel::testing::own_program;
+using accel::testing::pace;
 using accel::testing::patience;
 using accel::testing::Rank;
 using accel::testing::run_program;
@@ -57,7 +58,7 @@ using Accelerator = accel::Accelerator<accel::backend::Gloo, accel::precision::F
 namespace {
 
 /// Much longer than a round of a healthy job.
-constexpr double beat_s = 0.3 * patience;
+constexpr double beat_s = 0.3 * pace;
 
 launch::Meeting meet_beating() {
   return launch::meet(launch::detect(), launch::next_creation(), {.timeout = Seconds(20), .beat = Seconds(beat_s)});
@@ -234,7 +235,7 @@ TEST_CASE("without a descriptor left rank 0 waits for one, and does not spin", "
     const double spent = cpu_seconds() - busy;
     together();
     if (rank.rank == 0) ::setrlimit(RLIMIT_NOFILE, &before);
-    if (rank.rank == 0) CHECK(spent < 0.3 * patience);  // not before: UBSan opens files to look at an object's type
+    if (rank.rank == 0) CHECK(spent < 0.3 * pace);  // not before: UBSan opens files to look at an object's type
     together();
     if (rank.rank == 1) {
       const auto socket = connect_to_rank_0();

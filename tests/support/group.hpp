@@ -27,7 +27,7 @@ class Stopwatch {
 
 /// Keeps this rank where it is: late for the others, or there to be spoken over, as rank 0.
 inline void stay_for(double seconds) {
-  std::this_thread::sleep_for(Seconds(seconds * patience));
+  std::this_thread::sleep_for(Seconds(seconds * pace));
 }
 
 /// Meets the other ranks that the environment describes.

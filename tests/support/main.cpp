@@ -104,7 +104,7 @@ class TestCaseListener : public Catch::EventListenerBase {
     reason_.clear();
     stopwatch_ = Clock::now();
     state_.restore();
-    ::alarm(static_cast<unsigned>(longest_test_case_s * patience));
+    ::alarm(static_cast<unsigned>(longest_test_case_s * pace));
   }
 
   void assertionEnded(const Catch::AssertionStats& stats) override {

@@ -120,9 +120,7 @@ void Process::finish(int status) {
   ProcessResult result;
   if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
   if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
-  const auto now = Clock::now();
-  result.seconds = Seconds(now - start_).count();
-  result.ended_at = Seconds(now.time_since_epoch()).count();
+  result.seconds = Seconds(Clock::now() - start_).count();
   result.output = read_output();
   result_ = std::move(result);
 }
@@ -142,7 +140,7 @@ void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> gra
   using Clock = std::chrono::steady_clock;
   constexpr std::chrono::milliseconds for_news_of_waking(100);
   const auto duration = [](Seconds span) { return std::chrono::duration_cast<Clock::duration>(span); };
-  auto end = Clock::now() + duration(deadline * patience);
+  auto end = Clock::now() + duration(deadline * pace);
   auto last_seen_running = Clock::now();
   bool failure_seen = false;
   for (;;) {
@@ -153,7 +151,7 @@ void wait_for(Processes& processes, Seconds deadline, std::optional<Seconds> gra
         if (!process->is_stopped()) last_seen_running = Clock::now();
       } else if (grace_after_failure && !failure_seen && !process->result().succeeded()) {
         failure_seen = true;
-        end = std::min(end, Clock::now() + duration(*grace_after_failure * patience));
+        end = std::min(end, Clock::now() + duration(*grace_after_failure * pace));
       }
     }
     if (!left) return;

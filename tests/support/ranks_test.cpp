@@ -145,12 +145,12 @@ TEST_CASE("a rank that hangs is killed at the deadline", "[support]") {
                                  [](Rank rank) {
                                    if (rank.rank == 1) hang();
                                  },
-                                 {.deadline = Seconds(3)});
+                                 {.deadline = Seconds(5)});
   REQUIRE(results.size() == 2);
   CHECK(results[0].succeeded());
   CHECK(results[1].timed_out);
   CHECK(results[1].signal == SIGKILL);
-  CHECK(results[1].seconds >= 3);
+  CHECK(results[1].seconds >= 5);
 }
 
 TEST_CASE("a stopped rank is killed once nobody is left who could wake it", "[support]") {
@@ -213,7 +213,7 @@ TEST_CASE("hidden: rank 0 hangs", "[.][support]") {
            [](Rank rank) {
              if (rank.rank == 0) hang();
            },
-           {.deadline = Seconds(2)});
+           {.deadline = Seconds(5)});
 }
 
 TEST_CASE("a hanging rank fails the test and is named", "[support]") {
@@ -249,7 +249,7 @@ TEST_CASE("no rank outlives a test program that is killed, nor does the server t
   const std::string note = folder / "note";
   const ProcessResult result =
       run_program({own_program(), exact_filter("hidden: rank 0 notes all processes and hangs")},
-                  {.deadline = Seconds(3), .variables = {{"TEST_NOTE", note}}});
+                  {.deadline = Seconds(8), .variables = {{"TEST_NOTE", note}}});
   CHECK(result.timed_out);
   std::ifstream file(note);
   int count = 0;
