@@ -174,6 +174,25 @@ TEST_CASE("a rank that does not connect is an error of the others at the deadlin
   });
 }
 
+TEST_CASE("a wait that begins late ends at its own deadline, and names who is behind", "[backend]") {
+  on_ranks({2}, [](Rank rank) {
+    Gloo::Options options;
+    options.timeout_s = 2 * accel::testing::pace;
+    options.shared_memory = false;
+    Group<Gloo> group(options);
+    if (rank.rank == 1) return stay_for(5);
+    at::Tensor tensor = at::ones({3});
+    auto work = group->all_reduce(tensor, ReduceOp::sum);
+    stay_for(1);  // as in the rest of a backward: Gloo's clock runs
+    const Stopwatch watch;
+    const auto error = thrown_by<CommError>([&] { work.wait(); });
+    CHECK(watch.seconds() >= 0.9 * options.timeout_s.value());
+    CHECK_THAT(error, ContainsSubstring("without an answer") && ContainsSubstring("rank 1 (host ") &&
+                          ContainsSubstring("was furthest behind"));
+    std::cout << error << "\n";
+  });
+}
+
 TEST_CASE("where no address is known to the other hosts, all are told to set one", "[backend]") {
   on_ranks({2}, [](Rank rank) {
     auto meeting = meet();

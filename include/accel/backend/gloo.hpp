@@ -236,7 +236,8 @@ class Gloo {
             auto store = c10::make_intrusive<c10d::PrefixStore>("gloo/", meeting.store);
             auto engine = c10::make_intrusive<c10d::ProcessGroupGloo>(std::move(store), meeting.topology.rank,
                                                                       meeting.topology.world_size, options);
-            engine->setTimeout(Deadline::in(timeout).remaining());
+            // Gloo's clock starts with a collective, this library's with the wait for it, which knows who is behind.
+            engine->setTimeout(Deadline::in(2 * timeout).remaining());
             return c10::intrusive_ptr<c10d::Backend>(std::move(engine));
           },
           [this] { return group_->control.failed(); });
