@@ -125,7 +125,7 @@ TEST_CASE("a rank that is killed in the middle of an epoch leaves errors, no han
                                      };
                                      train(fault, shared_memory);
                                    },
-                                   {.deadline = Seconds(20)});
+                                   {.deadline = Seconds(60)});
     if (in_another_launch(results)) return;
     CHECK(results[static_cast<std::size_t>(victim)].signal == SIGKILL);
     judge_survivors(results, victim, "has ended without a word");
@@ -156,7 +156,7 @@ TEST_CASE("a rank that is killed while the others wait in a collective leaves er
                                      ::raise(SIGKILL);
                                    });
                                  },
-                                 {.deadline = Seconds(20)});
+                                 {.deadline = Seconds(60)});
   CHECK(results[2].signal == SIGKILL);
   judge_survivors(results, 2, "has ended without a word");
 }
@@ -170,7 +170,7 @@ TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]"
                                      };
                                      train(fault, shared_memory);
                                    },
-                                   {.deadline = Seconds(20)});
+                                   {.deadline = Seconds(60)});
     if (in_another_launch(results)) return;
     CHECK(results[static_cast<std::size_t>(victim)].timed_out);  // it is still stopped when all is over
     judge_survivors(results, victim, "without an answer");
@@ -203,7 +203,7 @@ TEST_CASE("rank 0, over which the others speak, stops while they wait for it: er
                                      CHECK(watch.seconds() <= timeout_s + 1 * patience);
                                      std::cout << "says: " << error << "\n" << std::flush;
                                    },
-                                   {.deadline = Seconds(20)});
+                                   {.deadline = Seconds(60)});
     if (in_another_launch(results)) return;
     CHECK(results[0].timed_out);  // it is still stopped when all is over
     judge_survivors(results, 0);
@@ -245,7 +245,7 @@ TEST_CASE("rank 0 stops while the others look for it: an error at the deadline o
                                         ContainsSubstring("rank 0 is stopped"));
                   std::cout << "says: " << error << "\n" << std::flush;
                 },
-                {.deadline = Seconds(20)});
+                {.deadline = Seconds(60)});
   if (in_another_launch(results)) return;
   INFO(results[1].output);
   CHECK(results[0].timed_out);
@@ -272,7 +272,7 @@ TEST_CASE("what a rank throws in the middle of an epoch is what the others read,
                                      };
                                      train(fault, true, in_run);
                                    },
-                                   {.deadline = Seconds(20)});
+                                   {.deadline = Seconds(60)});
     if (in_another_launch(results)) continue;
     const auto& gone = results[static_cast<std::size_t>(thrower)];
     CHECK(gone.exit_code == 1);

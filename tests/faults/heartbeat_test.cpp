@@ -295,7 +295,7 @@ TEST_CASE("whatever ends a rank at a random moment, every survivor names it", "[
                                      // Is there something to wake? It has to find out that it was given up.
                                      if (rank.rank != culprit && kind == "SIGSTOP") ::kill(process_in(error), SIGCONT);
                                    },
-                                   {.deadline = Seconds(20), .variables = {{"ACCEL_FAULT_SEED", seed}}});
+                                   {.deadline = Seconds(60), .variables = {{"ACCEL_FAULT_SEED", seed}}});
     if (in_another_launch(results)) continue;
     const std::string what =
         accel::message("seed ", seed, ", fault ", i, ": ", kind, " after ", delay.count(), " ms, rank ", culprit,
@@ -399,7 +399,7 @@ TEST_CASE("with heartbeat_s = 0 a stopped process is waited for until the deadli
                                    CHECK(watch.seconds() >= 5.9 * beat_s);
                                    say("says: " + error);
                                  },
-                                 {.deadline = Seconds(20)});
+                                 {.deadline = Seconds(60)});
   if (in_another_launch(results)) return;
   INFO(results[0].output);
   CHECK(results[0].succeeded());
@@ -451,7 +451,7 @@ TEST_CASE("a machine whose network is cut at a random moment is named by the oth
   const std::string line =
       "folder=$(mktemp -d); " ACCEL_TEST_DIR "/launch/three_hosts.sh \"" + rank +
       "\"; status=$?; for i in 0 1 2; do echo \"== $i\"; cat $folder/$i; done; rm -r $folder; exit $status";
-  const auto result = run_program({"bash", "-c", line}, {.deadline = Seconds(40)});
+  const auto result = run_program({"bash", "-c", line}, {.deadline = Seconds(180)});
   INFO(line << "\n" << result.output);
   if (result.exit_code == 77)
     accel::testing::skip_without("namespaces", result.output.substr(result.output.rfind("skipped: ") + 9));

@@ -44,7 +44,7 @@ std::string a_rank() {
 void check_ranks(const std::string& line, const std::string& family, int world_size, ProgramVariables variables = {},
                  const std::string& what = "namespaces") {
   variables.emplace_back("OMP_NUM_THREADS", "1");
-  const ProcessResult result = run_program({"bash", "-c", line}, {.deadline = Seconds(120), .variables = variables});
+  const ProcessResult result = run_program({"bash", "-c", line}, {.deadline = Seconds(600), .variables = variables});
   INFO(line << "\n" << result.output);
   if (result.exit_code == not_possible) skip_without(what, result.output.substr(result.output.rfind("skipped: ") + 9));
   CHECK(result.succeeded());

@@ -526,7 +526,7 @@ TEST_CASE("a silent name server neither kills nor delays a job whose MASTER_ADDR
                    "folder=$(mktemp -d) && cp /etc/hosts /etc/nsswitch.conf /etc/passwd $folder && "
                    "mount --bind $folder /etc || { echo 'no mounts here'; exit 77; }; export status=0; " +
                        line},
-                  {.deadline = Seconds(60)});
+                  {.deadline = Seconds(180)});
   INFO(result.output);
   if (result.exit_code == 77 || result.output.find("unshare: ") != std::string::npos)
     accel::testing::skip_without("namespaces", "this system allows no mounts or network namespaces of one's own");

@@ -112,7 +112,7 @@ const std::map<std::string, std::vector<double>>& expected() {
     }
     const auto result = accel::testing::run_program(
         {ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/metrics/scikit_learn.py", own->path().string()},
-        {.deadline = accel::testing::Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+        {.deadline = accel::testing::Seconds(600), .variables = {{"OMP_NUM_THREADS", "1"}}});
     if (!result.succeeded()) own.reset();
     if (result.exit_code == 3)
       accel::testing::skip_without("scikit-learn", "the Python of the tests cannot import scikit-learn");

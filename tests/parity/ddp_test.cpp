@@ -39,7 +39,7 @@ void train_ddp(int world_size, const std::filesystem::path& folder) {
   const auto result =
       run_program({ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/parity/ddp.py", folder.string(), std::to_string(ddp_steps),
                    std::to_string(ddp_rows), std::to_string(world_size), std::to_string(port.number())},
-                  {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+                  {.deadline = Seconds(600), .variables = {{"OMP_NUM_THREADS", "1"}}});
   INFO(result.output);
   REQUIRE(result.succeeded());
 }

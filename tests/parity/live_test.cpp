@@ -178,7 +178,7 @@ void run_python(const std::filesystem::path& folder, const std::vector<std::stri
                                      folder.string(),      std::to_string(steps),
                                      std::to_string(rows), std::to_string(port.number())};
   arguments.insert(arguments.end(), systems.begin(), systems.end());
-  const auto result = run_program(arguments, {.deadline = Seconds(240), .variables = {{"OMP_NUM_THREADS", "1"}}});
+  const auto result = run_program(arguments, {.deadline = Seconds(900), .variables = {{"OMP_NUM_THREADS", "1"}}});
   if (result.exit_code == 3)
     skip_without("accelerate", "HF Accelerate is not installed; benchmarks/run.sh puts it below build/");
   INFO(result.output);

@@ -134,7 +134,7 @@ TEST_CASE("samplers and loaders give what PyTorch, Accelerate and torchdata give
     const ReservedPort port;
     const auto python = run_program(
         {ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/parity/loaders.py", folder.path().string(), std::to_string(port.number())},
-        {.deadline = Seconds(300), .variables = {{"OMP_NUM_THREADS", "1"}}});
+        {.deadline = Seconds(900), .variables = {{"OMP_NUM_THREADS", "1"}}});
     CAPTURE(python.output);
     if (python.exit_code == 3) skip_without("accelerate", "HF Accelerate or torchdata is not installed");
     REQUIRE(python.exit_code == 0);

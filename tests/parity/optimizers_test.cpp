@@ -155,7 +155,7 @@ void run_python(const std::filesystem::path& folder) {
                     {"sizes", *one.shapes}});
   std::ofstream(folder / "cases.json") << list;
   const auto result = run_program({ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/parity/optimizers.py", folder.string()},
-                                  {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+                                  {.deadline = Seconds(600), .variables = {{"OMP_NUM_THREADS", "1"}}});
   INFO(result.output);
   REQUIRE(result.succeeded());
 }

@@ -354,5 +354,5 @@ TEMPLATE_TEST_CASE("gradients of random programs are those of a reference, at an
                Program<TestType>(rank, static_cast<std::uint64_t>(program)).run();
              }
            },
-           {.deadline = Seconds(60 + count)});
+           {.deadline = Seconds(300 + count)});
 }

@@ -25,7 +25,7 @@ const std::filesystem::path recorded = folder_of_recorded / "schedules.json";
 ProcessResult replay_files(const std::vector<std::filesystem::path>& files) {
   std::vector<std::string> arguments{ACCEL_TEST_REPLAY_RECORDED};
   for (const auto& file : files) arguments.push_back(file.string());
-  return run_program(arguments, {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+  return run_program(arguments, {.deadline = Seconds(600), .variables = {{"OMP_NUM_THREADS", "1"}}});
 }
 
 nlohmann::json read(const std::filesystem::path& path) {
@@ -168,7 +168,7 @@ TEST_CASE("schedules that PyTorch runs now are ours, with plateaus and the momen
   const Folder folder;
   const auto path = folder / "live.json";
   const auto python = run_program({ACCEL_TEST_PYTHON, ACCEL_TEST_DIR "/parity/record_schedules.py", path.string()},
-                                  {.deadline = Seconds(120), .variables = {{"OMP_NUM_THREADS", "1"}}});
+                                  {.deadline = Seconds(600), .variables = {{"OMP_NUM_THREADS", "1"}}});
   CAPTURE(python.output);
   REQUIRE(python.succeeded());
   const auto result = replay_files({path});
