@@ -22,6 +22,7 @@ using accel::backend::Gloo;
 using accel::testing::Group;
 using accel::testing::meet;
 using accel::testing::on_ranks;
+using accel::testing::pace;
 using accel::testing::patience;
 using accel::testing::Rank;
 using accel::testing::Seconds;
@@ -177,7 +178,7 @@ TEST_CASE("a rank that does not connect is an error of the others at the deadlin
 TEST_CASE("a wait that begins late ends at its own deadline, and names who is behind", "[backend]") {
   on_ranks({2}, [](Rank rank) {
     Gloo::Options options;
-    options.timeout_s = 2 * accel::testing::pace;
+    options.timeout_s = 2 * pace;
     options.shared_memory = false;
     Group<Gloo> group(options);
     auto others = meet().control_plane();  // one of its own: that of the group is given up

@@ -55,7 +55,7 @@ TEST_CASE("pairs, tuples, maps, lists, options and structs of these become the s
                          std::vector<torch::Tensor>, std::optional<bool>>;
   const auto row = [](int i) {
     return Row{torch::full({2}, i),
-               {i, std::string(static_cast<std::size_t>(i), 'x')},
+               {i, std::string(static_cast<std::size_t>(i), 't')},
                {{"a", {1.0F * static_cast<float>(i), 2.0F * static_cast<float>(i)}}},
                {torch::tensor(i), torch::ones({1, i + 1})},
                std::nullopt};
@@ -65,7 +65,7 @@ TEST_CASE("pairs, tuples, maps, lists, options and structs of these become the s
   const auto [tensor, pair, map, list, none] = stack(rows);
   CHECK(tensor.equal(torch::full({2, 2}, 3)));
   CHECK(pair.first.equal(torch::tensor({3, 4})));
-  CHECK(pair.second == std::vector<std::string>{"xxx", "xxx"});
+  CHECK(pair.second == std::vector<std::string>{"ttt", "ttt"});
   CHECK(map.at("a").equal(torch::tensor({{3.0F, 6.0F}, {3.0F, 6.0F}})));
   REQUIRE(list.size() == 2);
   CHECK(list[1].sizes() == torch::IntArrayRef{2, 1, 4});

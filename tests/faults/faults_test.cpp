@@ -73,6 +73,9 @@ void train(const std::function<void(int)>& before_step, bool shared_memory = tru
   const auto loop = [&, &model = model, &optimizer = optimizer, &loader = loader] {
     for (auto& batch : loader) {
       since_step = {};
+      if (step == fault_step)
+        std::cout << "step of the fault at " << std::chrono::steady_clock::now().time_since_epoch().count() << " ns\n"
+                  << std::flush;
       before_step(step++);
       optimizer.zero_grad();
       auto loss = cross_entropy(model(batch.data), batch.target);
@@ -98,8 +101,17 @@ void train(const std::function<void(int)>& before_step, bool shared_memory = tru
   std::cout << "says later: " << later << "\n" << std::flush;
 }
 
-/// Shows what the survivors said, and checks that they named `gone` and `words`, and left before their deadline.
-void judge_survivors(const std::vector<RankResult>& results, int gone, const std::string& words = {}) {
+/// Seconds from the step of the fault to the end of the process.
+double left_after(const RankResult& result) {
+  const std::string words = "step of the fault at ";
+  const std::size_t at = result.output.find(words);
+  REQUIRE(at != std::string::npos);
+  return result.ended_at - 1e-9 * std::stod(result.output.substr(at + words.size()));
+}
+
+/// Shows what the survivors said, and checks that they left soon after `gone` did, or soon after they began.
+void judge_survivors(const std::vector<RankResult>& results, int gone, bool gone_has_ended,
+                     const std::string& words = {}, double bound_s = timeout_s + 1) {
   for (std::size_t rank = 0; rank < results.size(); ++rank) {
     if (static_cast<int>(rank) == gone) continue;
     const auto& result = results[rank];
@@ -111,6 +123,10 @@ void judge_survivors(const std::vector<RankResult>& results, int gone, const std
     CHECK_THAT(result.output, !ContainsSubstring("terminate"));
     CHECK_THAT(result.output, ContainsSubstring("rank " + std::to_string(gone) + " (host "));
     CHECK_THAT(result.output, ContainsSubstring(words));
+    if (gone_has_ended) {
+      const double after = result.seconds - results[static_cast<std::size_t>(gone)].seconds;
+      CHECK(after <= bound_s * patience);
+    }
   }
 }
 
@@ -125,10 +141,10 @@ TEST_CASE("a rank that is killed in the middle of an epoch leaves errors, no han
                                      };
                                      train(fault, shared_memory);
                                    },
-                                   {.deadline = Seconds(60)});
+                                   {.deadline = Seconds(20)});
     if (in_another_launch(results)) return;
     CHECK(results[static_cast<std::size_t>(victim)].signal == SIGKILL);
-    judge_survivors(results, victim, "has ended without a word");
+    judge_survivors(results, victim, true, "has ended without a word");
   };
   SECTION("the last of two") {
     kill_one(2, 1);
@@ -156,9 +172,9 @@ TEST_CASE("a rank that is killed while the others wait in a collective leaves er
                                      ::raise(SIGKILL);
                                    });
                                  },
-                                 {.deadline = Seconds(60)});
+                                 {.deadline = Seconds(20)});
   CHECK(results[2].signal == SIGKILL);
-  judge_survivors(results, 2, "has ended without a word");
+  judge_survivors(results, 2, true, "has ended without a word");
 }
 
 TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]") {
@@ -170,10 +186,13 @@ TEST_CASE("a rank that stops leaves errors at the deadline, no hang", "[faults]"
                                      };
                                      train(fault, shared_memory);
                                    },
-                                   {.deadline = Seconds(60)});
+                                   {.deadline = Seconds(20)});
     if (in_another_launch(results)) return;
     CHECK(results[static_cast<std::size_t>(victim)].timed_out);  // it is still stopped when all is over
-    judge_survivors(results, victim, "without an answer");
+    judge_survivors(results, victim, false, "without an answer");
+    for (std::size_t rank = 0; rank < results.size(); ++rank)
+      if (static_cast<int>(rank) != victim)
+        CHECK(left_after(results[rank]) <= timeout_s + 2 * patience);  // the process
   };
   SECTION("the last of two") {
     stop_one(2, 1);
@@ -203,10 +222,11 @@ TEST_CASE("rank 0, over which the others speak, stops while they wait for it: er
                                      CHECK(watch.seconds() <= timeout_s + 1 * patience);
                                      std::cout << "says: " << error << "\n" << std::flush;
                                    },
-                                   {.deadline = Seconds(60)});
+                                   {.deadline = Seconds(20)});
     if (in_another_launch(results)) return;
     CHECK(results[0].timed_out);  // it is still stopped when all is over
-    judge_survivors(results, 0);
+    judge_survivors(results, 0, false);
+    for (const int rank : {1, 2}) CHECK(results[static_cast<std::size_t>(rank)].seconds < 5 * patience);
   };
   SECTION("in a barrier") {
     stop_rank_0_in("wait_for_everyone gave up after 2 s",
@@ -245,7 +265,7 @@ TEST_CASE("rank 0 stops while the others look for it: an error at the deadline o
                                         ContainsSubstring("rank 0 is stopped"));
                   std::cout << "says: " << error << "\n" << std::flush;
                 },
-                {.deadline = Seconds(60)});
+                {.deadline = Seconds(20)});
   if (in_another_launch(results)) return;
   INFO(results[1].output);
   CHECK(results[0].timed_out);
@@ -272,12 +292,12 @@ TEST_CASE("what a rank throws in the middle of an epoch is what the others read,
                                      };
                                      train(fault, true, in_run);
                                    },
-                                   {.deadline = Seconds(60)});
+                                   {.deadline = Seconds(20)});
     if (in_another_launch(results)) continue;
     const auto& gone = results[static_cast<std::size_t>(thrower)];
     CHECK(gone.exit_code == 1);
     CHECK_THAT(gone.output, ContainsSubstring("no such sample"));
-    judge_survivors(results, thrower, words);
+    judge_survivors(results, thrower, true, words, 1);
   }
 }
 

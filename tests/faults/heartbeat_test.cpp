@@ -295,7 +295,7 @@ TEST_CASE("whatever ends a rank at a random moment, every survivor names it", "[
                                      // Is there something to wake? It has to find out that it was given up.
                                      if (rank.rank != culprit && kind == "SIGSTOP") ::kill(process_in(error), SIGCONT);
                                    },
-                                   {.deadline = Seconds(60), .variables = {{"ACCEL_FAULT_SEED", seed}}});
+                                   {.deadline = Seconds(20), .variables = {{"ACCEL_FAULT_SEED", seed}}});
     if (in_another_launch(results)) continue;
     const std::string what =
         accel::message("seed ", seed, ", fault ", i, ": ", kind, " after ", delay.count(), " ms, rank ", culprit,
@@ -399,7 +399,7 @@ TEST_CASE("with heartbeat_s = 0 a stopped process is waited for until the deadli
                                    CHECK(watch.seconds() >= 5.9 * beat_s);
                                    say("says: " + error);
                                  },
-                                 {.deadline = Seconds(60)});
+                                 {.deadline = Seconds(20)});
   if (in_another_launch(results)) return;
   INFO(results[0].output);
   CHECK(results[0].succeeded());

@@ -200,7 +200,7 @@ TEST_CASE("whatever ends a rank over NCCL's calls, every survivor names it, and 
   const std::string seed = given == nullptr ? std::to_string(std::random_device{}()) : given;
   std::mt19937 random(static_cast<std::mt19937::result_type>(std::stoul(seed)));
   const auto below = [&](std::size_t end) { return static_cast<int>(random() % end); };
-  const RankOptions rank_options{.deadline = Seconds(90), .variables = {{"ACCEL_FAULT_SEED", seed}}};
+  const RankOptions rank_options{.deadline = Seconds(30), .variables = {{"ACCEL_FAULT_SEED", seed}}};
   const int first_loop = below(loops().size());
   for (int i = 0; i < count; ++i) {
     const Fault& fault = faults()[static_cast<std::size_t>(i) % faults().size()];
@@ -226,7 +226,7 @@ TEST_CASE("whatever ends a rank over NCCL's calls, every survivor names it, and 
                     const char* const steps = std::getenv("ACCEL_UNDISTURBED_STEPS");
                     loop.train([](int, const Abort&) {}, steps == nullptr ? 0 : std::stoul(steps));
                   },
-                  {.deadline = Seconds(90),
+                  {.deadline = Seconds(30),
                    .variables = {{"ACCEL_FAULT_SEED", seed}, {"ACCEL_UNDISTURBED_STEPS", std::to_string(last)}}});
     if (in_another_launch(results) || in_another_launch(undisturbed)) continue;
 

@@ -120,7 +120,9 @@ void Process::finish(int status) {
   ProcessResult result;
   if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
   if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
-  result.seconds = Seconds(Clock::now() - start_).count();
+  const auto now = Clock::now();
+  result.seconds = Seconds(now - start_).count();
+  result.ended_at = Seconds(now.time_since_epoch()).count();
   result.output = read_output();
   result_ = std::move(result);
 }

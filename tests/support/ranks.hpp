@@ -44,6 +44,7 @@ struct ProcessResult {
   bool timed_out = false;  // it was killed: it ran at its deadline, or was stopped when all others had ended
   std::string output;      // stdout and stderr together
   double seconds = 0;      // from its start to its end
+  double ended_at = 0;     // its end, in seconds of the system's steady clock, which all processes share
 
   [[nodiscard]] bool succeeded() const { return exit_code == 0 && signal == 0 && !timed_out; }
 };
