@@ -125,6 +125,18 @@ template <class... Parts>
   return what.substr(0, what.find('\n'));
 }
 
+/// What `body` throws, in words; nothing if it does not.
+template <class Body>
+[[nodiscard]] std::string error_of(Body&& body) {
+  try {
+    std::forward<Body>(body)();
+    return {};
+  } catch (const std::exception& error) {
+    const std::string text = first_line(error);
+    return text.empty() ? "an error without a text" : text;
+  }
+}
+
 /// Runs `body`; an accel::Error that leaves it carries `label` from then on.
 template <class Body>
 decltype(auto) labelled(std::string_view label, Body&& body) {
