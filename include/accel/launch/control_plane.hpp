@@ -16,6 +16,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/core/units.hpp>
+#include <accel/launch/notice_board.hpp>
 #include <accel/launch/peer.hpp>
 #include <accel/launch/star.hpp>
 
@@ -61,6 +62,11 @@ class ControlPlane {
   void barrier(std::string_view purpose, Deadline deadline) {
     check_failure(purpose);
     if (star_) (void)round(purpose, {}, detail::Contribution::nobody, deadline);
+  }
+
+  /// For threads that go their own way: values by name, apart from those of other `section`s.
+  [[nodiscard]] NoticeBoard notices(std::string_view section) const {
+    return star_ ? NoticeBoard(star_, message(group_, "/", section, "/")) : NoticeBoard();
   }
 
   // Collectives of a backend

@@ -30,12 +30,12 @@
 #include <accel/launch/detail/last_words.hpp>
 #include <accel/launch/detail/links.hpp>
 #include <accel/launch/detail/lobby.hpp>
-#include <accel/launch/detail/no_signals.hpp>
 #include <accel/launch/detail/pace.hpp>
 #include <accel/launch/detail/poller.hpp>
 #include <accel/launch/detail/shelf.hpp>
 #include <accel/launch/detail/switchboard.hpp>
 #include <accel/launch/detail/wire.hpp>
+#include <accel/launch/no_signals.hpp>
 #include <accel/launch/peer.hpp>
 
 namespace accel::inline v0_1::launch {
@@ -326,7 +326,7 @@ class Star {
 
   void start() {
     {
-      const detail::NoSignals guard;
+      const NoSignals guard;
       thread_ = std::thread([this] { watch(); });
     }
     last_words_.emplace([this](const std::string& text) { last_words(text); });

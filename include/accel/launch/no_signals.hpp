@@ -1,10 +1,10 @@
-// NoSignals: the star's thread is none of those that a program's signals are for.
+// NoSignals: the library's own threads are none of those that a program's signals are for.
 #pragma once
 
 #include <pthread.h>
 #include <signal.h>
 
-namespace accel::inline v0_1::launch::detail {
+namespace accel::inline v0_1::launch {
 
 /// Threads that are started while it lives hear no signals: no handler of the program's finds itself in one.
 class NoSignals {
@@ -22,4 +22,4 @@ class NoSignals {
   sigset_t before_{};
 };
 
-}  // namespace accel::inline v0_1::launch::detail
+}  // namespace accel::inline v0_1::launch
