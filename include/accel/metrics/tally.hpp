@@ -84,6 +84,11 @@ class Tally {
     return state;
   }
 
+  /// That is the state of one to which nothing was added.
+  [[nodiscard]] static bool holds_nothing(const tensor::StateDict& state) {
+    return !state.tensor("counts").any().item<bool>() && !state.tensor("numbers").any().item<bool>();
+  }
+
   /// Throws   CheckpointError for the state of another metric, or of other options; then nothing has changed.
   void load_state_dict(const tensor::StateDict& state) {
     const std::string saved = text(state.tensor("options"));

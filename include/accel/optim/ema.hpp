@@ -124,18 +124,25 @@ class EMA {
     return state;
   }
 
-  /// Throws   CheckpointError for an average that lacks, or has another shape; then nothing has changed.
-  void load_state_dict(const tensor::StateDict& state) {
-    const c10::AutoGradMode no_grad(false);
+  /// Throws   CheckpointError for an average that lacks, or has another shape.
+  void check_state_dict(const tensor::StateDict& state) const {
     const std::int64_t updates = state.integer("n_averaged");
-    std::vector<at::Tensor> averages;
     for (std::size_t i = 0; updates > 0 && i < parameters_.size(); ++i) {
       const at::Tensor& average = state.tensor("average." + names_.of(parameters_[i], i));
       ACCEL_CHECK(average.sizes() == parameters_[i].sizes(), CheckpointError, "EMA: average.",
                   names_.of(parameters_[i], i), " is ", tensor::spec(average), ", expected the shape of ",
                   tensor::spec(parameters_[i]));
-      averages.push_back(exact(parameters_[i]).clone().copy_(average));
     }
+  }
+
+  /// Throws   as check_state_dict(); then nothing has changed.
+  void load_state_dict(const tensor::StateDict& state) {
+    check_state_dict(state);
+    const c10::AutoGradMode no_grad(false);
+    const std::int64_t updates = state.integer("n_averaged");
+    std::vector<at::Tensor> averages;
+    for (std::size_t i = 0; updates > 0 && i < parameters_.size(); ++i)
+      averages.push_back(exact(parameters_[i]).clone().copy_(state.tensor("average." + names_.of(parameters_[i], i))));
     averages_ = std::move(averages);
     updates_ = updates;
   }

@@ -11,6 +11,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros.h>
 
 #include <accel/optim/borrowed.hpp>
@@ -27,6 +28,20 @@ struct GroupLayout {
   bool is_elementwise = true;                                 // parameters may be merged; else each as a whole
   LowPrecision low_precision = LowPrecision::master_weights;  // of bf16 and fp16
 };
+
+namespace detail {
+
+/// What has the layout of `tensor` and holds nothing, on the meta device: to ask what a state looks like.
+[[nodiscard]] inline at::Tensor without_memory(const at::Tensor& tensor) {
+  return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(at::kMeta).requires_grad(false));
+}
+
+/// Memory of that layout, not filled.
+[[nodiscard]] inline at::Tensor with_memory(const at::Tensor& layout, at::Device device) {
+  return at::empty_strided(layout.sizes(), layout.strides(), layout.options().device(device));
+}
+
+}  // namespace detail
 
 /// The parameters of one group of an optimizer and the state of each.
 ///
@@ -117,15 +132,18 @@ class FlatGroup {
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const auto& [tensors, master, steps] = states[i];
       const at::Tensor own = parameters[i].detach();
-      const at::Tensor like = is_in_float(own) ? own.to(at::kFloat) : own;
+      const at::Tensor like =
+          is_in_float(own) ? detail::without_memory(own).to(at::kFloat) : detail::without_memory(own);
       Member fresh;
       fresh.parameter = parameters[i].unsafeGetTensorImpl();
       fresh.steps = steps;
       for (std::size_t s = 0; s < layout_.states && steps > 0; ++s) {
-        fresh.states.push_back(layout_.initial(s, like));
-        if (s < tensors.size() && tensors[s].defined() && fresh.states[s].defined()) fresh.states[s].copy_(tensors[s]);
+        const at::Tensor state = layout_.initial(s, like);
+        const bool is_there = s < tensors.size() && tensors[s].defined() && state.defined();
+        fresh.states.push_back(!is_there ? layout_.initial(s, is_in_float(own) ? own.to(at::kFloat) : own)
+                                         : detail::with_memory(state, own.device()).copy_(tensors[s]));
       }
-      if (has_master(own) && master.defined()) fresh.master = at::empty_like(like).copy_(master);
+      if (has_master(own) && master.defined()) fresh.master = detail::with_memory(like, own.device()).copy_(master);
       members_[i] = std::move(fresh);
     }
   }

@@ -218,22 +218,7 @@ class FlatOptimizer {
   ///          here or of another shape, and for options that lack or cannot be.
   void load_state_dict(const tensor::StateDict& dict) {
     const c10::AutoGradMode no_grad(false);
-    std::vector<Options> options;
-    std::vector<std::vector<FlatGroup::State>> states(groups_.size());
-    std::unordered_set<std::string> known;
-    std::size_t number = 0;
-    for (std::size_t g = 0; g < groups_.size(); ++g) {
-      options.push_back(detail::load_options(groups_[g].options(), prefix_of(g), dict));
-      Rule::check(options[g]);
-      tensor::StateDict saved;
-      detail::save_options(options[g], prefix_of(g), saved);
-      for (const auto& one : saved.entries()) known.insert(one.name);
-      for (const auto& parameter : groups_[g].params())
-        states[g].push_back(loaded(parameter, names_.of(parameter, number++), options[g], dict, known));
-    }
-    for (const auto& [name, tensor] : dict.entries())
-      ACCEL_CHECK(known.contains(name), CheckpointError, Rule::name, ": ", name, ", ", tensor::spec(tensor),
-                  ", belongs to none of the ", number, " parameters in ", groups_.size(), " groups that are here");
+    auto [options, states] = read(dict);
     std::vector<double> rates;
     for (const Options& one : options) rates.push_back(one.lr.value());
     check_rates(groups_, rates);
@@ -244,7 +229,38 @@ class FlatOptimizer {
     }
   }
 
+  /// Throws   what load_state_dict() would.
+  void check_state_dict(const tensor::StateDict& dict) const {
+    const c10::AutoGradMode no_grad(false);
+    (void)read(dict);
+  }
+
  private:
+  struct Saved {
+    std::vector<Options> options;                         // by group
+    std::vector<std::vector<FlatGroup::State>> states{};  // by group and parameter; tensors are those of the dict
+  };
+
+  [[nodiscard]] Saved read(const tensor::StateDict& dict) const {
+    Saved result{{}, std::vector<std::vector<FlatGroup::State>>(groups_.size())};
+    std::unordered_set<std::string> known;
+    std::size_t number = 0;
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      const Options& options =
+          result.options.emplace_back(detail::load_options(groups_[g].options(), prefix_of(g), dict));
+      Rule::check(options);
+      tensor::StateDict saved;
+      detail::save_options(options, prefix_of(g), saved);
+      for (const auto& one : saved.entries()) known.insert(one.name);
+      for (const auto& parameter : groups_[g].params())
+        result.states[g].push_back(loaded(parameter, names_.of(parameter, number++), options, dict, known));
+    }
+    for (const auto& [name, tensor] : dict.entries())
+      ACCEL_CHECK(known.contains(name), CheckpointError, Rule::name, ": ", name, ", ", tensor::spec(tensor),
+                  ", belongs to none of the ", number, " parameters in ", groups_.size(), " groups that are here");
+    return result;
+  }
+
   [[nodiscard]] static GroupLayout layout_of(const Options& options) {
     return {.states = Rule::states(options).size(),
             .initial = [options](std::size_t s, const at::Tensor& own) { return Rule::initial(options, s, own); },
@@ -354,8 +370,9 @@ class FlatOptimizer {
       return found;
     };
     std::size_t s = 0;
+    const at::Tensor like = detail::without_memory(parameter);
     for (const auto word : Rule::states(options)) {
-      const at::Tensor expected = Rule::initial(options, s++, parameter.detach());
+      const at::Tensor expected = Rule::initial(options, s++, like);
       state.tensors.push_back(expected.defined() ? take(word, expected.sizes()) : at::Tensor());
     }
     if (dict.has(prefix + "master")) state.master = take("master", parameter.sizes());

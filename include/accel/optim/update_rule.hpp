@@ -67,7 +67,8 @@ concept FoldsScale = requires(Batch& batch, const typename R::Options& options, 
 ///    the last bit where slices begin at multiples of 64 bytes. Otherwise each is stepped as a whole;
 /// 3. R::states(options) names what it keeps of each parameter, in PyTorch's words, and R::initial(options, s,
 ///    parameter), zeros unless R has its own, makes the s-th before the first step: with the layout of the parameter
-///    if R is elementwise, else of any shape, or undefined where this parameter has none;
+///    if R is elementwise, else of any shape, or undefined where this parameter has none. It is also asked with a
+///    parameter on the meta device, which has no values, for the layout alone;
 /// 4. R::apply(batch, options), or R::apply(batch, options, scale) if it FoldsScale, takes the step: it writes to
 ///    parameters and states, and to nothing else. Gradients are not recorded.
 ///
