@@ -9,6 +9,7 @@
 
 #include <accel/core/error.hpp>
 #include <accel/data/position.hpp>
+#include <accel/tensor/state_dict.hpp>
 
 namespace accel::inline v0_1::gradient {
 
@@ -135,6 +136,37 @@ class Accumulation {
   void give_up() {
     window_ = {};
     if (!under_way_) current_ = {};
+  }
+
+  /// Where in its window training stands, as if the micro-step under way were over.
+  [[nodiscard]] tensor::StateDict state_dict() const {
+    tensor::StateDict state;
+    state.add("window.length", window_.length);
+    state.add("window.begun", window_.begun);
+    state.add("window.is_broken", window_.is_broken);
+    state.add("last.index", current_.index);
+    state.add("last.length", current_.length);
+    state.add("last.synchronises", current_.synchronises);
+    state.add("last.ran", ran_);
+    return state;
+  }
+
+  /// Throws   CheckpointError for what cannot be.
+  void load_state_dict(const tensor::StateDict& state) {
+    const Window window{state.integer("window.length"), state.integer("window.begun"),
+                        state.integer("window.is_broken") != 0};
+    ACCEL_CHECK(window.begun >= 0 && window.begun <= window.length, CheckpointError, "accumulation: ", window.begun,
+                " of ", window.length, " micro-steps cannot be done");
+    ACCEL_CHECK(window.begun == window.length || window.length <= steps_, CheckpointError,
+                "accumulation: it was saved in a window of ", window.length, " micro-steps, and accumulation_steps is ",
+                steps_, " now; take the same, or a checkpoint from the end of a window");
+    window_ = window;
+    current_ = {.index = state.integer("last.index"),
+                .length = state.integer("last.length"),
+                .synchronises = state.integer("last.synchronises") != 0};
+    ran_ = state.integer("last.ran") != 0;
+    under_way_ = false;
+    position_.reset();
   }
 
   void enter_no_sync() { ++no_sync_; }

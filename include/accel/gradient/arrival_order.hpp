@@ -25,6 +25,8 @@ class ArrivalOrder {
   /// `observes` the next backward that reduces.
   explicit ArrivalOrder(bool observes = false) : observes_(observes) {}
 
+  [[nodiscard]] bool observes() const { return observes_; }
+
   void note(std::size_t i) {
     if (observes_) seen_.push_back(static_cast<std::int32_t>(i));
   }

@@ -29,8 +29,9 @@ enum class Use : std::uint8_t {
   unannounced,  // somebody has news that no bucket took along
 };
 
-/// One byte per parameter, of which the largest over the ranks counts, and five more: whether a rank
-/// lacks a gradient, and how many steps it has taken and which, to see that all have taken the same. It is the last
+/// One byte per parameter, of which the largest over the ranks counts, and six more: whether a rank
+/// lacks a gradient, how many steps it has taken and which, to see that all have taken the same, and whether it is to
+/// come to its end. It is the last
 /// message of a reduction, so that nothing is lost where it has come: of a backend whose host does not wait, a byte per
 /// rank is the witness of that.
 ///
@@ -43,6 +44,7 @@ class Confirmation {
   struct Answer {
     std::vector<std::uint8_t> used;  // by parameter
     bool complete = false;           // no rank lacked a gradient
+    bool is_ending = false;          // a rank was told to
   };
 
   Confirmation() = default;
@@ -72,11 +74,12 @@ class Confirmation {
   void set(std::size_t i, Use use) { bytes(mine_)[i] = static_cast<std::uint8_t>(use); }
 
   /// `certain`: by what all ranks know, everything is announced, and expected on every rank.
-  void start(std::span<const std::uint8_t> arrived, bool certain) {
+  void start(std::span<const std::uint8_t> arrived, bool certain, bool is_ending) {
     const bool lacks = std::find(arrived.begin(), arrived.end(), 0) != arrived.end();
     bytes(mine_)[parameters_] = lacks ? 1 : 0;
     put_bounds(1, steps_);
     put_bounds(3, static_cast<std::uint8_t>(trace_ >> 56));
+    bytes(mine_)[parameters_ + 5] = is_ending ? 1 : 0;
     if constexpr (is_ahead) witness_.say(bytes(mine_) + witness_place());
     if (comes_by_copy()) message_.copy_(mine_, /*non_blocking=*/true);
     waits_ = !comes_by_copy() || !certain || lacks;
@@ -129,11 +132,12 @@ class Confirmation {
     pending_ = false;
     for (std::size_t i = 0; i < parameters_; ++i) answer_.used[i] = bytes(read_)[i] == 0 ? 0 : 1;
     answer_.complete = bytes(read_)[parameters_] == 0;
+    answer_.is_ending = bytes(read_)[parameters_ + 5] != 0;
     return &answer_;
   }
 
  private:
-  static constexpr std::size_t extras = 5;
+  static constexpr std::size_t extras = 6;
   static constexpr bool is_ahead = backend::waits_on_stream<B>;  // the host, of the answer
 
   [[nodiscard]] std::size_t size() const { return is_ahead ? witness_place() + witness_.size() : parameters_ + extras; }

@@ -1,6 +1,7 @@
 // Ledger: what the gradients of a model are between two backwards. Known here and nowhere else.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -172,6 +173,20 @@ class Ledger {
   void restore(std::size_t i) {
     const at::Tensor& gradient = parameters_[i].grad();
     if (standing_[i].stands && gradient.defined()) gradient.copy_(standing_[i].mean);
+  }
+
+  /// A mean of an earlier step stands below what waits.
+  [[nodiscard]] bool has_means_below() const {
+    return std::any_of(standing_.begin(), standing_.end(), [](const Standing& one) { return one.stands; });
+  }
+
+  /// What there is goes, and `gradients` (by parameter; undefined: none) wait in its place.
+  void load_waiting(std::span<const at::Tensor> gradients) {
+    let_go();
+    forget();
+    for (std::size_t i = 0; i < parameters_.size(); ++i) parameters_[i].mutable_grad() = gradients[i];
+    state_ = State::waiting;
+    mark_ = mark();
   }
 
   /// Multiplies what waits for a reduction; the means that stood before it stay what they are.

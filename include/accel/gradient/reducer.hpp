@@ -6,12 +6,15 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
@@ -30,6 +33,7 @@
 #include <accel/gradient/watch.hpp>
 #include <accel/tensor/flat.hpp>
 #include <accel/tensor/record.hpp>
+#include <accel/tensor/state_dict.hpp>
 
 namespace accel::inline v0_1::gradient {
 
@@ -62,8 +66,9 @@ class Reducer final : Hooks::Listener {
   /// Order    every rank, with equal parameters.
   void add(const tensor::Record& record, Ledger& ledger, std::unique_ptr<Watch>& watch) {
     const bool is_planned = !options_.plan.empty();
-    if (is_planned) installed_ = installed_plan(options_.plan, names(&record));
-    if (!is_planned && options_.caps.bucket_cap.is_automatic()) options_.caps.bucket_cap = measure_cap(*backend_);
+    installed_ = is_planned ? installed_plan(options_.plan, names(&record)) : InstalledPlan();
+    if (!is_planned && options_.caps.bucket_cap.is_automatic())
+      options_.caps.bucket_cap = *(measured_cap_ = measure_cap(*backend_));
     const std::size_t first = sizes_.size();
     std::vector<at::Tensor> tensors = arena_.parameters();
     for (const auto& tensor : ledger.parameters()) {
@@ -101,8 +106,89 @@ class Reducer final : Hooks::Listener {
     return models_.empty() ? std::string() : saved_plan(schedules_.front().buckets, names());
   }
 
+  /// All that the order of sums depends on, so that another run can go on with the same sums, bit for bit.
+  ///
+  /// Cost     the host waits for the last reduction.
+  /// Order    collective, between two backwards.
+  [[nodiscard]] tensor::StateDict state_dict() {
+    const c10::AutoGradMode no_grad(false);
+    tensor::StateDict state;
+    if (!has_models()) return state;
+    await();
+    learn();
+    plan_anew();
+    const auto add = [&](std::string name, const auto& numbers) {
+      const at::Tensor list = at::empty({static_cast<std::int64_t>(numbers.size())}, at::kLong);
+      std::copy(numbers.begin(), numbers.end(), list.template mutable_data_ptr<std::int64_t>());
+      state.add(std::move(name), list);
+    };
+    add("order", arena_.layout().order);
+    add("bucket_of", installed_.bucket_of);
+    add("forecast", forecast_.memory());
+    state.add("observes", arrival_order_.observes());
+    // What this rank waits for in each set of buckets: what comes against it is added behind, in another order.
+    const at::Tensor arrives =
+        at::zeros({static_cast<std::int64_t>(schedules_.size()), static_cast<std::int64_t>(sizes_.size())}, at::kByte);
+    auto* place = arrives.mutable_data_ptr<std::uint8_t>();
+    for (const Schedule& schedule : schedules_) {
+      std::copy(schedule.arrives.begin(), schedule.arrives.end(), place);  // of one that nobody has used yet: none
+      place += sizes_.size();
+    }
+    state.add("arrives", arrives);
+    state.add("certain", schedules_.front().certain);
+    if (measured_cap_) state.add("measured_cap", measured_cap_->count);
+    return state;
+  }
+
+  /// False if that was of other models. `is_own`: it is this rank's, at as many ranks.
+  ///
+  /// Order    collective, with the states of one save.
+  bool load_state_dict(const tensor::StateDict& state, bool is_own) {
+    const c10::AutoGradMode no_grad(false);
+    if (!has_models() || !state.has("order")) return has_models() == state.has("order");
+    const auto list = [&](const char* name) {
+      const at::Tensor& numbers = state.tensor(name);
+      const auto* const begin = numbers.const_data_ptr<std::int64_t>();
+      return std::vector<std::int64_t>(begin, begin + numbers.numel());
+    };
+    const auto order = list("order"), bucket_of = list("bucket_of");
+    auto forecast = Forecast::of(list("forecast"), sizes_.size());
+    auto sorted = order;
+    std::sort(sorted.begin(), sorted.end());
+    for (std::size_t i = 0; i < sorted.size(); ++i)
+      if (sorted[i] != static_cast<std::int64_t>(i)) return false;
+    if (!forecast || order.size() != sizes_.size() || (!bucket_of.empty() && bucket_of.size() != order.size()))
+      return false;
+    if (measured_cap_ && state.has("measured_cap"))
+      options_.caps.bucket_cap = *(measured_cap_ = Bytes{state.integer("measured_cap")});
+    installed_ = {{order.begin(), order.end()}, {bucket_of.begin(), bucket_of.end()}};
+    Layout layout = lay_out(sizes_, installed_.order);
+    const auto memory = allocate(layout);
+    arena_.move_to(std::move(layout), memory);
+    forecast_ = *std::move(forecast);
+    schedules_.clear();
+    schedule_of(0).expect(std::vector<std::uint8_t>(sizes_.size(), 1));
+    if (const at::Tensor& arrives = state.tensor("arrives"); is_own) {
+      const auto parameters = static_cast<std::int64_t>(sizes_.size());
+      if (arrives.dim() != 2 || arrives.size(1) != parameters || arrives.size(0) < 1 ||
+          arrives.size(0) > static_cast<std::int64_t>(forecast_.size()))
+        return false;
+      const auto* place = arrives.const_data_ptr<std::uint8_t>();
+      for (std::int64_t k = 0; k < arrives.size(0); ++k, place += parameters)
+        schedule_of(static_cast<std::size_t>(k)).expect({place, place + parameters});
+      schedules_.front().certain = state.integer("certain") != 0;
+    }
+    arrival_order_ = ArrivalOrder<B>(state.integer("observes") != 0);
+    return true;
+  }
+
   /// An optimizer has taken a step on this rank; `what` is equal on all ranks if they have taken the same.
   void note_step(std::uint64_t what) { confirmation_.note_step(what); }
+
+  /// This rank was told to come to its end: the others hear so with the next reduction.
+  void want_end() { wants_end_ = true; }
+  /// Some rank was, as of the reduction before the last one; the same on all ranks.
+  [[nodiscard]] bool is_ending() const { return is_ending_; }
 
   /// f32[] on the device: 1 if the last reduction never came to its end. Undefined if that is an error of wait().
   [[nodiscard]] const at::Tensor& lost() const { return confirmation_.lost(); }
@@ -131,6 +217,7 @@ class Reducer final : Hooks::Listener {
     stepped_.assign(steppers_.empty() ? 0 : sizes_.size(), 0);
     buckets_stepped_ = 0;
     learn();
+    is_ending_ = heard_ending_;  // on all ranks with the same step, whenever each of them has heard it
     std::fill(arrived_.begin(), arrived_.end(), std::uint8_t{0});
     works_.clear();
     aside_.clear();
@@ -211,7 +298,7 @@ class Reducer final : Hooks::Listener {
       if (schedule_->bucket_of[i] == Schedule::none && has_news(i)) confirmation_.set(i, Use::unannounced);
     for (const auto& late : late_) confirmation_.set(late.parameter, Use::unannounced);
     std::forward<Send>(send_more)();
-    confirmation_.start(arrived_, schedule_->certain);
+    confirmation_.start(arrived_, schedule_->certain, wants_end_);
     arrival_order_.finish(*backend_, schedules_.front().buckets.size() > 1, arena_.layout().order, arrived_);
   }
 
@@ -332,6 +419,7 @@ class Reducer final : Hooks::Listener {
     const auto* learnt = confirmation_.take();
     if (learnt == nullptr) return;
     forecast_.learn(learnt->used);
+    heard_ending_ = heard_ending_ || learnt->is_ending;
     if (schedules_.size() > forecast_.size()) schedules_.erase(schedules_.begin() + 1, schedules_.end());
     Schedule& schedule = schedule_of(forecast_.last());
     schedule.certain = learnt->complete && forecast_.last() == 0;
@@ -413,12 +501,17 @@ class Reducer final : Hooks::Listener {
   std::vector<Model> models_;
   std::vector<ParameterSize> sizes_;  // by parameter, of all models, as for all that follow
   std::vector<std::size_t> model_of_;
+  std::optional<Bytes> measured_cap_;
   InstalledPlan installed_;  // empty unless there is a plan of an earlier run
   Arena arena_;
   Forecast forecast_;
   std::deque<Schedule> schedules_;  // by number of their used set
   ArrivalOrder<B> arrival_order_;   // once: buckets are planned anew by it
   Confirmation<B> confirmation_;
+
+  bool wants_end_ = false;     // this rank
+  bool heard_ending_ = false;  // some rank
+  bool is_ending_ = false;     // and all know it
 
   // The backward that runs.
   bool reduces_ = false;

@@ -10,6 +10,8 @@
 #include <ATen/ops/where.h>
 #include <c10/core/Device.h>
 
+#include <accel/tensor/state_dict.hpp>
+
 namespace accel::inline v0_1::gradient {
 
 /// `.grad` is scale() times the gradient, always: a backward multiplies by the loss scale of its time, which this
@@ -64,6 +66,28 @@ class Scaled {
     }
     scale_.copy_(at::where(found_inf == 0, 1.0, scale_));
     is_exact_ = false;
+  }
+
+  /// What gradients that wait are multiplied by. `updates` are those of the loss scale so far.
+  [[nodiscard]] tensor::StateDict state_dict(std::int64_t updates) const {
+    tensor::StateDict state;
+    if (!is_scaled_) return state;
+    state.add("scale", scale_);
+    state.add("is_exact", is_exact_);
+    state.add("updates_since", updates - update_);
+    return state;
+  }
+  void load_state_dict(const tensor::StateDict& state, std::int64_t updates) {
+    is_scaled_ = !state.empty();
+    if (is_scaled_) {
+      scale_.copy_(state.tensor("scale"));
+      is_exact_ = state.integer("is_exact") != 0;
+      update_ = updates - state.integer("updates_since");
+    } else {
+      scale_.fill_(1.0);
+    }
+    known_.reset();
+    was_clipped_ = false;
   }
 
   /// Clipping has looked at them. If their norm was not finite it has left them, and until the next backward none of
