@@ -32,7 +32,7 @@ readonly light_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cu
 # And headers of CUDA that torch's own packages lack: c10/cuda and nccl.h read them, so accel::nccl needs them.
 readonly full_wheels=(torch==2.11.0 numpy nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
 # What some tests compare with. Without it those are skipped, and say so: no reason to stop.
-readonly reference_wheels=(scikit-learn==1.9.1 torchdata==0.11.0 accelerate==1.15.0)
+readonly reference_wheels=(scikit-learn==1.9.1 torchdata==0.11.0 accelerate==1.15.0 transformers==5.24.0)
 readonly peer_wheels=(accelerate==1.15.0)
 
 accel_cmake_arguments=()

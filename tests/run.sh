@@ -11,8 +11,8 @@
 #                               CATCH2_DIR and NLOHMANN_JSON_DIR name the folders that hold them (install prefixes, such
 #                               as the usr/ of an unpacked .deb) where CMake does not find them by itself
 #
-# ACCEL_TESTS_MUST_RUN="torchrun mpi slurm namespaces scikit-learn accelerate" (or some of these, or all) makes a
-# failure of a test that would be skipped because this machine lacks that.
+# ACCEL_TESTS_MUST_RUN="torchrun mpi slurm namespaces scikit-learn accelerate safetensors
+# transformers" (or some of these, or all) makes a failure of a test that would be skipped because this machine lacks that.
 #
 # Everything it makes lies below build/.
 
@@ -24,6 +24,7 @@ readonly sanitized="$accel_build_dir/sanitize"
 readonly threads="$accel_build_dir/sanitize-threads"
 readonly matrix="$accel_build_dir/matrix"
 readonly other="$accel_build_dir/other-compiler"
+readonly fuzz="$accel_build_dir/fuzz"
 readonly gpu="$accel_build_dir/gpu"
 readonly full_minutes=60  # by the end of which --full is to be done, as far as one can tell
 
@@ -151,7 +152,7 @@ rank_folders() {
 # In the order of what there is to find, each line behind the seconds that it takes: what holds gradients, threads and
 # shared memory, bytes of others, the rest.
 sanitized_batches() {
-  local first=$'450 gradient prepare\n320 backend collective\n260 launch faults dataset checkpoint'
+  local first=$'450 gradient prepare\n350 checkpoint resume\n320 backend collective\n230 launch faults dataset'
   echo "$first"
   rank_folders | grep -vxF "$(tr ' ' '\n' <<<"$first")" | paste -s -d ' ' | sed 's/^/270 /'
 }
@@ -250,6 +251,21 @@ ensure_thread_sanitizer() {
   if ((${#packages[@]} > 0)); then stage "installing ${packages[*]}" install_packages "${packages[@]}"; fi
 }
 
+# Half a minute of each target; the heads of tests/fuzz/*.cpp have the command for as long as one likes.
+run_fuzz() {
+  ensure_other_compiler
+  configure "$fuzz" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DACCEL_TEST_FOLDERS=none -DACCEL_FUZZ=ON \
+    "${other_compiler[@]}"
+  cmake --build "$fuzz" -j "$accel_jobs" --target fuzz_header fuzz_manifest
+  local target
+  for target in header manifest; do
+    mkdir -p "$fuzz/found/$target"
+    judge "fuzz: $target" "$fuzz/tests/fuzz_$target" -max_total_time=30 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+      -verbosity=0 -dict="$accel_root/tests/fuzz/words.dict" -artifact_prefix="$fuzz/" "$fuzz/found/$target" \
+      "$accel_root/tests/fuzz/corpus/$target"
+  done
+}
+
 need_gpu() {
   compgen -G '/dev/nvidia[0-9]*' >/dev/null \
     || fail "this machine has no GPU of NVIDIA's (no /dev/nvidia0), so there is nothing that --gpu could run"
@@ -301,9 +317,12 @@ case "$what" in
   *)
     timed "set-up" set_up_for tests
     foreseen 480 "compiling the tests" build_tests
-    programs=40  # of tests/parity/random_programs_test.cpp; 200 take half a minute
-    [[ "$what" != --full ]] || programs=200
-    ACCEL_PROGRAMS="${ACCEL_PROGRAMS:-$programs}" timed "running the tests" run_tests "$build" ""
+    if [[ "$what" == --full ]]; then  # a minute more of random programs, of kills during saves, of damaged checkpoints
+      export ACCEL_PROGRAMS="${ACCEL_PROGRAMS:-200}" ACCEL_KILLS="${ACCEL_KILLS:-100}"
+      export ACCEL_DAMAGES="${ACCEL_DAMAGES:-10000}"
+    fi
+    timed "running the tests" run_tests "$build" ""
+    unset ACCEL_PROGRAMS ACCEL_KILLS ACCEL_DAMAGES  # sanitizers and other compilers find the same with fewer
     ;;
 esac
 if [[ "$what" == --full ]]; then
@@ -317,6 +336,7 @@ if [[ "$what" == --full ]]; then
   if_time 270 "clang-tidy" run_clang_tidy_of_other_compiler
   if_time 300 "each header alone" run_header_check
   if_time 270 "ThreadSanitizer" run_for_threads
+  if_time 140 "fuzzing" run_fuzz
   if_time 420 "the benchmarks" run_benchmarks
   if_time 300 "the pass with the other compiler" run_with_other_compiler
   # 1.5 GB to fetch, and another release than yesterday's on some days.

@@ -69,6 +69,9 @@
 #include <accel/gradient/clip.hpp>
 #include <accel/gradient/reducer.hpp>
 // Floor 5: what acts on whole results
+#include <accel/checkpoint/reader.hpp>
+#include <accel/checkpoint/saver.hpp>
+#include <accel/checkpoint/weights.hpp>
 #include <accel/metrics/for_metrics.hpp>
 #include <accel/metrics/running_mean.hpp>
 #include <accel/optim/adafactor.hpp>
@@ -83,7 +86,6 @@
 #include <accel/optim/scheduler.hpp>
 #include <accel/optim/sgd.hpp>
 // Floor 6: the user's objects on one side, the machinery on the other
-#include <accel/checkpoint/weights.hpp>
 #include <accel/prepare/engine.hpp>
 #include <accel/prepare/loss_mean.hpp>
 #include <accel/prepare/options.hpp>
@@ -233,15 +235,98 @@ class Accelerator : public prepare::OverRanks<BackendType, PrecisionType> {
   }
   [[nodiscard]] const Log& log() const { return engine_->log; }
 
-  /// Weights as `folder/model.safetensors`, written by the main rank. Collective.
-  template <class Net>
-  void save_model(const prepare::Model<Net, PrecisionType>& model, const std::filesystem::path& folder) {
-    at_rank([&] { checkpoint::save_weights(engine_->backend, model.record(), folder); });
+  // Checkpoints
+
+  /// Everything that the training needs to go on as if nothing had happened, in a folder: what is prepared, the loss
+  /// scale, the window, random numbers, and what is registered. `place`: its folder; unset: the next number in
+  /// Options::checkpoint.folder. Returns, with the name of the checkpoint, when there is a snapshot: the rest is done
+  /// in the background, and the checkpoint is in its place when all of it is on the disk.
+  ///
+  /// Order    collective, between two micro-steps or at the end of one.
+  /// Throws   CheckpointError, on every rank, also for an earlier save that failed in the background. Then the older
+  ///          checkpoints are as they were, and training can go on.
+  std::filesystem::path save_state(const std::optional<std::filesystem::path>& place = std::nullopt,
+                                   const checkpoint::SaveOptions& options = {}) {
+    return at_rank([&] { return engine_->checkpointing->save(place, engine_->steps, options); });
   }
-  /// Weights back into `model` on every rank, read by the main rank. Collective.
+
+  /// The same objects, prepared in the same order, go on as they were. `place`: a checkpoint, or a folder of numbered
+  /// ones, of which it takes the newest; unset: that of the options. Gives which one it was.
+  ///
+  /// Order    collective, at any number of ranks: what then cannot be as it was is logged.
+  /// Throws   CheckpointError on every rank, before anything has changed, for what is missing, damaged or does not fit;
+  ///          what a registered object throws as it is loaded, after which the training cannot go on.
+  std::filesystem::path load_state(const std::optional<std::filesystem::path>& place = std::nullopt,
+                                   const LoadOptions& options = {}) {
+    return at_rank([&] {
+      auto [folder, step] = engine_->checkpointing->load(place, options);
+      engine_->steps = step;
+      return std::move(folder);
+    });
+  }
+
+  /// Steps of the first prepared optimizer, those before the checkpoint that was loaded and those that an overflow
+  /// skipped included.
+  [[nodiscard]] std::int64_t steps() const { return engine_->steps; }
+
+  /// The newest complete checkpoint of `folder`, or of Options::checkpoint.folder, that all ranks see. Collective.
+  [[nodiscard]] std::optional<std::filesystem::path> latest_checkpoint(
+      const std::optional<std::filesystem::path>& folder = std::nullopt) {
+    return at_rank([&] { return engine_->checkpointing->latest(folder); });
+  }
+
+  /// Whether the last save is not on the disk yet, as far as this rank knows.
+  [[nodiscard]] bool is_saving() const { return engine_->checkpointing->is_under_way(); }
+
+  /// Until the last save is on the disk. Throws CheckpointError if it failed.
+  void wait_for_save() {
+    at_rank([&] { engine_->checkpointing->wait(); });
+  }
+  /// After it weights and optimizer state may be written to by hand; prepared objects call it themselves.
+  void wait_for_snapshot() {
+    at_rank([&] { engine_->checkpointing->settle(); });
+  }
+
+  /// With {.checkpoint = {.on_sigterm = true}}: some rank was asked to come to its end, by SIGTERM, as schedulers do
+  /// some time before they kill. The others hear of it with the gradients, so that all say so after the same step:
+  /// then save_state, wait_for_save, and leave.
+  ///
+  /// Cost     none.
+  [[nodiscard]] bool is_preempted() const { return engine_->is_preempted(); }
+
+  /// From now on save_state and load_state keep `objects`, too, which must outlive the accelerator. What they are
+  /// loaded from are tensors of their own, on the host.
+  ///
+  /// Order    every rank, in the same order.
+  template <tensor::Stateful... Objects>
+  void register_for_checkpointing(Objects&... objects) {
+    at_rank([&] { (engine_->keep(objects), ...); });
+  }
+
+  /// `hook` runs on every rank: before_save when there is a folder to add files to, after_save when the checkpoint is
+  /// in its place, on the thread that has written it, after_load at the end of load_state.
+  void before_save(checkpoint::SaveHook hook) { engine_->checkpointing->before_save(std::move(hook)); }
+  void after_save(checkpoint::SaveHook hook) { engine_->checkpointing->after_save(std::move(hook)); }
+  void after_load(checkpoint::SaveHook hook) { engine_->checkpointing->after_load(std::move(hook)); }
+
+  /// Weights as `folder/model.safetensors`, or where they are too large for one file as several with an index, written
+  /// by the main rank. Collective.
   template <class Net>
-  void load_model(const prepare::Model<Net, PrecisionType>& model, const std::filesystem::path& folder) {
-    at_rank([&] { checkpoint::load_weights(engine_->backend, model.record(), folder); });
+  void save_model(const prepare::Model<Net, PrecisionType>& model, const std::filesystem::path& folder,
+                  const SaveModelOptions& options = {}) {
+    at_rank([&] { checkpoint::save_weights(engine_->backend, model.record(), folder, options); });
+  }
+  /// Weights back into `model` on every rank, from such a folder or a file, read by the main rank, which gets what did
+  /// not fit, if that is allowed. Collective.
+  template <class Net>
+  LoadReport load_model(const prepare::Model<Net, PrecisionType>& model, const std::filesystem::path& path,
+                        const LoadModelOptions& options = {}) {
+    return at_rank([&] {
+      engine_->checkpointing->settle();
+      auto report = checkpoint::load_weights(engine_->backend, model.record(), path, options);
+      precision::forget_casts();
+      return report;
+    });
   }
   /// The user's module.
   template <class Net>

@@ -240,11 +240,12 @@ TEST_CASE("a file of another model is refused on every rank, and nothing is over
       CHECK_THAT(error, ContainsSubstring((folder / "other" / "model.safetensors").string()));
       CHECK(bits(net->parameters()) == before);
     };
-    refused({{"a", a + 7}}, {"b is missing", "f32[4]"});
-    refused({{"a", a + 7}, {"b", b + 7}, {"c", b}}, {"c is in the file but not in the model"});
-    refused({{"a", a + 7}, {"b", torch::ones({5})}}, {"b is f32[5]", "the model's is f32[4]"});
-    refused({{"a", a + 7}, {"b", torch::ones({4, 1})}}, {"b is f32[4, 1]", "the model's is f32[4]"});
-    refused({{"a", a + 7}, {"b", torch::ones({4}, torch::kDouble)}}, {"b is f64[4]", "the model's is f32[4]"});
+    refused({{"a", a + 7}}, {"missing in the file: b"});
+    refused({{"a", a + 7}, {"b", b + 7}, {"c", b}}, {"not in the model: c"});
+    refused({{"a", a + 7}, {"b", torch::ones({5})}}, {"b is f32[5] in the file and f32[4] in the model"});
+    refused({{"a", a + 7}, {"b", torch::ones({4, 1})}}, {"b is f32[4, 1] in the file and f32[4] in the model"});
+    refused({{"a", a + 7}, {"b", torch::ones({4}, torch::kDouble)}},
+            {"b is f64[4] in the file and f32[4] in the model"});
   });
 }
 
@@ -257,7 +258,7 @@ TEST_CASE("a file that is missing, cut short or no safetensors is an error on ev
     const auto before = bits(net->parameters());
     const auto refused = [&](const char* name) {
       const auto error = thrown_by<CheckpointError>([&] { accelerator.load_model(model, folder / name); });
-      CHECK_THAT(error, ContainsSubstring((folder / name / "model.safetensors").string()));
+      CHECK_THAT(error, ContainsSubstring((folder / name).string()));
       if (rank.rank > 0) CHECK_THAT(error, ContainsSubstring("load_model failed on rank 0"));
       CHECK(bits(net->parameters()) == before);
     };

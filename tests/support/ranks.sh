@@ -2,12 +2,17 @@
 # Runs a program on several ranks, as the README's shell loop does, or alone without a launcher's variables if it is
 # one. Fails if any of them does, or if no line of what they say is one of these:
 #
-#   bash ranks.sh <world size> <program> <extended regular expression of a whole line>...
+#   bash ranks.sh <world size> <program> [<argument>...] -- <extended regular expression of a whole line>...
 set -euo pipefail
 
 world_size="$1"
-program="$2"
-shift 2
+shift
+program=()
+while [[ "$1" != -- ]]; do
+  program+=("$1")
+  shift
+done
+shift
 
 # Takes a port that nobody listens on, for as long as this script runs. The test programs take theirs from 20000 to
 # 29999, and the system hands out those from 32768 on by itself.
@@ -25,7 +30,7 @@ take_port() {
 all_ranks() {
   local ended=0 rank pids=()
   for ((rank = 0; rank < world_size; ++rank)); do
-    RANK="$rank" "$program" 2>&1 &
+    RANK="$rank" "${program[@]}" 2>&1 &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || ended=$?; done
@@ -35,7 +40,7 @@ all_ranks() {
 export OMP_NUM_THREADS=1
 ended=0
 if ((world_size == 1)); then
-  output="$("$program" 2>&1)" || ended=$?
+  output="$("${program[@]}" 2>&1)" || ended=$?
 else
   take_port
   export WORLD_SIZE="$world_size" MASTER_ADDR=127.0.0.1

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include <accel/prepare/saved_parts.hpp>
 #include <accel/prepare/session.hpp>
 #include <accel/prepare/steps_seen.hpp>
 
@@ -27,18 +28,26 @@ class Ema {
       : ema_(std::move(ema)),
         session_(std::move(session)),
         models_(session_->models_of(ema_->parameters())),
-        seen_(session_->step_counts_of(models_)) {}
+        seen_(session_->step_counts_of(models_)) {
+    auto part = stateful_part(ema_);
+    part.sharing = checkpoint::Sharing::replicated;
+    session_->checkpointing->add("ema", ema_, std::move(part));
+  }
 
   void update() {
     if (!session_->accumulation.follows_steps()) return;
     session_->at_rank([&] {
+      session_->checkpointing->settle();
       if (!seen_.only_skipped(session_->step_counts_of(models_))) ema_->update();
     });
   }
 
   /// A guard: until its end the model has the averages for weights.
   [[nodiscard]] auto swap_in() {
-    return session_->at_rank([&] { return ema_->swap_in(); });
+    return session_->at_rank([&] {
+      session_->checkpointing->settle();
+      return ema_->swap_in();
+    });
   }
 
   [[nodiscard]] E* operator->() { return ema_.get(); }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <ios>
 #include <memory>
@@ -20,6 +21,9 @@
 #include <c10/core/GradMode.h>
 
 #include <accel/backend/backend.hpp>
+#include <accel/checkpoint/part.hpp>
+#include <accel/checkpoint/random_part.hpp>
+#include <accel/checkpoint/saver.hpp>
 #include <accel/collective/agree.hpp>
 #include <accel/collective/agree_on_max.hpp>
 #include <accel/collective/broadcast.hpp>
@@ -37,8 +41,11 @@
 #include <accel/prepare/options.hpp>
 #include <accel/prepare/overflow.hpp>
 #include <accel/prepare/parts.hpp>
+#include <accel/prepare/preemption.hpp>
+#include <accel/prepare/saved_parts.hpp>
 #include <accel/prepare/scheduler.hpp>
 #include <accel/prepare/session.hpp>
+#include <accel/prepare/waiting_part.hpp>
 #include <accel/tensor/spec.hpp>
 
 namespace accel::inline v0_1::prepare {
@@ -60,8 +67,54 @@ class Engine final : public Session {
     host_is_ahead = backend::waits_on_stream<B> && topology.world_size > 1;
   }
 
+  /// The parts of a checkpoint that are nobody's whom the user has prepared.
+  void keep_own_parts(checkpoint::Options options) {
+    checkpointing.emplace(backend.control(), topology.rank, log, std::move(options),
+                          std::chrono::duration_cast<Seconds>(backend.timeout()));
+    if (checkpointing->options().on_sigterm) preemption_.emplace();
+    const auto add = [&](const char* name, checkpoint::Part part) {
+      checkpointing->add(name, alive_, std::move(part));
+    };
+    const auto own = [&](auto& object) {
+      auto part = checkpoint::part_of("", object, topology.rank, topology.world_size);
+      part.mismatch = [&object](const checkpoint::SavedPart& saved) { return checkpoint::tried(object, saved.own()); };
+      return part;
+    };
+    if constexpr (tensor::Stateful<P>) add("precision", own(precision));
+    add("accumulation", own(accumulation));
+    add("gradients", waiting_part(*this));
+    checkpoint::Part buckets;
+    buckets.state = [this] { return reducer_.state_dict(); };
+    buckets.load = [this](const checkpoint::SavedPart& saved) -> std::string {
+      const bool is_same = saved.ranks_then() == topology.world_size;
+      if (reducer_.load_state_dict(saved.own(), is_same) || !is_same) return {};
+      return "gradients travel in other buckets than before, so that their sums may be rounded otherwise";
+    };
+    add("buckets", std::move(buckets));
+    auto random = checkpoint::random_part(device, topology.rank);
+    random.turn = detail::Turn::random;
+    add("random", std::move(random));
+  }
+
   /// The others speak over rank 0: it stays until they have nothing more to say.
-  ~Engine() override { backend.control().farewell(); }
+  ~Engine() override {
+    checkpointing.reset();  // the last save comes to its end first
+    backend.control().farewell();
+  }
+
+  /// Some rank was asked to come to its end: on all ranks after the same step.
+  [[nodiscard]] bool is_preempted() const {
+    if (topology.world_size > 1) return reducer_.is_ending();
+    return preemption_ && Preemption::was_asked();
+  }
+
+  /// Something of the user's.
+  template <tensor::Stateful T>
+  void keep(T& object) {
+    auto part = checkpoint::part_of("", object, topology.rank, topology.world_size);
+    part.turn = detail::Turn::users;
+    checkpointing->add("custom", alive_, std::move(part));
+  }
 
   B backend;
   P precision;
@@ -113,6 +166,7 @@ class Engine final : public Session {
       check_loss(loss);
       check_torn();
       auto steppers = step.synchronises ? steppers_of_step(retain_graph) : Steppers{};
+      if (!steppers.empty()) checkpointing->settle();
       // A scaled loss overflows where PyTorch's does: the share of this rank is no part of it.
       const auto split = P::scales_loss ? gradient::SplitFactor{1.0 / static_cast<double>(step.length), step.share}
                                         : gradient::split_factor(step.factor());
@@ -222,6 +276,8 @@ class Engine final : public Session {
       if (scaler->options().name_overflow && model->watch != nullptr) model->watch->look_for_overflow();
     }
     model->number = models.size();
+    checkpointing->add("model", model, weights_part(model));
+    checkpointing->add("buffers", model, buffers_part(model, *this));
     models.push_back(std::move(model));
   }
 
@@ -330,6 +386,7 @@ class Engine final : public Session {
       }
     // What the reducer moves to its place is multiplied on the way; a GPU's gradients wait for their bucket.
     const bool moves = topology.world_size > 1 && device.is_cpu();
+    if (preemption_ && Preemption::was_asked()) reducer_.want_end();
     if (reducer_.has_models())
       reducer_.begin(step.synchronises, moves ? arrival_factor : 1.0, steppers);
     else
@@ -390,6 +447,8 @@ class Engine final : public Session {
   gradient::ArrivalFactor arrival_;
   collective::AgreeOnMax<B> agree_on_max_;
   std::optional<collective::RepeatedBroadcast<B>> buffers_;  // of all models, in their order
+  std::optional<Preemption> preemption_;
+  std::shared_ptr<void> alive_ = std::make_shared<int>();  // for its own parts of a checkpoint
   std::atomic<bool> in_backward_ = false;
 };
 

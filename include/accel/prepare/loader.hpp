@@ -20,6 +20,7 @@
 #include <accel/prepare/device_copy.hpp>
 #include <accel/prepare/feed.hpp>
 #include <accel/prepare/link.hpp>
+#include <accel/prepare/saved_parts.hpp>
 #include <accel/prepare/session.hpp>
 #include <accel/prepare/stream_feed.hpp>
 #include <accel/tensor/state_dict.hpp>
@@ -48,6 +49,17 @@ class Loader {
   Loader(std::shared_ptr<L> loader, std::shared_ptr<Session> session, std::shared_ptr<Link> link, std::uint64_t seed)
       : loader_(std::move(loader)), session_(std::move(session)), link_(std::move(link)) {
     course_->seed = seed;
+    checkpoint::Part part;
+    part.turn = detail::Turn::states;
+    part.state = [self = LoaderParts(*this)] { return self.locked().state_dict(); };
+    part.mismatch = [self = LoaderParts(*this)](const checkpoint::SavedPart& saved) {
+      return error_of([&] { (void)data::SavedCursor::from(saved.own(), self.loader.lock()->describe()); });
+    };
+    part.load = [self = LoaderParts(*this)](const checkpoint::SavedPart& saved) -> std::string {
+      self.locked().load_state_dict(checkpoint::owned(saved.own()));
+      return {};
+    };
+    session_->checkpointing->add("loader", course_, std::move(part));
   }
 
   [[nodiscard]] Iterator begin();
@@ -175,6 +187,23 @@ class Loader {
       planned.emplace(of, loader_->epoch(course_->seed, {.epoch = epoch()}, world_size));
     return ask(planned->second);
   }
+
+  /// What a loader is made of, for who must not keep it alive.
+  struct LoaderParts {
+    explicit LoaderParts(const Loader& own)
+        : loader(own.loader_), session(own.session_), link(own.link_), course(own.course_) {}
+
+    [[nodiscard]] Loader locked() const { return Loader(loader.lock(), session.lock(), link.lock(), course.lock()); }
+
+    std::weak_ptr<L> loader;
+    std::weak_ptr<Session> session;
+    std::weak_ptr<Link> link;
+    std::weak_ptr<Course> course;
+  };
+
+  Loader(std::shared_ptr<L> loader, std::shared_ptr<Session> session, std::shared_ptr<Link> link,
+         std::shared_ptr<Course> course)
+      : loader_(std::move(loader)), session_(std::move(session)), link_(std::move(link)), course_(std::move(course)) {}
 
   std::shared_ptr<L> loader_;
   std::shared_ptr<Session> session_;

@@ -26,6 +26,7 @@
 #include <accel/gradient/stepper.hpp>
 #include <accel/optim/rate.hpp>
 #include <accel/precision/autocast.hpp>
+#include <accel/prepare/saved_parts.hpp>
 #include <accel/prepare/scaling.hpp>
 #include <accel/prepare/session.hpp>
 #include <accel/tensor/named_tensor.hpp>
@@ -80,12 +81,14 @@ class Optimizer {
     find_models();
     if (!has_gradients()) backwards_at_clear_ = session_->accumulation.backwards();
     if (session_->scaler != nullptr) scaling_ = std::make_shared<Scaling>(session_, optimizer_.get());
+    session_->checkpointing->add("optimizer", optimizer_, optimizer_part(optimizer_, *session_, stepped_));
   }
 
   void step() {
     session_->at_rank([&] {
       if (session_->accumulation.only_adds_up()) return;
       follow_groups();
+      session_->checkpointing->settle();
       if (scaling_ != nullptr) {
         scaled_step();
         note_step();
@@ -142,6 +145,7 @@ class Optimizer {
                   "skip its step, as it must be where the loss is scaled; take precision::Bf16 or Fp32");
       session_->accumulation.check_window_is_over();
       follow_groups();
+      session_->checkpointing->settle();
       bool evaluated = false;
       at::Tensor mean_loss = optimizer_->step([&]() -> at::Tensor {
         ACCEL_CHECK(!std::exchange(evaluated, true) || session_->accumulation.steps() == 1, InvalidArgument,
@@ -296,6 +300,8 @@ class Optimizer {
       if (scale.is_cpu()) mix(static_cast<double>(*scale.template const_data_ptr<float>()));
     }
     session_->note_step(what);
+    *stepped_ = session_->accumulation.backwards();
+    if (number_ == 1) ++session_->steps;
     precision::forget_casts();
   }
 
@@ -334,7 +340,8 @@ class Optimizer {
   std::shared_ptr<StepSome> stepper_;          // null unless it steps inside of backward
   std::shared_ptr<Scaling> scaling_;           // null unless the loss is scaled
   std::int64_t backwards_at_clear_ = 0;
-  std::uint64_t number_;  // among the session's
+  std::shared_ptr<std::int64_t> stepped_ = std::make_shared<std::int64_t>(0);  // backwards before the last step
+  std::uint64_t number_;                                                       // among the session's
   bool has_rates_ = false;
 };
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <accel/checkpoint/saver.hpp>
 #include <accel/core/error.hpp>
 #include <accel/core/fields.hpp>
 #include <accel/core/hash.hpp>
@@ -26,6 +27,7 @@ struct AcceleratorOptions {
   SchedulerStepping scheduler_stepping =
       SchedulerStepping::PerUpdate;     // one step of a schedule for one of the optimizer
   gradient::ReducerOptions gradient{};  // buckets of an eighth, 1 to 25 MiB, the last 1 MiB
+  checkpoint::Options checkpoint{};     // folder, which ones stay, in the background or not
   typename B::Options backend{};        // timeout of collectives, interface, device
   typename P::Options precision{};      // fp16: the loss scale; fp32: tf32
   // Unset: ACCEL_RENDEZVOUS_TIMEOUT_S or 300, ACCEL_HEARTBEAT_S or 1.5; see launch::Timeouts.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <accel/prepare/optimizer.hpp>
+#include <accel/prepare/saved_parts.hpp>
 #include <accel/prepare/session.hpp>
 #include <accel/prepare/steps_seen.hpp>
 
@@ -39,7 +40,9 @@ template <class S>
 class Scheduler {
  public:
   Scheduler(std::shared_ptr<S> scheduler, std::shared_ptr<Session> session)
-      : scheduler_(std::move(scheduler)), session_(std::move(session)), seen_(step_counts()) {}
+      : scheduler_(std::move(scheduler)), session_(std::move(session)), seen_(step_counts()) {
+    session_->checkpointing->add("scheduler", scheduler_, scheduler_part(scheduler_, told_));
+  }
 
   template <class... Args>
   void step(Args&&... args) {
@@ -82,10 +85,19 @@ class Scheduler {
   template <class... Args>
   void advance(const Args&... args) {
     if (session_->scheduler_stepping == SchedulerStepping::PerUpdate || session_->split_batches) {
-      scheduler_->step(args...);
+      tell(args...);
       return;
     }
-    for (int process = 0; process < session_->topology.world_size && !is_over(); ++process) scheduler_->step(args...);
+    for (int process = 0; process < session_->topology.world_size && !is_over(); ++process) tell(args...);
+  }
+
+  template <class... Args>
+  void tell(const Args&... args) {
+    scheduler_->step(args...);
+    if constexpr (!tensor::Stateful<S>) {
+      ++told_->steps;
+      if constexpr (judges_values && sizeof...(Args) == 1) (told_->values.push_back(static_cast<double>(args)), ...);
+    }
   }
 
   /// At the last step there is: what all ranks together count seldom ends there.
@@ -101,6 +113,7 @@ class Scheduler {
   std::shared_ptr<S> scheduler_;
   std::shared_ptr<Session> session_;
   StepsSeen seen_;
+  std::shared_ptr<Told> told_ = std::make_shared<Told>();
 };
 
 }  // namespace accel::inline v0_1::prepare

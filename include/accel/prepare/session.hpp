@@ -26,6 +26,7 @@
 #include <accel/launch/topology.hpp>
 #include <accel/precision/host_flag.hpp>
 #include <accel/precision/loss_scaler.hpp>
+#include <accel/prepare/checkpointing.hpp>
 #include <accel/prepare/overflow.hpp>
 #include <accel/prepare/prepared_model.hpp>
 #include <accel/tensor/record.hpp>
@@ -129,7 +130,9 @@ struct Session {
   Log log;
   gradient::Accumulation accumulation;
   data::InFlight in_flight;
-  std::atomic<bool> trigger = false;  // set here, and not yet seen by all
+  std::optional<Checkpointing> checkpointing;  // made by the engine, which has the control plane it needs
+  std::int64_t steps = 0;                      // that the first prepared optimizer has taken
+  std::atomic<bool> trigger = false;           // set here, and not yet seen by all
   std::vector<std::shared_ptr<PreparedModel>> models;
   precision::LossScaler* scaler = nullptr;       // null unless the loss is scaled
   std::optional<Overflow> overflow;              // of the last step that was skipped, if they are to be named

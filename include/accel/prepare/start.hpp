@@ -58,6 +58,7 @@ template <Backend B, Precision P>
     return std::make_shared<Engine<B, P>>(std::move(backend), meeting.topology, std::move(log), std::move(accumulation),
                                           options.gradient, options.precision);
   });
+  engine->at_rank([&] { engine->keep_own_parts(options.checkpoint); });
   engine->scheduler_stepping = options.scheduler_stepping;
   for (const auto& family : launch.left_over)
     engine->log.info("launched by ", launch.family, "; variables of ", family, " are set, too, and were not asked");
@@ -96,6 +97,8 @@ template <Backend B, Precision P>
                  options.gradient.caps.bucket_cap, ", the last of ", options.gradient.caps.last_bucket_cap,
                  options.gradient.overlap ? ", overlapped with backward" : ", after backward", "\nbuffers: ",
                  options.gradient.broadcast_buffers ? "rank 0's after each reduction" : "each rank's own",
+                 "\ncheckpoints: ", options.checkpoint.folder.string(),
+                 options.checkpoint.asynchronous ? ", written in the background" : ", waited for",
                  "\nrendezvous timeout: ", waits.timeout.count(), " s\nheartbeat: ", waits.beat.count(),
                  " s\nintra-op threads: ", threads, "\nlog: ", Log::name(options.log), "\n");
 }

@@ -1,0 +1,185 @@
+// Reader: an open checkpoint: checked before it is believed, and read tensor by tensor.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <accel/checkpoint/manifest.hpp>
+#include <accel/checkpoint/part.hpp>
+#include <accel/core/crc32c.hpp>
+#include <accel/core/error.hpp>
+#include <accel/core/file.hpp>
+#include <accel/launch/no_signals.hpp>
+#include <accel/tensor/safetensors.hpp>
+#include <accel/tensor/state_dict.hpp>
+
+namespace accel::inline v0_1::checkpoint {
+
+/// A checkpoint's folder, whose manifest and headers have been read and checked.
+///
+/// Throws   CheckpointError, from all calls, with file, tensor and region, for what is missing or damaged.
+class Reader {
+ public:
+  explicit Reader(std::filesystem::path folder) : folder_(std::move(folder)), manifest_(Manifest::read(folder_)) {
+    for (const auto& [name, entry] : manifest_.files) {
+      const InputFile file(folder_ / name);
+      ACCEL_CHECK(file.size() == entry.bytes, CheckpointError, file.path().string(), ": expected ", entry.bytes,
+                  " bytes, found ", file.size(), "; it is cut short, or another file");
+      if (entry.has_tensors) open(name, entry, file);
+    }
+    for (const PartEntry& part : manifest_.parts)
+      for (const TensorEntry& tensor : part.tensors) check(part, tensor);
+  }
+
+  [[nodiscard]] const std::filesystem::path& folder() const { return folder_; }
+  [[nodiscard]] const Manifest& manifest() const { return manifest_; }
+
+  /// Reads everything, or what rank `only` needs where there are as many ranks as when it was saved, and compares the
+  /// checksums.
+  ///
+  /// Cost     a pass over the bytes, by all threads of LibTorch; nothing is kept of them but what the system keeps.
+  void verify(std::optional<int> only = std::nullopt) const {
+    struct Piece {
+      const TensorEntry* tensor;
+      const PartEntry* part;
+      std::span<const std::byte> bytes;
+    };
+    constexpr std::size_t most = 4 << 20;
+    std::vector<Piece> pieces;
+    for (const PartEntry& part : manifest_.parts) {
+      if (only && part.rank && *part.rank != *only && *part.rank != 0) continue;
+      for (const TensorEntry& tensor : part.tensors) {
+        const auto bytes = files_.at(tensor.file).bytes(part.stored_name(tensor.name));
+        for (std::size_t at = 0; at < std::max<std::size_t>(bytes.size(), 1); at += most)
+          pieces.push_back({&tensor, &part, bytes.subspan(at, std::min(most, bytes.size() - at))});
+      }
+    }
+    std::vector<std::uint32_t> sums(pieces.size());
+    std::atomic<std::size_t> next = 0;
+    by_all_threads(pieces.size(), [&] {
+      for (std::size_t i = next++; i < pieces.size(); i = next++) sums[i] = crc32c(pieces[i].bytes);
+    });
+    for (std::size_t i = 0; i < pieces.size();) {
+      const TensorEntry& tensor = *pieces[i].tensor;
+      std::uint32_t sum = 0;
+      for (; i < pieces.size() && pieces[i].tensor == &tensor; ++i) {
+        sum = crc32c_joined(sum, sums[i], pieces[i].bytes.size());
+      }
+      const PartEntry& part = *pieces[i - 1].part;
+      if (sum != tensor.crc32c) fail_damaged(part, tensor, sum);
+    }
+    for (const auto& [name, entry] : manifest_.files)
+      if (!entry.has_tensors) verify_other(name, entry);
+  }
+
+  /// What it has of that part, for `rank`; nothing if there is none. Tensors are views of the files, which hold as long
+  /// as these do.
+  [[nodiscard]] std::optional<SavedPart> part(std::string_view name, int rank) const {
+    std::map<int, tensor::StateDict> by_rank;
+    std::optional<tensor::StateDict> of_all;
+    for (const PartEntry& entry : manifest_.parts) {
+      if (entry.name != name) continue;
+      if (entry.rank)
+        by_rank.emplace(*entry.rank, state(entry));
+      else
+        of_all = state(entry);
+    }
+    if (by_rank.empty() && !of_all) return std::nullopt;
+    return SavedPart(std::move(by_rank), std::move(of_all), rank, manifest_.world_size);
+  }
+
+ private:
+  /// On this thread and others, as many as LibTorch computes with. Not its parallel_for(), which in a program that is
+  /// compiled without -fopenmp is one thread.
+  template <class Work>
+  static void by_all_threads(std::size_t pieces, const Work& work) {
+    const auto wanted = std::min(static_cast<std::size_t>(std::max(at::get_num_threads(), 1)), pieces);
+    const launch::NoSignals guard;
+    std::vector<std::jthread> others;
+    while (others.size() + 1 < wanted) others.emplace_back(work);
+    work();
+  }
+
+  void open(const std::string& name, const FileEntry& entry, const InputFile& file) {
+    std::string header(8, '\0');
+    ACCEL_CHECK(file.size() >= 8, CheckpointError, file.path().string(), ": it has no header");
+    file.read(header.data(), 8, 0);
+    const auto length = tensor::safetensors::header_length(header);
+    ACCEL_CHECK(length <= file.size() - 8 && length <= tensor::safetensors::max_header_size, CheckpointError,
+                file.path().string(), ": bytes 0 to 8, the length of the header, are damaged");
+    header.resize(8 + static_cast<std::size_t>(length));
+    file.read(header.data() + 8, length, 8);
+    const std::uint32_t sum = crc32c(std::as_bytes(std::span(header)));
+    ACCEL_CHECK(sum == entry.crc32c, CheckpointError, file.path().string(), ": bytes 0 to ", header.size(),
+                ", its header, are damaged: their checksum is ", detail::hex(sum), ", expected ",
+                detail::hex(entry.crc32c));
+    files_.emplace(name, tensor::safetensors::File(file.path()));
+  }
+
+  void check(const PartEntry& part, const TensorEntry& tensor) const {
+    const auto& file = files_.at(tensor.file);
+    const std::string name = part.stored_name(tensor.name);
+    ACCEL_CHECK(file.contains(name), CheckpointError, (folder_ / tensor.file).string(), ": tensor ", name,
+                " is missing, which ", manifest_file, " says is there");
+    const auto found = file.format(name);
+    ACCEL_CHECK(found.dtype == tensor.dtype && found.shape == tensor.shape, CheckpointError,
+                (folder_ / tensor.file).string(), ": tensor ", name, " has another dtype or shape than in ",
+                manifest_file);
+  }
+
+  [[noreturn]] void fail_damaged(const PartEntry& part, const TensorEntry& tensor, std::uint32_t found) const {
+    const auto& file = files_.at(tensor.file);
+    const std::string name = part.stored_name(tensor.name);
+    const std::uint64_t begin = file.offset(name);
+    throw CheckpointError(message((folder_ / tensor.file).string(), ": tensor ", name, ", bytes ", begin, " to ",
+                                  begin + file.bytes(name).size(), " of the file, is damaged: its checksum is ",
+                                  detail::hex(found), ", expected ", detail::hex(tensor.crc32c)));
+  }
+
+  void verify_other(const std::string& name, const FileEntry& entry) const {
+    const InputFile file(folder_ / name);
+    std::vector<std::byte> bytes(std::min<std::uint64_t>(file.size(), 1 << 20));
+    std::uint32_t sum = 0;
+    for (std::uint64_t at = 0; at < file.size(); at += bytes.size()) {
+      const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), file.size() - at));
+      file.read(bytes.data(), count, at);
+      sum = crc32c({bytes.data(), count}, sum);
+    }
+    ACCEL_CHECK(sum == entry.crc32c, CheckpointError, file.path().string(), ": it is damaged: bytes 0 to ", file.size(),
+                " have the checksum ", detail::hex(sum), ", expected ", detail::hex(entry.crc32c));
+  }
+
+  [[nodiscard]] tensor::StateDict state(const PartEntry& part) const {
+    tensor::StateDict result;
+    for (const auto& [name, value] : part.values) std::visit([&](auto number) { result.add(name, number); }, value);
+    for (const TensorEntry& tensor : part.tensors) {
+      const auto& file = files_.at(tensor.file);
+      const std::string name = part.stored_name(tensor.name);
+      // read() looks at bools, of which others than 0 and 1 are undefined behaviour.
+      result.add(tensor.name, tensor.dtype == "BOOL" ? file.read(name) : file.view(name));
+    }
+    return result;
+  }
+
+  std::filesystem::path folder_;
+  Manifest manifest_;
+  std::map<std::string, tensor::safetensors::File> files_;
+};
+
+}  // namespace accel::inline v0_1::checkpoint
