@@ -1,0 +1,76 @@
+# How long does a save stop a training, how fast does it write, and how long until parameters hold verified bytes again?
+#
+# One rank with AdamW, of which a second core is left to the writer. Against torch.save, Python's safetensors and async
+# torch.distributed.checkpoint on the same network, and against writing and flushing as many bytes. accel's files are
+# flushed to the disk and carry checksums; those of the others neither. A stall is the call that saves and what the step
+# behind it takes longer than others do.
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+
+from support.ranks import FOLDER, Failed
+from support.rows import Row, relate
+
+PEERS = ("torch_save", "safetensors", "async_dcp")
+
+
+def ask(bench, system, megabytes, steps):
+    with tempfile.TemporaryDirectory(dir=bench.build) as folder:
+        command = [str(bench.build / "benchmarks" / "saving")]
+        if system != "accel":
+            command = [bench.python, str(FOLDER / "programs" / "saving.py"), system]
+        command += [folder, str(megabytes), str(steps)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode != 0:
+            raise Failed(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(bench):
+    bench.cpu_sizes([1])
+    megabytes, steps, turns = (60, 5, 1) if bench.quick else (400, 12, 5)
+    peers = PEERS
+    if not importlib.util.find_spec("safetensors"):
+        bench.say("    safetensors IS LEFT OUT: it is not installed and could not be")
+        peers = [peer for peer in PEERS if peer != "safetensors"]
+    seen = {system: [] for system in ("accel", *peers)}
+    for _ in range(turns):
+        for system, answers in seen.items():
+            answers.append(ask(bench, system, megabytes, steps))
+    found = []
+
+    def rows(case, value, systems=tuple(seen)):
+        case = f"{case} of {megabytes} MB"
+        rows = [Row(bench.name, case, system, 1, "ms", [[1e-6 * value(answer)] for answer in seen[system]])
+                for system in systems]  # fmt: skip
+        found.extend(relate(rows))
+
+    def stall(answer):
+        return answer["call_ns"] + max(0, answer["first_ns"] - statistics.median(answer["alone_ns"]))
+
+    rows("a stall by a save", stall)
+    rows("a save until it is there", lambda answer: statistics.median(answer["whole_ns"]))
+    raw = Row(bench.name, f"a save until it is there of {megabytes} MB", "raw_write", 1, "ms",
+              [[1e-6 * statistics.median(answer["raw_ns"])] for answer in seen["accel"]])  # fmt: skip
+    relate([*(row for row in found if row.case == raw.case), raw])
+    found.append(raw)
+    loaders = tuple(system for system in seen if "load_ns" in seen[system][0])
+    rows("a load", lambda answer: answer["load_ns"], loaders)
+    rows("a look at one tensor", lambda answer: answer["open_ns"], loaders)
+    notes = ""
+    for system, answers in seen.items():
+        beside = [ns for answer in answers for ns in answer["during_ns"]]
+        if beside:
+            alone = statistics.median(ns for answer in answers for ns in answer["alone_ns"])
+            notes += (
+                f"    {system}: a step takes {1e-6 * alone:.1f} ms, and "
+                f"{1e-6 * statistics.median(beside):.1f} ms while a save is written ({len(beside)} steps)\n"
+            )
+    throughput = statistics.median(
+        raw / whole for answer in seen["accel"] for raw, whole in zip(answer["raw_ns"], answer["whole_ns"])
+    )
+    notes += f"    accel writes at {throughput:.2f} of the speed of raw write and flush\n"
+    bench.add(found, note=notes)
