@@ -162,6 +162,7 @@ class Snapshot {
   }
 
   static void copy_on_host(const Piece& piece) {
+    if (piece.source.nbytes() == 0) return;
     if (piece.source.is_contiguous() && !piece.source.is_conj() && !piece.source.is_neg())
       // Not copy_(), which would spread over the threads that compute.
       std::memcpy(piece.copy.mutable_data_ptr(), piece.source.const_data_ptr(), piece.source.nbytes());
