@@ -136,13 +136,14 @@ class Saver {
                               .metric = own.metric,
                               .after = std::move(after),
                               .log = log_,
-                              .deadline = Deadline::in(Seconds(options_.timeout_s))};
+                              .deadline = meeting};  // until the last save is over
     std::optional<UnfinishedFolder> folder;
     // 1. What this rank has, and where rank 0 puts it.
     Json said{{"traces", Json::array()}};
     std::vector<std::string> names{place ? message("the place ", place->string()) : "no place", message("step ", step)};
     const std::string trouble = error_of([&] {
       wait();
+      start.deadline = Deadline::in(Seconds(options_.timeout_s));
       for (const Part& part : parts) {
         start.parts.push_back(detail::PartState::of(part));
         names.push_back(part.name);

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -97,13 +96,11 @@ class Save {
   /// Throws   CheckpointError, on every rank that hears of it, where the checkpoint did not come to be.
   void run() {
     const auto begin = std::chrono::steady_clock::now();
-    std::string own;
-    try {
-      own = write().dump();
-    } catch (const std::exception& error) {
-      own = nlohmann::json{{"error", first_line(error)}}.dump();
-    }
-    start_.notices.post(key("wrote", start_.rank), own, start_.deadline);
+    nlohmann::json own;
+    if (const std::string error = error_of([&] { own = write(); }); !error.empty()) own = {{"error", error}};
+    // A path in an error may be no UTF-8, and the others wait for this.
+    start_.notices.post(key("wrote", start_.rank), own.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
+                        start_.deadline);
     // The leader of a folder makes one of what its ranks have written, ...
     const bool leads = start_.rank == group_->leader();
     std::uint64_t bytes = 0;
@@ -118,11 +115,11 @@ class Save {
     if (start_.rank == 0) start_.notices.post(key("verdict"), gathered("complete"), start_.deadline);
     std::string verdict = start_.notices.read(key("verdict"), start_.deadline);
     if (leads) {
-      const std::string error = verdict.empty() ? error_of([&] {
+      const std::string error = error_of([&] {
+        if (!verdict.empty()) return;
         ACCEL_CHECK(!is_given_up(), CheckpointError, "it was given up");
         folder_->finish();
-      })
-                                                : std::string();
+      });
       start_.notices.post(key("placed", start_.rank), error, start_.deadline);
     }
     // ... and tells how it went.
@@ -255,8 +252,7 @@ class Save {
       by_rank[rank] = nlohmann::json::parse(start_.notices.read(key("wrote", rank), start_.deadline));
     std::uint64_t bytes = 0;
     for (const auto& [rank, said] : by_rank) {
-      ACCEL_CHECK(!said.contains("error"), CheckpointError, "rank ", rank, ": ",
-                  said.at("error").get<std::string>());
+      ACCEL_CHECK(!said.contains("error"), CheckpointError, "rank ", rank, ": ", said.at("error").get<std::string>());
       const auto file = said.at("file").get<std::string>();
       manifest.files[file] = {said.at("bytes"), said.at("header"), true};
       bytes += manifest.files[file].bytes;
