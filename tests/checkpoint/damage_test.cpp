@@ -77,7 +77,7 @@ TEST_CASE("of thousands of bits that flip and ends that are cut off each is foun
       [](const accel::checkpoint::SaveEvent& event) { std::ofstream(event.folder / "notes.txt") << "learnt a lot"; }};
   const fs::path place = saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, before, {});
   std::map<std::string, std::string> files;
-  for (const auto& name : accel::checkpoint::detail::names_in(place)) files[name] = bytes_of(place / name);
+  for (const auto& name : accel::names_in(place)) files[name] = bytes_of(place / name);
   REQUIRE(files.size() == 3);
   std::vector<Region> regions;
   {

@@ -121,7 +121,7 @@ void wait_for_all(Group& group) {
 
 std::vector<std::string> unfinished_in(const fs::path& base) {
   std::vector<std::string> found;
-  for (const auto& name : accel::checkpoint::detail::names_in(base))
+  for (const auto& name : accel::names_in(base))
     if (name.find(accel::checkpoint::detail::unfinished) != std::string::npos) found.push_back(name);
   return found;
 }

@@ -98,7 +98,7 @@ TEST_CASE("checkpoints are numbered behind the newest, the oldest go, and one by
     check(base / "named", rank.rank, rank.world_size);
     Saver next(group->control(), rank.rank, accel::Log(), {.folder = base}, accel::Seconds(20));
     CHECK(next.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {}) == base / "checkpoint_7");
-    for (const auto& name : accel::checkpoint::detail::names_in(base))
+    for (const auto& name : accel::names_in(base))
       CHECK(name.find(accel::checkpoint::detail::unfinished) == std::string::npos);
   });
 }

@@ -34,14 +34,9 @@ using accel::tensor::StateDict;
 /// Runs `body` on ranks that have a folder in common.
 inline void on_ranks_in_folder(std::initializer_list<int> world_sizes,
                                const std::function<void(Rank, const fs::path&)>& body) {
-  constexpr const char* variable = "ACCEL_TEST_CHECKPOINTS";
-  std::optional<Folder> own;
-  if (std::getenv("RANK") == nullptr) {
-    own.emplace();
-    ::setenv(variable, own->path().c_str(), 1);
-  }
+  const SharedFolder folder;
   on_ranks(world_sizes, [&](Rank rank) {
-    const fs::path base = fs::path(std::getenv(variable)) / std::to_string(rank.world_size);
+    const fs::path base = folder / std::to_string(rank.world_size);
     fs::create_directories(base);
     body(rank, base);
   });

@@ -227,16 +227,9 @@ std::string text_of(const fs::path& path) {
 /// The law, in new processes for what goes on.
 template <class P, class MakeOptimizer>
 void holds(const Setup& setup, int world_size, const MakeOptimizer& make_optimizer) {
-  constexpr const char* variable = "ACCEL_TEST_CHECKPOINTS";
-  std::optional<Folder> own;
-  if (std::getenv("RANK") == nullptr) {
-    own.emplace();
-    ::setenv(variable, own->path().c_str(), 1);
-  }
-  const fs::path base = fs::path(std::getenv(variable)) / "base";
-  const auto file = [&](Rank rank, const char* name) {
-    return fs::path(std::getenv(variable)) / message(rank.rank, ".", name);
-  };
+  const SharedFolder folder;
+  const fs::path base = folder / "base";
+  const auto file = [&](Rank rank, const char* name) { return folder / message(rank.rank, ".", name); };
   on_ranks({world_size}, [&](Rank rank) {
     const auto straight = train<P>(setup, base, false, false, make_optimizer);
     const auto saving = train<P>(setup, base, true, false, make_optimizer);

@@ -50,19 +50,13 @@ A::Options options(const fs::path& base) {
 /// Runs `body` on ranks that have a folder in common, the same one for all calls of a test case.
 class InFolder {
  public:
-  InFolder() {
-    if (std::getenv("RANK") != nullptr) return;
-    own_.emplace();
-    ::setenv(variable, own_->path().c_str(), 1);
-  }
   void operator()(std::initializer_list<int> world_sizes,
                   const std::function<void(Rank, const fs::path&)>& body) const {
-    on_ranks(world_sizes, [&](Rank rank) { body(rank, fs::path(std::getenv(variable)) / "base"); });
+    on_ranks(world_sizes, [&](Rank rank) { body(rank, folder_ / "base"); });
   }
 
  private:
-  static constexpr const char* variable = "ACCEL_TEST_CHECKPOINTS";
-  std::optional<Folder> own_;
+  SharedFolder folder_;
 };
 
 template <class Model, class Optimizer, class Loader>

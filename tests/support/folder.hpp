@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <filesystem>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -35,6 +37,25 @@ class Folder {
   }
 
  private:
+  std::filesystem::path path_;
+};
+
+/// An empty folder that a test case and its ranks have in common, though these are started from the top of the case:
+/// made where no rank runs, and gone with this object there.
+class SharedFolder {
+ public:
+  SharedFolder() {
+    if (std::getenv("RANK") == nullptr) ::setenv(variable, own_.emplace().path().c_str(), 1);
+    path_ = std::getenv(variable);
+  }
+
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  [[nodiscard]] std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
+
+ private:
+  static constexpr const char* variable = "ACCEL_TEST_SHARED_FOLDER";
+
+  std::optional<Folder> own_;
   std::filesystem::path path_;
 };
 

@@ -40,22 +40,6 @@ inline constexpr std::string_view unfinished = ".unfinished-";  // behind a name
   return is_plain ? std::optional(number) : std::nullopt;
 }
 
-/// The names in a folder, sorted; none if there is no such folder.
-[[nodiscard]] inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
-  std::vector<std::string> names;
-  std::error_code failed;
-  std::filesystem::directory_iterator entry(folder, failed);
-  if (failed == std::errc::no_such_file_or_directory) return names;
-  if (failed) fail_io(folder, "list it", failed.value());
-  for (const std::filesystem::directory_iterator end; entry != end; entry.increment(failed)) {
-    names.push_back(entry->path().filename().string());
-    if (failed) break;
-  }
-  if (failed) fail_io(folder, "list it", failed.value());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 inline void remove_folder(const std::filesystem::path& folder) {
   std::error_code failed;
   std::filesystem::remove_all(folder, failed);
@@ -79,7 +63,7 @@ struct Numbered {
 /// The checkpoints `checkpoint_<number>` in `base`, oldest first. What else is there does not count.
 [[nodiscard]] inline std::vector<Numbered> numbered_checkpoints(const std::filesystem::path& base) {
   std::vector<Numbered> found;
-  for (const auto& name : detail::names_in(base))
+  for (const auto& name : names_in(base))
     if (const auto number = detail::number_of(name); number && is_checkpoint(base / name))
       found.push_back({*number, base / name});
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.number < b.number; });
@@ -175,7 +159,7 @@ inline void check_replaceable(const std::filesystem::path& place) {
   if (kind == std::filesystem::file_type::none) fail_io(place, "look at it", failed.value());
   ACCEL_CHECK(kind == std::filesystem::file_type::directory, CheckpointError, place.string(),
               ": expected a folder, or nothing, found something else; choose another name");
-  const auto names = detail::names_in(place);
+  const auto names = names_in(place);
   if (names.empty()) return;
   ACCEL_CHECK(is_checkpoint(place), CheckpointError, place.string(),
               ": a checkpoint takes the place of what is there, ", "and that is none: it holds ", names.front(),
@@ -280,7 +264,7 @@ class UnfinishedFolder {
 /// done is finished.
 inline int remove_orphans(const std::filesystem::path& base, std::optional<std::string> name = std::nullopt) {
   int removed = 0;
-  for (const auto& found : detail::names_in(base)) {
+  for (const auto& found : names_in(base)) {
     const auto end = found.find(detail::unfinished);
     if (end == std::string::npos) continue;
     const std::string of = found.substr(0, end);

@@ -119,6 +119,18 @@ namespace detail {
   return text;
 }
 
+/// Of a whole file.
+[[nodiscard]] inline std::uint32_t crc32c_of(const InputFile& file) {
+  std::vector<std::byte> piece(256 << 10);  // stays in the cache
+  std::uint32_t sum = 0;
+  for (std::uint64_t at = 0; at < file.size(); at += piece.size()) {
+    const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(piece.size(), file.size() - at));
+    file.read(piece.data(), count, at);
+    sum = crc32c({piece.data(), count}, sum);
+  }
+  return sum;
+}
+
 [[nodiscard]] inline std::optional<std::uint32_t> number_of_hex(std::string_view text) {
   if (text.size() != 8) return std::nullopt;
   std::uint32_t number = 0;

@@ -154,13 +154,7 @@ class Reader {
 
   void verify_other(const std::string& name, const FileEntry& entry) const {
     const InputFile file(folder_ / name);
-    std::vector<std::byte> bytes(std::min<std::uint64_t>(file.size(), 1 << 20));
-    std::uint32_t sum = 0;
-    for (std::uint64_t at = 0; at < file.size(); at += bytes.size()) {
-      const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), file.size() - at));
-      file.read(bytes.data(), count, at);
-      sum = crc32c({bytes.data(), count}, sum);
-    }
+    const std::uint32_t sum = detail::crc32c_of(file);
     ACCEL_CHECK(sum == entry.crc32c, CheckpointError, file.path().string(), ": it is damaged: bytes 0 to ", file.size(),
                 " have the checksum ", detail::hex(sum), ", expected ", detail::hex(entry.crc32c));
   }

@@ -11,7 +11,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -70,10 +69,8 @@ namespace detail {
 
 [[nodiscard]] inline std::set<std::string> weights_files_in(const std::filesystem::path& folder) {
   std::set<std::string> names;
-  std::error_code failed;
-  for (std::filesystem::directory_iterator entry(folder, failed), end; !failed && entry != end; entry.increment(failed))
-    if (is_weights_file(entry->path().filename().string())) names.insert(entry->path().filename().string());
-  if (failed) fail_io(folder, "list it", failed.value());
+  for (const auto& name : names_in(folder))
+    if (is_weights_file(name)) names.insert(name);
   return names;
 }
 

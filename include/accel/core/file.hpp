@@ -10,6 +10,7 @@
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -154,6 +155,19 @@ inline void flush_folder(const std::filesystem::path& path) {
   if (folder.get() < 0) fail_io(path, "open the folder");
   // EINVAL: this file system has no flush for folders.
   if (::fsync(folder.get()) != 0 && errno != EINVAL) fail_io(path, "flush the folder");
+}
+
+/// The names in a folder, sorted; none if there is no such folder.
+[[nodiscard]] inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  std::error_code failed;
+  std::filesystem::directory_iterator entry(folder, failed);
+  if (failed == std::errc::no_such_file_or_directory) return names;
+  for (const std::filesystem::directory_iterator end; !failed && entry != end; entry.increment(failed))
+    names.push_back(entry->path().filename().string());
+  if (failed) fail_io(folder, "list it", failed.value());
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 /// The folder that a path lies in.

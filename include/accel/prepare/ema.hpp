@@ -29,9 +29,7 @@ class Ema {
         session_(std::move(session)),
         models_(session_->models_of(ema_->parameters())),
         seen_(session_->step_counts_of(models_)) {
-    auto part = stateful_part(ema_);
-    part.sharing = checkpoint::Sharing::replicated;
-    session_->checkpointing->add("ema", ema_, std::move(part));
+    session_->checkpointing->add("ema", ema_, average_part(ema_));
   }
 
   void update() {

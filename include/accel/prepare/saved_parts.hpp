@@ -115,6 +115,22 @@ enum Turn : int { first, weights, states, gradients, users, random };
 
 namespace detail {
 
+/// Of what has a state itself. One that has check_state_dict() says so before anything changes if it does not fit.
+template <tensor::Stateful T>
+[[nodiscard]] checkpoint::Part stateful_part(const std::weak_ptr<T>& object) {
+  checkpoint::Part part;
+  part.state = [object] { return std::as_const(*object.lock()).state_dict(); };
+  if constexpr (requires(const T& own, const tensor::StateDict& state) { own.check_state_dict(state); })
+    part.mismatch = [object](const checkpoint::SavedPart& saved) {
+      return error_of([&] { object.lock()->check_state_dict(saved.own()); });
+    };
+  part.load = [object](const checkpoint::SavedPart& saved) -> std::string {
+    object.lock()->load_state_dict(saved.own());
+    return {};
+  };
+  return part;
+}
+
 template <class O>
 [[nodiscard]] std::vector<at::Tensor> parameters_of(O& optimizer) {
   std::vector<at::Tensor> all;
@@ -147,19 +163,9 @@ template <class O>
 [[nodiscard]] checkpoint::Part optimizer_part(const std::shared_ptr<O>& optimizer, Session& session,
                                               std::shared_ptr<const std::int64_t> stepped) {
   checkpoint::Part part;
-  part.sharing = checkpoint::Sharing::replicated;
-  part.turn = detail::Turn::states;
   const std::weak_ptr<O> weak = optimizer;
   if constexpr (tensor::Stateful<O>) {
-    part.state = [weak] { return std::as_const(*weak.lock()).state_dict(); };
-    if constexpr (requires(const O& own, const tensor::StateDict& state) { own.check_state_dict(state); })
-      part.mismatch = [weak](const checkpoint::SavedPart& saved) {
-        return error_of([&] { weak.lock()->check_state_dict(saved.own()); });
-      };
-    part.load = [weak](const checkpoint::SavedPart& saved) -> std::string {
-      weak.lock()->load_state_dict(saved.own());
-      return {};
-    };
+    part = detail::stateful_part(weak);
   } else if constexpr (optim::TorchOptimizer<O>) {
     const auto names = [&session](O& own) {
       const auto models = session.models_of(detail::parameters_of(own));
@@ -195,6 +201,8 @@ template <class O>
       throw CheckpointError("an optimizer of a type of its own cannot be loaded; give it load_state_dict()");
     };
   }
+  part.sharing = checkpoint::Sharing::replicated;
+  part.turn = detail::Turn::states;
   part.state = [weak, &session, stepped = std::move(stepped), state = std::move(part.state)] {
     detail::refuse_unused_gradients(*weak.lock(), session, *stepped);
     return state();
@@ -212,15 +220,10 @@ struct Told {
 template <class S>
 [[nodiscard]] checkpoint::Part scheduler_part(const std::shared_ptr<S>& scheduler, const std::shared_ptr<Told>& told) {
   checkpoint::Part part;
-  part.turn = detail::Turn::first;  // what it does to learning rates the optimizers put right
   const std::weak_ptr<S> weak = scheduler;
   if constexpr (tensor::Stateful<S>) {
-    part.state = [weak] { return std::as_const(*weak.lock()).state_dict(); };
+    part = detail::stateful_part(weak);
     part.mismatch = [weak](const checkpoint::SavedPart& saved) { return checkpoint::tried(*weak.lock(), saved.own()); };
-    part.load = [weak](const checkpoint::SavedPart& saved) -> std::string {
-      weak.lock()->load_state_dict(saved.own());
-      return {};
-    };
   } else {
     part.state = [told] {
       tensor::StateDict state;
@@ -259,25 +262,16 @@ template <class S>
       return {};
     };
   }
+  part.turn = detail::Turn::first;  // what it does to learning rates the optimizers put right
   return part;
 }
 
-/// Anything else that is Stateful.
+/// An average of weights.
 template <class T>
-[[nodiscard]] checkpoint::Part stateful_part(const std::shared_ptr<T>& object, int turn = detail::Turn::states,
-                                             checkpoint::Sharing sharing = checkpoint::Sharing::compared) {
-  checkpoint::Part part;
-  part.sharing = sharing;
-  part.turn = turn;
-  const std::weak_ptr<T> weak = object;
-  part.state = [weak] { return std::as_const(*weak.lock()).state_dict(); };
-  part.mismatch = [weak](const checkpoint::SavedPart& saved) {
-    return error_of([&] { weak.lock()->check_state_dict(saved.own()); });
-  };
-  part.load = [weak](const checkpoint::SavedPart& saved) -> std::string {
-    weak.lock()->load_state_dict(saved.own());
-    return {};
-  };
+[[nodiscard]] checkpoint::Part average_part(const std::shared_ptr<T>& average) {
+  auto part = detail::stateful_part<T>(average);
+  part.sharing = checkpoint::Sharing::replicated;
+  part.turn = detail::Turn::states;
   return part;
 }
 

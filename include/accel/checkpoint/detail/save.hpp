@@ -282,14 +282,7 @@ class Save {
     for (const auto& name : names_in(folder())) {
       if (manifest.files.contains(name) || name == manifest_file) continue;
       const InputFile file(folder() / name);
-      FileEntry& entry = manifest.files[name];
-      entry.bytes = file.size();
-      std::vector<std::byte> bytes(piece);
-      for (std::uint64_t at = 0; at < file.size(); at += piece) {
-        const auto count = std::min<std::uint64_t>(piece, file.size() - at);
-        file.read(bytes.data(), count, at);
-        entry.crc32c = crc32c({bytes.data(), static_cast<std::size_t>(count)}, entry.crc32c);
-      }
+      manifest.files[name] = {file.size(), crc32c_of(file), false};
       file.flush();
     }
   }
