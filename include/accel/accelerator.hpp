@@ -258,11 +258,7 @@ class Accelerator : public prepare::OverRanks<BackendType, PrecisionType> {
   ///          what a registered object throws as it is loaded, after which the training cannot go on.
   std::filesystem::path load_state(const std::optional<std::filesystem::path>& place = std::nullopt,
                                    const LoadOptions& options = {}) {
-    return at_rank([&] {
-      auto [folder, step] = engine_->checkpointing->load(place, options);
-      engine_->steps = step;
-      return std::move(folder);
-    });
+    return at_rank([&] { return engine_->checkpointing->load(place, options, engine_->steps); });
   }
 
   /// Steps of the first prepared optimizer, those before the checkpoint that was loaded and those that an overflow

@@ -2,14 +2,18 @@
 // whole, the error says which file and why, and training goes on.
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -45,6 +49,30 @@ struct Fault {
 };
 inline Fault fault;
 
+/// What was done to the disk, in its order, while it is on.
+struct Diary {
+  struct Deed {
+    std::string what;
+    std::filesystem::path path;
+    std::filesystem::path to{};
+  };
+  std::mutex mutex;  // of the deeds
+  std::atomic<bool> is_on = false;
+  std::vector<Deed> deeds;
+
+  void note(const char* what, const std::filesystem::path& path, const std::filesystem::path& to = {}) {
+    if (!is_on) return;
+    const std::lock_guard lock(mutex);
+    deeds.push_back({what, path, to});
+  }
+  void note(const char* what, int fd) {
+    if (!is_on) return;
+    std::error_code ignored;
+    note(what, std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), ignored));
+  }
+};
+inline Diary diary;
+
 inline void plan(int left, int error) {
   fault.calls = 0;
   fault.error = error;
@@ -77,10 +105,12 @@ inline bool is_on_disk(int fd) {
 extern "C" {
 int fsync(int fd) {
   if (accel::testing::disk::is_on_disk(fd) && accel::testing::disk::strikes()) return -1;
+  accel::testing::disk::diary.note("flush", fd);
   return static_cast<int>(::syscall(SYS_fsync, fd));
 }
 ssize_t write(int fd, const void* from, std::size_t count) {
   if (accel::testing::disk::is_on_disk(fd) && accel::testing::disk::strikes()) return -1;
+  accel::testing::disk::diary.note("write", fd);
   return static_cast<ssize_t>(::syscall(SYS_write, fd, from, count));
 }
 int mkdir(const char* path, mode_t mode) noexcept {
@@ -89,10 +119,12 @@ int mkdir(const char* path, mode_t mode) noexcept {
 }
 int rename(const char* from, const char* to) noexcept {
   if (accel::testing::disk::strikes()) return -1;
+  accel::testing::disk::diary.note("rename", from, to);
   return static_cast<int>(::syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
 }
 int renameat2(int from_folder, const char* from, int to_folder, const char* to, unsigned int flags) noexcept {
   if (accel::testing::disk::strikes()) return -1;
+  accel::testing::disk::diary.note("rename", from, to);
   return static_cast<int>(::syscall(SYS_renameat2, from_folder, from, to_folder, to, flags));
 }
 }
@@ -108,6 +140,7 @@ using accel::checkpoint::Saver;
 using accel::testing::Folder;
 using accel::testing::Rank;
 using accel::testing::run_ranks;
+using accel::testing::SharedFolder;
 using accel::testing::thrown_by;
 using accel::testing::checkpoints::check;
 using accel::testing::checkpoints::on_ranks_in_folder;
@@ -127,6 +160,54 @@ std::vector<std::string> unfinished_in(const fs::path& base) {
 }
 
 }  // namespace disks
+
+TEST_CASE("all that a checkpoint consists of is on the disk before it takes its place, and its name before it is told",
+          "[saver][disk]") {
+  using namespace disks;
+  const Folder folder;
+  Training training(0);
+  Saver saver({}, 0, accel::Log(), {.folder = folder.path(), .keep = {.total_limit = 1}}, accel::Seconds(60));
+  const std::vector<accel::checkpoint::SaveHook> before{
+      [](const accel::checkpoint::SaveEvent& event) { std::ofstream(event.folder / "notes.txt") << "learnt a lot"; }};
+  const std::vector<accel::checkpoint::SaveHook> after{
+      [](const accel::checkpoint::SaveEvent& event) { disk::diary.note("told", event.folder); }};
+  for (const bool is_named : {false, true, true}) {  // a name that is free, and one that is taken: exchanged
+    std::optional<fs::path> place;
+    if (is_named) place = folder / "best";
+    disk::diary.deeds.clear();
+    disk::diary.is_on = true;
+    const fs::path made = saver.save(place, training.parts(), 5, {.asynchronous = false}, before, after);
+    disk::diary.is_on = false;
+    const auto& deeds = disk::diary.deeds;
+    const auto place_taken = std::find_if(deeds.begin(), deeds.end(),
+                                          [&](const auto& deed) { return deed.what == "rename" && deed.to == made; });
+    REQUIRE(place_taken != deeds.end());
+    const fs::path unfinished = place_taken->path;
+    const auto flushed_at = [&](const fs::path& path) {  // the last time before
+      auto at = place_taken;
+      while (at != deeds.begin() && !(at->what == "flush" && at->path == path)) --at;
+      INFO(path);
+      CHECK(at->what == "flush");
+      CHECK(at->path == path);
+      return at;
+    };
+    const auto folder_flushed = flushed_at(unfinished);
+    for (const char* name : {"rank0.safetensors", "manifest.json", "notes.txt"}) {
+      const auto flushed = flushed_at(unfinished / name);
+      CHECK(flushed < folder_flushed);
+      CHECK(std::none_of(flushed, deeds.end(),
+                         [&](const auto& deed) { return deed.what == "write" && deed.path == unfinished / name; }));
+    }
+    const auto is = [&](const char* what, const fs::path& path) {
+      return std::find_if(place_taken, deeds.end(),
+                          [&](const auto& deed) { return deed.what == what && deed.path == path; });
+    };
+    const auto name_flushed = is("flush", folder.path()), told = is("told", made);
+    REQUIRE(name_flushed != deeds.end());
+    REQUIRE(told != deeds.end());
+    CHECK(name_flushed < told);
+  }
+}
 
 TEST_CASE("whichever call of a save fails, on whichever rank, that save alone is lost", "[saver][disk]") {
   using namespace disks;
@@ -173,25 +254,22 @@ TEST_CASE("whichever call of a save fails, on whichever rank, that save alone is
 TEST_CASE("whichever call of a save is a job's last, the newest checkpoint is whole, and the next job cleans up",
           "[saver][disk]") {
   using namespace disks;
-  const char* const of_ranks = std::getenv("ACCEL_TEST_CHECKPOINTS");
-  std::optional<Folder> own;
-  if (of_ranks == nullptr) own.emplace();
-  const fs::path base = of_ranks == nullptr ? own->path() : fs::path(of_ranks);
+  const SharedFolder folder;
+  const fs::path& base = folder.path();
   const auto save = [&](int kill_at) {
-    return run_ranks(
-        1,
-        [&](Rank rank) {
-          Group group;
-          Training training(rank.rank);
-          Saver saver(group->control(), rank.rank, accel::Log("", false, accel::Log::Level::off),
-                      {.folder = base, .keep = {.total_limit = 2}}, accel::Seconds(60));
-          (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
-          CHECK(unfinished_in(base).empty());
-          disk::plan(std::stoi(std::getenv("ACCEL_TEST_KILL_AT")), 0);
-          (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
-          std::cout << "it lives\n";
-        },
-        {.variables = {{"ACCEL_TEST_CHECKPOINTS", base.string()}, {"ACCEL_TEST_KILL_AT", std::to_string(kill_at)}}});
+    return run_ranks(1,
+                     [&](Rank rank) {
+                       Group group;
+                       Training training(rank.rank);
+                       Saver saver(group->control(), rank.rank, accel::Log("", false, accel::Log::Level::off),
+                                   {.folder = base, .keep = {.total_limit = 2}}, accel::Seconds(60));
+                       (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
+                       CHECK(unfinished_in(base).empty());
+                       disk::plan(std::stoi(std::getenv("ACCEL_TEST_KILL_AT")), 0);
+                       (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
+                       std::cout << "it lives\n";
+                     },
+                     {.variables = {{"ACCEL_TEST_KILL_AT", std::to_string(kill_at)}}});
   };
   std::optional<fs::path> before;
   for (int number = 0;; ++number) {
@@ -208,6 +286,45 @@ TEST_CASE("whichever call of a save is a job's last, the newest checkpoint is wh
       return;
     }
     REQUIRE(results.front().signal == SIGKILL);
+  }
+}
+
+TEST_CASE("where another checkpoint is to be replaced, one of both is there whichever call fails, or is a job's last",
+          "[saver][disk]") {
+  using namespace disks;
+  const SharedFolder folder;
+  const fs::path best = folder / "best";
+  const auto save = [&](int call, int error) {
+    Training training(0);
+    Saver saver({}, 0, accel::Log("", false, accel::Log::Level::off), {.folder = folder.path()}, accel::Seconds(60));
+    const auto one = [&] { (void)saver.save(best, training.parts(), 5, {.asynchronous = false}, {}, {}); };
+    one();
+    CHECK(unfinished_in(folder.path()).empty());
+    disk::plan(call, error);
+    const std::string failure = thrown_by<CheckpointError>(one);
+    const bool struck = disk::fault.calls > call;
+    disk::plan(-1, 0);
+    if (!failure.empty())
+      CHECK_THAT(failure, ContainsSubstring(folder.path().string()) && ContainsSubstring("Input/output error"));
+    CHECK(failure.empty() != struck);
+    return struck;
+  };
+  for (int call = 0;; ++call) {
+    INFO("killed at call " << call);
+    const auto results = run_ranks(1, [&](Rank) { (void)save(std::stoi(std::getenv("ACCEL_TEST_KILL_AT")), 0); },
+                                   {.variables = {{"ACCEL_TEST_KILL_AT", std::to_string(call)}}});
+    if (accel::testing::in_another_launch(results)) continue;
+    check(best, 0, 1);
+    if (results.front().succeeded()) {
+      CHECK(call >= 8);
+      break;
+    }
+    REQUIRE(results.front().signal == SIGKILL);
+  }
+  for (int call = 0, goes_on = 1; goes_on != 0; ++call) {
+    INFO("call " << call << " fails");
+    goes_on = save(call, EIO) ? 1 : 0;
+    check(best, 0, 1);
   }
 }
 

@@ -56,6 +56,11 @@ std::string with(const std::string& from, const std::string& to) {
                         inner::behind_checksum, body);
 }
 
+/// The error that a manifest of that text gives.
+std::string refused(const std::string& text) {
+  return thrown_by<CheckpointError>([&] { (void)Manifest::parse("/c/manifest.json", text); });
+}
+
 void put(const fs::path& path, const std::string& text = "") {
   fs::create_directories(path.parent_path());
   std::ofstream(path) << text;
@@ -73,9 +78,6 @@ TEST_CASE("a manifest is what it was when it is read again, numbers to the last 
 
 TEST_CASE("a manifest that is damaged or says what cannot be is refused by file and place", "[manifest]") {
   using namespace folders;
-  const auto refused = [](const std::string& text) {
-    return thrown_by<CheckpointError>([&] { (void)Manifest::parse("/c/manifest.json", text); });
-  };
   std::string flipped = some().text();
   flipped[flipped.size() / 2] ^= 1;
   CHECK_THAT(refused(flipped), ContainsSubstring("/c/manifest.json") && ContainsSubstring("damaged"));
@@ -101,6 +103,13 @@ TEST_CASE("a manifest that is damaged or says what cannot be is refused by file 
   }
 }
 
+TEST_CASE("a manifest that is nested deeply costs an error, and no stack", "[manifest]") {
+  using namespace folders;
+  const std::string deep = std::string(500'000, '[') + std::string(500'000, ']');
+  for (const auto& text : {with("\"step\": 12", "\"step\": " + deep), with("[2,0,3]", deep)})
+    CHECK_THAT(refused(text), ContainsSubstring("/c/manifest.json: it is nested deeper than any manifest"));
+}
+
 TEST_CASE("checkpoints are counted by their names, and what is none is not taken for one", "[folder]") {
   using namespace folders;
   const Folder folder;
@@ -115,7 +124,7 @@ TEST_CASE("checkpoints are counted by their names, and what is none is not taken
   CHECK(found[0].number == 2);
   CHECK(found[1].number == 10);
   CHECK(latest_checkpoint(folder.path()) == folder / "checkpoint_10");
-  CHECK(remove_orphans(folder.path()) == 1);
+  CHECK(remove_orphans(folder.path()).empty());
   CHECK_FALSE(fs::exists(folder / "checkpoint_11.unfinished-ab"));
   CHECK(fs::exists(folder / "best"));
 }
@@ -126,9 +135,41 @@ TEST_CASE("where an exchange was cut between its two steps the old checkpoint ge
   put(folder / "best.unfinished-ab-old" / manifest_file, "old");
   put(folder / "best.unfinished-ab" / "rank0.safetensors");
   put(folder / "other.unfinished-cd" / "rank0.safetensors");
-  CHECK(remove_orphans(folder.path(), "best") == 1);
+  CHECK(remove_orphans(folder.path(), "best").empty());
+  CHECK_FALSE(fs::exists(folder / "best.unfinished-ab"));
   CHECK(fs::exists(folder / "best" / manifest_file));
   CHECK(fs::exists(folder / "other.unfinished-cd"));  // of another checkpoint
+}
+
+TEST_CASE("where it cannot be told whether there is a checkpoint, that is not taken for none", "[folder]") {
+  using namespace folders;
+  const Folder folder;
+  put(folder / "checkpoint_2" / manifest_file);
+  fs::create_directories(folder / "checkpoint_3");
+  fs::create_symlink(manifest_file, folder / "checkpoint_3" / manifest_file);  // to itself
+  CHECK_THAT(thrown_by<CheckpointError>([&] { (void)latest_checkpoint(folder.path()); }),
+             ContainsSubstring("checkpoint_3/manifest.json: cannot look at it: Too many levels of symbolic links"));
+  CHECK_FALSE(is_checkpoint(folder / "checkpoint_2" / manifest_file / "below a file"));
+}
+
+TEST_CASE("what somebody has put at the place of a checkpoint while that was written is not lost", "[folder]") {
+  using namespace folders;
+  const Folder folder;
+  const auto finish = [&](const char* word) {
+    UnfinishedFolder made(folder / "best", word);
+    const Manifest manifest;
+    put(made.path() / manifest_file, manifest.text());
+    if (std::string(word) != "first") put(folder / "best" / "notes.txt", "mine");
+    return made.finish();
+  };
+  CHECK(finish("first").empty());
+  CHECK_THAT(thrown_by<CheckpointError>([&] { (void)finish("second"); }),
+             ContainsSubstring("best/notes.txt: it does not belong to the checkpoint there"));
+  fs::remove(folder / "best" / manifest_file);
+  CHECK_THAT(thrown_by<CheckpointError>([&] { (void)finish("third"); }),
+             ContainsSubstring("and that is none: it holds notes.txt"));
+  CHECK(fs::exists(folder / "best" / "notes.txt"));
+  CHECK(accel::names_in(folder.path()) == std::vector<std::string>{"best"});
 }
 
 TEST_CASE("the newest stay, and what is to be kept besides: every n-th, and the best", "[folder]") {

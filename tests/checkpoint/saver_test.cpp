@@ -2,14 +2,17 @@
 #include <torch/torch.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -40,6 +43,7 @@ namespace saver {
 
 namespace fs = std::filesystem;
 using accel::CheckpointError;
+using accel::message;
 using accel::checkpoint::Options;
 using accel::checkpoint::Part;
 using accel::checkpoint::Reader;
@@ -135,20 +139,64 @@ TEST_CASE("what is written to before it is copied is named, and copied at once t
     training.weight = torch::zeros({64 << 20 >> 2});  // 64 MB: not copied before it is written to
     training.half = torch::zeros({64 << 20 >> 1}, torch::kBFloat16);
     const auto write = [&] {
-      training.half.slice(0, 0, 1).add_(1);
+      training.half.add_(1);
       training.weight.add_(1);
     };
     (void)saver.save(base / "last", training.parts(), 5, {}, {}, {});
     write();
     const std::string error = thrown_by<CheckpointError>([&] { saver.wait(); });
     CHECK_THAT(error, ContainsSubstring(rank.world_size == 1 ? "model/half" : "model/") &&
-                          ContainsSubstring("written to before the copy"));
+                          ContainsSubstring("written to while that was copied"));
     // At two ranks each has one of the two.
     (void)saver.save(base / "last", training.parts(), 5, {}, {}, {});
     write();
     saver.wait();
     const Reader reader(base / "last");
     CHECK(same_bits(reader.part("model", rank.rank)->own().tensor("weight"), torch::ones({64 << 20 >> 2})));
+  });
+}
+
+TEST_CASE("a hook that throws on one rank throws on all, and the checkpoint is there", "[saver]") {
+  on_ranks_in_folder({1, 2, 3}, [](Rank rank, const fs::path& base) {
+    Group group;
+    Saver saver(group->control(), rank.rank, accel::Log(), {.folder = base}, accel::Seconds(20));
+    Training training(rank.rank);
+    const int last = rank.world_size - 1;
+    const auto hooks = [&](auto what) {
+      return std::vector<SaveHook>{[=](const accel::checkpoint::SaveEvent&) {
+        if (rank.rank == last) throw what;
+      }};
+    };
+    const auto after = hooks(std::runtime_error("no upload"));
+    std::string error = thrown_by<std::runtime_error>(
+        [&] { (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, after); });
+    CHECK_THAT(error, ContainsSubstring("no upload"));
+    if (rank.rank != last) CHECK_THAT(error, ContainsSubstring(message("save_state failed on rank ", last)));
+    check(base / "checkpoint_0", rank.rank, rank.world_size);
+    // In the background the next save tells it.
+    (void)saver.save(std::nullopt, training.parts(), 5, {}, {}, after);
+    error = thrown_by<CheckpointError>([&] { (void)saver.save(std::nullopt, training.parts(), 5, {}, {}, {}); });
+    CHECK_THAT(error, ContainsSubstring(message("save_state: rank ", last, ": no upload")));
+    check(base / "checkpoint_1", rank.rank, rank.world_size);
+    // Before the save it ends it, whatever it throws.
+    const auto before = hooks(7);
+    CHECK_THAT(thrown_by<CheckpointError>([&] { (void)saver.save(std::nullopt, training.parts(), 5, {}, before, {}); }),
+               ContainsSubstring(message("rank ", last, ": something that is no std::exception")));
+    CHECK_FALSE(fs::exists(base / "checkpoint_2"));
+    (void)saver.save(std::nullopt, training.parts(), 5, {}, {}, {});
+    saver.wait();
+    check(base / "checkpoint_2", rank.rank, rank.world_size);
+  });
+}
+
+TEST_CASE("a place may have a name that is no UTF-8", "[saver]") {
+  on_ranks_in_folder({1, 2}, [](Rank rank, const fs::path& base) {
+    Group group;
+    Saver saver(group->control(), rank.rank, accel::Log(), {.folder = base}, accel::Seconds(20));
+    Training training(rank.rank);
+    const fs::path place = base / "caf\xe9";
+    for (int i = 0; i < 2; ++i) CHECK(saver.save(place, training.parts(), 5, {.asynchronous = false}, {}, {}) == place);
+    check(place, rank.rank, rank.world_size);
   });
 }
 
@@ -180,7 +228,31 @@ TEST_CASE("a second job that writes to the same folder is told who was there fir
     CHECK_THAT(thrown_by<CheckpointError>([&] { (void)second.save(std::nullopt, training.parts(), 5, {}, {}, {}); }),
                ContainsSubstring("writes its checkpoints here") && ContainsSubstring("rank 0"));
   }
+  {
+    // By a name that is a number it would be among the first one's, too.
+    Saver second(alone, 0, accel::Log(), {.folder = folder / "other"}, accel::Seconds(5));
+    CHECK_THAT(thrown_by<CheckpointError>(
+                   [&] { (void)second.save(folder / "checkpoint_9", training.parts(), 5, {}, {}, {}); }),
+               ContainsSubstring("writes its checkpoints here"));
+    (void)second.save(folder / "best", training.parts(), 5, {}, {}, {});
+  }
   CHECK(accel::checkpoint::numbered_checkpoints(folder.path()).size() == 1);
+}
+
+TEST_CASE("a checkpoint that cannot be judged stays, and the others go; what is not finite is no metric", "[saver]") {
+  const Folder folder;
+  Training training(0);
+  Saver saver({}, 0, accel::Log("", false, accel::Log::Level::off),
+              {.folder = folder.path(), .keep = {.total_limit = 1, .keep_best = 1}}, accel::Seconds(5));
+  const auto save = [&](double metric) {
+    return saver.save(std::nullopt, training.parts(), 5, {.metric = metric, .asynchronous = false}, {}, {});
+  };
+  std::ofstream(save(0.5) / accel::checkpoint::manifest_file) << "scrambled";
+  for (const double metric : {std::nan(""), 0.2, 0.3, std::numeric_limits<double>::infinity(), 0.4}) (void)save(metric);
+  std::vector<std::int64_t> numbers;
+  for (const auto& one : accel::checkpoint::numbered_checkpoints(folder.path())) numbers.push_back(one.number);
+  CHECK(numbers == std::vector<std::int64_t>{0, 2, 5});
+  CHECK_FALSE(Reader(save(-std::numeric_limits<double>::infinity())).manifest().metric.has_value());
 }
 
 TEST_CASE("what is no checkpoint, or not only one, is not replaced by one", "[saver]") {

@@ -148,6 +148,28 @@ TEST_CASE("bits that are no numbers survive", "[checkpoint]") {
   });
 }
 
+TEST_CASE("a file with a bool that is neither 0 nor 1 changes nobody's weights", "[checkpoint]") {
+  on_ranks({1, 2}, [](Rank rank) {
+    Accelerator accelerator;
+    const SharedFolder folder(accelerator);
+    auto net = std::make_shared<Mixed>();
+    auto model = accelerator.prepare(net);
+    accelerator.save_model(model, folder / "a");
+    const fs::path path = folder / "a" / "model.safetensors";
+    if (rank.rank == 0) {
+      const auto at = accel::tensor::safetensors::File(path).offset("mask");
+      std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(static_cast<std::streamoff>(at) + 3);
+      file.put('\2');
+    }
+    scramble(*net);
+    const auto before = bits(all_tensors(*net));
+    CHECK_THAT(thrown_by<CheckpointError>([&] { (void)accelerator.load_model(model, path); }),
+               ContainsSubstring("\"mask\": expected 0 or 1 at offset"));
+    CHECK(bits(all_tensors(*net)) == before);
+  });
+}
+
 TEST_CASE("a second save replaces the first and leaves nothing else", "[checkpoint]") {
   on_ranks({1, 2}, [](Rank rank) {
     Accelerator accelerator;

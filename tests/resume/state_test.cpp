@@ -26,6 +26,7 @@
 #include <memory>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -263,6 +264,102 @@ TEST_CASE("what is registered gets tensors of its own, which it may write to", "
   CHECK(torch::equal(keeper.kept, torch::ones({3})));
 }
 
+TEST_CASE("a type that may keep what it is loaded from gets tensors of its own, and ours no copy in between",
+          "[checkpoint]") {
+  using namespace state;
+  struct Keeper {
+    torch::Tensor kept;
+    std::vector<const void*> seen;
+
+    [[nodiscard]] tensor::StateDict state_dict() const { return {}; }
+    void load_state_dict(const tensor::StateDict& state) { kept = state.tensor("kept"); }
+  };
+  tensor::StateDict saved;
+  saved.add("kept", torch::ones({3}));
+  const void* const memory = saved.tensor("kept").const_data_ptr();
+  const auto keeper = std::make_shared<Keeper>();
+  (void)prepare::average_part(keeper).load(checkpoint::SavedPart({}, saved, 0, 1));
+  CHECK(torch::equal(keeper->kept, torch::ones({3})));
+  CHECK(keeper->kept.const_data_ptr() != memory);
+  STATIC_REQUIRE_FALSE(prepare::detail::CopiesState<Keeper>);
+  STATIC_REQUIRE(prepare::detail::CopiesState<optim::AdamW>);
+  STATIC_REQUIRE(prepare::detail::CopiesState<optim::Muon>);
+  STATIC_REQUIRE(prepare::detail::CopiesState<optim::EMA>);
+}
+
+TEST_CASE("with an average in the place of the weights nothing is saved or loaded", "[checkpoint]") {
+  using namespace state;
+  const InFolder on_ranks_in_folder;
+  on_ranks_in_folder({1, 2}, [](Rank, const fs::path& base) {
+    A accelerator(options(base));
+    auto net = std::make_shared<Mlp>();
+    auto [model, optimizer, average, loader] =
+        accelerator.prepare(net, optim::AdamW(net->parameters(), {.lr = 0.1}), optim::EMA({.decay = 0.9}),
+                            data::DataLoader(Noise(40), {.batch_size = 4, .seed = 1}));
+    average.update();
+    train(accelerator, model, optimizer, loader, 2);
+    average.update();
+    const auto place = accelerator.save_state();
+    const auto weights = bits(net->parameters());
+    {
+      const auto averaged = average.swap_in();
+      CHECK(bits(net->parameters()) != weights);
+      constexpr const char* words = "the average is in the weights' place; end what swap_in() gave first";
+      CHECK_THAT(thrown_by<CheckpointError>([&] { (void)accelerator.save_state(); }), ContainsSubstring(words));
+      CHECK_THAT(thrown_by<CheckpointError>([&] { (void)accelerator.load_state(place, {.strict = false}); }),
+                 ContainsSubstring(words));
+    }
+    CHECK(bits(net->parameters()) == weights);
+    (void)accelerator.load_state(place);
+    CHECK(bits(net->parameters()) == weights);
+    (void)accelerator.save_state();
+    accelerator.wait_for_save();
+  });
+}
+
+TEST_CASE("a position is not loaded into a loop that is under way and would go on from where it is", "[checkpoint]") {
+  using namespace state;
+  const InFolder on_ranks_in_folder;
+  on_ranks_in_folder({1, 2}, [](Rank, const fs::path& base) {
+    A accelerator(options(base));
+    auto net = std::make_shared<Mlp>();
+    auto [model, optimizer, loader] = accelerator.prepare(net, optim::AdamW(net->parameters(), {}),
+                                                          data::DataLoader(Noise(40), {.batch_size = 4, .seed = 1}));
+    train(accelerator, model, optimizer, loader, 1);
+    fs::path place;
+    for ([[maybe_unused]] auto& batch : loader) {
+      place = accelerator.save_state();
+      CHECK_THAT(thrown_by<CheckpointError>([&] { (void)accelerator.load_state(place, {.strict = false}); }),
+                 ContainsSubstring("loader: a loop over it is under way, which would go on as it was"));
+      break;
+    }
+    (void)accelerator.load_state(place);
+    std::int64_t first = -1;
+    for ([[maybe_unused]] auto& batch : loader) {
+      if (first < 0) first = loader.position().index;
+    }
+    CHECK(first == 1);  // behind the batch in which it was saved
+  });
+}
+
+TEST_CASE("what the ranks' hooks throw behind a save every rank is told by the next load", "[checkpoint]") {
+  using namespace state;
+  const InFolder on_ranks_in_folder;
+  on_ranks_in_folder({2}, [](Rank rank, const fs::path& base) {
+    A accelerator(options(base));
+    auto model = accelerator.prepare(std::make_shared<Mlp>());
+    bool is_broken = true;
+    accelerator.after_save([&](const checkpoint::SaveEvent&) {
+      if (is_broken && rank.rank == 1) throw std::runtime_error("no upload");
+    });
+    const auto place = accelerator.save_state();
+    CHECK_THAT(thrown_by<std::runtime_error>([&] { (void)accelerator.load_state(place); }),
+               ContainsSubstring("no upload"));
+    is_broken = false;
+    CHECK(accelerator.load_state(place) == place);
+  });
+}
+
 TEST_CASE("gradients that nobody has stepped with are not lost without a word", "[checkpoint]") {
   using namespace state;
   const InFolder on_ranks_in_folder;
@@ -470,6 +567,7 @@ TEST_CASE("hooks add files to a checkpoint, hear of its place, and read them aga
     accelerator.after_save([&](const checkpoint::SaveEvent& event) { placed = event.folder; });
     accelerator.after_load([&](const checkpoint::SaveEvent& event) {
       read = event.folder;
+      CHECK(accelerator.steps() == event.step);
       std::ifstream file(event.folder / "words.txt");
       std::getline(file, text);
     });

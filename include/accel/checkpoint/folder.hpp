@@ -55,9 +55,13 @@ struct Numbered {
 };
 
 /// Whether there is a checkpoint at `folder`: one takes its place only when it is complete.
+///
+/// Throws   CheckpointError where that cannot be told: a disk that does not answer is not one without checkpoints.
 [[nodiscard]] inline bool is_checkpoint(const std::filesystem::path& folder) {
-  std::error_code ignored;
-  return std::filesystem::is_regular_file(folder / manifest_file, ignored);
+  std::error_code failed;
+  const auto kind = std::filesystem::status(folder / manifest_file, failed).type();
+  if (kind == std::filesystem::file_type::none) fail_io(folder / manifest_file, "look at it", failed.value());
+  return kind == std::filesystem::file_type::regular;
 }
 
 /// The checkpoints `checkpoint_<number>` in `base`, oldest first. What else is there does not count.
@@ -170,14 +174,16 @@ inline void check_replaceable(const std::filesystem::path& place) {
                 ": it does not belong to the checkpoint there, and would be lost with it; move it away");
 }
 
-/// Renames what is complete, and flushed, to its place. What was there before is whole until then, and gone afterwards.
+/// Renames what is complete, and flushed, to its place. What was there before is whole until then, and gone afterwards;
+/// where it could not be removed, gives the reason.
 ///
 /// Throws   CheckpointError; then what was there is there.
-inline void put_in_place(const std::filesystem::path& made, const std::filesystem::path& place) {
+[[nodiscard]] inline std::string put_in_place(const std::filesystem::path& made, const std::filesystem::path& place) {
   std::error_code ignored;
   if (!std::filesystem::exists(place, ignored)) {
     if (::rename(made.c_str(), place.c_str()) != 0) fail_io(place, message("rename ", made.string()));
-    return flush_folder(parent_of(place));
+    flush_folder(parent_of(place));
+    return {};
   }
   // At no moment is there none.
   if (::renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, place.c_str(), RENAME_EXCHANGE) != 0) {
@@ -192,7 +198,7 @@ inline void put_in_place(const std::filesystem::path& made, const std::filesyste
       fail_io(place, message("rename ", made.string()), error);
     }
     flush_folder(parent_of(place));
-    return detail::remove_folder(aside);
+    return error_of([&] { detail::remove_folder(aside); });
   }
   try {
     flush_folder(parent_of(place));
@@ -200,7 +206,7 @@ inline void put_in_place(const std::filesystem::path& made, const std::filesyste
     (void)::renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, place.c_str(), RENAME_EXCHANGE);
     throw;
   }
-  detail::remove_folder(made);
+  return error_of([&] { detail::remove_folder(made); });
 }
 
 /// Removes a checkpoint. Half of one is never taken for a whole one.
@@ -246,10 +252,14 @@ class UnfinishedFolder {
   /// What is in it is on the disk.
   void flush() const { flush_folder(path_); }
 
+  /// Gives why what was there before could not be removed, if it could not.
+  ///
   /// Order    behind flush().
-  void finish() {
-    put_in_place(path_, place_);
+  [[nodiscard]] std::string finish() {
+    check_replaceable(place_);  // once more: somebody may have put something there
+    std::string left = put_in_place(path_, place_);
     exists_ = false;
+    return left;
   }
 
  private:
@@ -260,10 +270,11 @@ class UnfinishedFolder {
 };
 
 /// Removes what saves have left in `base` that did not come to their end. Nobody else may be saving there. `name`: of
-/// one checkpoint; else of those with numbers. Gives how many there were. What an exchange in two steps has left half
-/// done is finished.
-inline int remove_orphans(const std::filesystem::path& base, std::optional<std::string> name = std::nullopt) {
-  int removed = 0;
+/// one checkpoint; else of those with numbers. What an exchange in two steps has left half done is finished. Gives what
+/// could not be removed, and why: no reason to save nothing more.
+[[nodiscard]] inline std::vector<std::string> remove_orphans(const std::filesystem::path& base,
+                                                             std::optional<std::string> name = std::nullopt) {
+  std::vector<std::string> left;
   for (const auto& found : names_in(base)) {
     const auto end = found.find(detail::unfinished);
     if (end == std::string::npos) continue;
@@ -273,10 +284,10 @@ inline int remove_orphans(const std::filesystem::path& base, std::optional<std::
       std::filesystem::rename(base / found, base / of);
       continue;
     }
-    detail::remove_folder(base / found);
-    ++removed;
+    if (std::string error = error_of([&] { detail::remove_folder(base / found); }); !error.empty())
+      left.push_back(std::move(error));
   }
-  return removed;
+  return left;
 }
 
 }  // namespace accel::inline v0_1::checkpoint

@@ -146,6 +146,8 @@ namespace detail {
 inline constexpr std::string_view before_checksum = R"({"crc32c": ")";
 inline constexpr std::string_view behind_checksum = "\",\n";
 
+inline constexpr int deepest = 8;  // a shape is at 6
+
 /// Takes a manifest's JSON apart, and says where it stood when something is not as it must be.
 class ManifestReader {
  public:
@@ -355,8 +357,13 @@ inline Manifest Manifest::parse(const std::filesystem::path& path, std::string_v
   const std::uint32_t found = accel::crc32c(std::as_bytes(std::span(text.substr(head))));
   ACCEL_CHECK(found == *sum, CheckpointError, where, ": it is damaged: bytes ", head, " to ", text.size(),
               " have the checksum ", detail::hex(found), ", expected ", detail::hex(*sum));
+  // Parsed values are copied and destroyed by recursion.
+  const auto is_shallow = [&](int depth, detail::ManifestReader::Json::parse_event_t, const auto&) {
+    ACCEL_CHECK(depth <= detail::deepest, CheckpointError, where, ": it is nested deeper than any manifest");
+    return true;
+  };
   try {
-    auto json = detail::ManifestReader::Json::parse(text);
+    auto json = detail::ManifestReader::Json::parse(text, is_shallow);
     json.erase("crc32c");
     return detail::ManifestReader(where).manifest(json);
   } catch (const nlohmann::json::exception& error) {

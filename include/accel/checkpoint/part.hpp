@@ -62,6 +62,8 @@ struct Part {
 
   std::function<tensor::StateDict()> state{};
 
+  /// Why it cannot be loaded now, and what to do; empty if it can. Unset: it always can.
+  std::function<std::string()> load_obstacle{};
   /// Why what is saved does not fit, as a list of names; empty if it does. Unset: load() finds out.
   std::function<std::string(const SavedPart&)> mismatch{};
   /// Of what does not fit as a whole load() takes what fits.

@@ -51,16 +51,21 @@ namespace accel::inline v0_1::checkpoint {
     });
     return text;
   };
-  part.load = [for_each, rank](const SavedPart& saved) -> std::string {
+  part.load = [for_each, device, rank](const SavedPart& saved) -> std::string {
+    std::string note;
     for_each([&](const char* name, at::Generator own) {
-      if (!saved.own().has(name)) return;  // of another device
+      if (!saved.own().has(name)) {
+        note = message("the generator of this device is not in it, and goes on as it is here");
+        return;
+      }
       const at::Tensor& state = saved.own().tensor(name);
       const std::lock_guard lock(own.mutex());
       if (saved.is_own()) return own.set_state(state);
       const std::uint32_t of_rank_0 = crc32c({static_cast<const std::byte*>(state.const_data_ptr()), state.nbytes()});
       own.set_current_seed(mixed(of_rank_0, static_cast<std::uint64_t>(rank)));
     });
-    if (saved.is_own()) return {};
+    if (saved.own().has("device") && device.is_cpu()) note = "the generator of another device is left out";
+    if (saved.is_own()) return note;
     return message("rank ", rank, " draws new random numbers, as it was not there");
   };
   return part;

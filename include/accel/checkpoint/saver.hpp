@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -27,6 +28,7 @@
 #include <accel/checkpoint/part.hpp>
 #include <accel/checkpoint/save_event.hpp>
 #include <accel/checkpoint/snapshot.hpp>
+#include <accel/collective/agree.hpp>
 #include <accel/core/error.hpp>
 #include <accel/core/log.hpp>
 #include <accel/core/units.hpp>
@@ -46,7 +48,7 @@ struct Options {
 
 /// What the user gives for one save.
 struct SaveOptions {
-  std::optional<double> metric{};      // to keep the best by
+  std::optional<double> metric{};      // to keep the best by: rank 0's; one that is not finite is none
   std::optional<bool> asynchronous{};  // unset: Options::asynchronous
 };
 
@@ -75,6 +77,8 @@ class Saver {
       wait();
     } catch (const std::exception& error) {
       log_.warning("the last save: ", first_line(error));
+    } catch (...) {
+      log_.warning("the last save: something that is no std::exception");
     }
   }
 
@@ -112,6 +116,12 @@ class Saver {
     result.get();
   }
 
+  /// Until when the other ranks come that wait for the last save first.
+  [[nodiscard]] Deadline meeting() const {
+    const Seconds left = under_way_.valid() ? std::max(Seconds(0), Seconds(deadline_.remaining())) : Seconds(0);
+    return Deadline::in(patience_ + left);
+  }
+
   /// Begins a save of `parts`, or, if it is not to be asynchronous, makes it. `place`: unset for the next number in the
   /// folder of the options. Gives where the checkpoint will be.
   ///
@@ -121,9 +131,7 @@ class Saver {
   std::filesystem::path save(const std::optional<std::filesystem::path>& place, std::span<const Part> parts,
                              std::int64_t step, const SaveOptions& own, std::span<const SaveHook> before,
                              std::vector<SaveHook> after) {
-    // Behind the last save, which may keep another rank for as long as that has.
-    const Seconds left = under_way_.valid() ? std::max(Seconds(0), Seconds(deadline_.remaining())) : Seconds(0);
-    const Deadline meeting = Deadline::in(patience_ + left);
+    const Deadline meeting = this->meeting();
     const std::int64_t least_number = place ? 0 : next_number(meeting);
     detail::Save::Start start{.notices = notices_,
                               .rank = rank_,
@@ -133,7 +141,7 @@ class Saver {
                               .late = late_,
                               .keep = options_.keep,
                               .is_numbered = !place,
-                              .metric = own.metric,
+                              .metric = std::nullopt,  // rank 0's
                               .after = std::move(after),
                               .log = log_,
                               .deadline = meeting};  // until the last save is over
@@ -151,25 +159,37 @@ class Saver {
       }
       if (rank_ != 0) return;
       folder.emplace(sites_.begin(place, options_.folder, least_number));
-      said["place"] = folder->place().string();
+      said["place"] = bytes_of(folder->place());
       said["word"] = folder->word();
+      // What cannot be compared cannot be the best.
+      if (own.metric && std::isfinite(*own.metric)) said["metric"] = *own.metric;
     });
     said["names"] = names;
     if (!trouble.empty()) said["error"] = trouble;
     const auto all = told_by_all("save_state", said, meeting);
     check_alike(all, start.parts, start.is_shared);
-    start.place = all.front().at("place").get<std::string>();
+    start.place = path_of(all.front().at("place"));
+    if (all.front().contains("metric")) start.metric = all.front().at("metric").get<double>();
     const auto word = all.front().at("word").get<std::string>();
     start.folder = UnfinishedFolder::path_of(start.place, word);
     start.id = word;
     forget_notices(start.deadline);
     // 2. Who sees that folder writes to it. Hosts that do not have disks of their own: there it is made again.
     start.groups = groups_of(start.folder, meeting);
+    if (start.groups.size() > 1) {
+      Json made = Json::object();
+      const std::string failed = error_of([&] {
+        for (const auto& group : start.groups)
+          if (group.leader() == rank_ && rank_ != 0)
+            folder.emplace(sites_.begin_as(start.place, word, start.is_numbered));
+      });
+      if (!failed.empty()) made["error"] = failed;
+      (void)told_by_all("save_state: the folders of other hosts", made, meeting);
+    }
+    for (const auto& left : sites_.take_troubles())
+      log_.warning("save_state: what an earlier job has left could not be removed: ", left);
     Json began = Json::object();
     const std::string refused = error_of([&] {
-      for (const auto& group : start.groups)
-        if (group.leader() == rank_ && rank_ != 0)
-          folder.emplace(sites_.begin_as(start.place, word, start.is_numbered));
       for (const auto& hook : before) hook({start.folder, step, rank_});
       const std::filesystem::path own_place = start.place;
       save_ = std::make_shared<detail::Save>(std::move(start), std::move(folder), memory_);
@@ -193,7 +213,8 @@ class Saver {
     } catch (const std::system_error&) {
       (*task)();  // a system that has no more threads has this one
     }
-    if (!own.asynchronous.value_or(options_.asynchronous)) wait();
+    if (!own.asynchronous.value_or(options_.asynchronous))
+      collective::all_or_none<CheckpointError>(control_, "save_state", this->meeting(), [&] { wait(); });
     return place_;
   }
 
@@ -263,7 +284,18 @@ class Saver {
       }
       groups[static_cast<std::size_t>(found)].ranks.push_back(static_cast<int>(rank));
     }
+    ACCEL_CHECK(answers.front() == "1", CheckpointError, "save_state: ", folder.string(),
+                " is not there any more, which rank 0 has just made; does somebody clean up there?");
     return groups;
+  }
+
+  /// In JSON, whatever its bytes are.
+  [[nodiscard]] static Json bytes_of(const std::filesystem::path& path) {
+    return std::vector<unsigned char>(path.native().begin(), path.native().end());
+  }
+  [[nodiscard]] static std::filesystem::path path_of(const Json& bytes) {
+    const auto all = bytes.get<std::vector<unsigned char>>();
+    return std::string(all.begin(), all.end());
   }
 
   /// Those of the save before this one, which is over on every rank.

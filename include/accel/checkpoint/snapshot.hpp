@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -48,8 +49,10 @@ class CopyMemory {
 /// before it writes to them it has to call settle(), which makes what is not made yet. Of a GPU the device copies, and
 /// settle() only orders what it does next behind that.
 ///
-/// Whoever writes without settle() is found out by the tensor's version, as long as autograd counts it: then the
-/// copy is not what the tensor was, and torn() names it.
+/// Whoever writes without settle() is found out by the tensor's version, as long as LibTorch or accel::optim writes:
+/// then the copy may not be what the tensor was, and torn() names it. A version counts up at the end of a write, so it
+/// is looked at when the copy is made, and once more when nobody writes any longer: in settle(), or, should that not
+/// have come, in torn().
 ///
 /// Memory   of the copies, on the host.
 class Snapshot {
@@ -58,18 +61,20 @@ class Snapshot {
   Snapshot(std::span<const tensor::NamedTensor> tensors, std::span<const tensor::NamedTensor> at_once,
            CopyMemory& memory) {
     std::int64_t bytes = 0;
-    const auto add = [&](const tensor::NamedTensor& named) {
+    const auto add = [&](const tensor::NamedTensor& named, bool is_later) {
       Piece& piece = pieces_.emplace_back();
       piece.name = named.name;
       piece.source = named.tensor.detach();  // shares memory and version, whatever becomes of the tensor itself
+      piece.is_on_host = named.tensor.is_cpu();
+      piece.is_later = is_later;
       piece.version = piece.source._version();
       bytes = (bytes + alignment - 1) / alignment * alignment;
       offsets_.push_back(bytes);
       bytes += static_cast<std::int64_t>(named.tensor.nbytes());
-      if (!named.tensor.is_cpu()) device_ = named.tensor.device();
+      if (!piece.is_on_host) device_ = named.tensor.device();
     };
-    for (const auto& named : tensors) add(named);
-    for (const auto& named : at_once) add(named);
+    for (const auto& named : tensors) add(named, true);
+    for (const auto& named : at_once) add(named, false);
     const at::Tensor flat = memory.take(bytes, device_ && device_->is_cuda());
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       const at::Tensor& source = pieces_[i].source;
@@ -77,38 +82,50 @@ class Snapshot {
       pieces_[i].copy = place.view(source.scalar_type()).view(source.sizes());
     }
     if (device_) start_on_device();
-    for (std::size_t i = tensors.size(); i < pieces_.size(); ++i) make(pieces_[i]);
+    for (Piece& piece : pieces_)
+      if (piece.is_on_host && !piece.is_later) make(piece);
   }
   Snapshot(const Snapshot&) = delete;
   Snapshot& operator=(const Snapshot&) = delete;
 
   /// Makes the copies that are not made yet. Where another thread makes one, waits for it.
+  ///
+  /// Throws   what a copy has thrown, on whatever thread.
   void copy() {
     for (Piece& piece : pieces_) make(piece);
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return made_ == pieces_.size(); });
+    if (failure_) std::rethrow_exception(failure_);
   }
 
   /// Whoever calls it may write to the tensors afterwards. Of a GPU: on the current stream.
   void settle() {
-    if (is_settled_.load(std::memory_order_acquire)) return;
+    if (is_settled()) return;
     if (on_device_) on_device_->block(c10::impl::VirtualGuardImpl(device_->type()).getStream(*device_));
-    for (Piece& piece : pieces_)
-      if (piece.source.is_cpu())
-        make(piece);
-      else
-        look(piece);
+    std::size_t on_host = 0;
+    for (Piece& piece : pieces_) {
+      if (!piece.is_on_host) continue;
+      ++on_host;
+      make(piece);
+    }
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return made_on_host_ + of_device_ == pieces_.size(); });
-    is_settled_.store(true, std::memory_order_release);
+    changed_.wait(lock, [&] { return made_on_host_ == on_host; });
+    look_again();
+    // Who looks whether memory is somebody's alone, as optimizers do, is not to find it here.
+    for (Piece& piece : pieces_)
+      if (piece.is_on_host) piece.source.reset();
+    is_settled_ = true;
   }
 
   /// The copies, once copy() has returned: contiguous, on the host.
   [[nodiscard]] const at::Tensor& operator[](std::size_t i) const { return pieces_[i].copy; }
   [[nodiscard]] std::size_t size() const { return pieces_.size(); }
 
-  /// The names of tensors that somebody wrote to before they were copied. After copy().
-  [[nodiscard]] std::vector<std::string> torn() const {
+  /// The names of tensors that somebody wrote to before or while they were copied, or, as far as that cannot be told
+  /// apart, soon afterwards. After copy(); the later it is called, the longer a write may have taken.
+  [[nodiscard]] std::vector<std::string> torn() {
+    const std::lock_guard lock(mutex_);
+    if (!is_settled_) look_again();
     std::vector<std::string> names;
     for (const Piece& piece : pieces_)
       if (piece.is_torn) names.push_back(piece.name);
@@ -119,47 +136,71 @@ class Snapshot {
   struct Piece {
     std::string name;
     at::Tensor source;
+    bool is_on_host = true;
+    bool is_later = true;  // not copied at once
     std::int64_t version = 0;
     at::Tensor copy;
-    std::atomic<bool> is_taken = false;   // by who copies it
-    std::atomic<bool> is_looked = false;  // at its version, which may change from then on
-    bool is_torn = false;
+    std::atomic<bool> is_taken = false;  // by who copies it
+    bool is_torn = false;                // under the mutex
   };
 
-  /// The device copies all of its own, behind what it was told before.
+  /// The device copies all of its own, behind what it was told before. What it is told next goes on beside that, but
+  /// for what is to be copied at once.
   void start_on_device() {
     const c10::impl::VirtualGuardImpl of_device(device_->type());
+    const c10::Stream current = of_device.getStream(*device_);
     c10::Event now(device_->type());
-    now.record(of_device.getStream(*device_));
+    now.record(current);
     const c10::Stream side = of_device.getStreamFromGlobalPool(*device_);
     now.block(side);
-    const c10::StreamGuard guard(side);
-    for (const Piece& piece : pieces_) {
-      if (piece.source.is_cpu()) continue;
-      ++of_device_;
-      piece.copy.copy_(piece.source.resolve_conj().resolve_neg(), /*non_blocking=*/true);
-      piece.source.record_stream(side);
-    }
-    on_device_.emplace(device_->type());
-    on_device_->record(side);
+    const auto copy_those = [&](bool later) {
+      const c10::StreamGuard guard(side);
+      for (const Piece& piece : pieces_) {
+        if (piece.is_on_host || piece.is_later != later) continue;
+        piece.copy.copy_(piece.source.resolve_conj().resolve_neg(), /*non_blocking=*/true);
+        piece.source.record_stream(side);
+      }
+      c10::Event done(device_->type());
+      done.record(side);
+      return done;
+    };
+    copy_those(false).block(current);
+    on_device_.emplace(copy_those(true));
+  }
+
+  [[nodiscard]] bool is_settled() {
+    const std::lock_guard lock(mutex_);
+    return is_settled_;
   }
 
   void make(Piece& piece) {
     if (piece.is_taken.exchange(true)) return;
-    if (piece.source.is_cpu())
-      copy_on_host(piece);
-    else
-      on_device_->synchronize();
-    look(piece);
+    std::exception_ptr failed;
+    try {
+      if (piece.is_on_host)
+        copy_on_host(piece);
+      else
+        on_device_->synchronize();
+    } catch (...) {
+      failed = std::current_exception();
+    }
     const std::lock_guard lock(mutex_);
+    if (failed) failure_ = failed;
+    if (piece.is_on_host) {
+      look(piece);
+      ++made_on_host_;
+    }
     ++made_;
-    if (piece.source.is_cpu()) ++made_on_host_;
     changed_.notify_all();
   }
 
-  static void look(Piece& piece) {
-    if (!piece.is_looked.exchange(true)) piece.is_torn = piece.source._version() != piece.version;
+  /// Of those that are not to be written to yet. Under the mutex.
+  void look_again() {
+    for (Piece& piece : pieces_)
+      if (piece.is_later) look(piece);
   }
+
+  static void look(Piece& piece) { piece.is_torn = piece.is_torn || piece.source._version() != piece.version; }
 
   static void copy_on_host(const Piece& piece) {
     if (piece.source.nbytes() == 0) return;
@@ -176,12 +217,12 @@ class Snapshot {
   std::vector<std::int64_t> offsets_;
   std::optional<c10::Device> device_;
   std::optional<c10::Event> on_device_;  // behind what the device copies
-  std::atomic<bool> is_settled_ = false;
-  std::mutex mutex_;  // of what follows
+  std::mutex mutex_;                     // of what follows
   std::condition_variable changed_;
+  bool is_settled_ = false;
   std::size_t made_ = 0;
   std::size_t made_on_host_ = 0;
-  std::size_t of_device_ = 0;  // set by the constructor
+  std::exception_ptr failure_;
 };
 
 }  // namespace accel::inline v0_1::checkpoint

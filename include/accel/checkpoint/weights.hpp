@@ -147,7 +147,9 @@ struct LoadPlan {
   ACCEL_CHECK(!options.strict || plan.report.fits(), CheckpointError, file.label(), " does not fit ", record.label,
               ": ", plan.report.text(), "; load what fits with {.strict = false}");
   const c10::AutoGradMode no_grad(false);
-  for (const auto& [name, tensor] : plan.copies) tensor.detach().copy_(file.view(name));
+  std::vector<at::Tensor> sources;  // of those that are no views the bytes are read here, and may be refused
+  for (const auto& copy : plan.copies) sources.push_back(file.view(copy.first));
+  for (std::size_t i = 0; i < sources.size(); ++i) plan.copies[i].second.detach().copy_(sources[i]);
   return plan.report;
 }
 

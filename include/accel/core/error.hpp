@@ -134,6 +134,8 @@ template <class Body>
   } catch (const std::exception& error) {
     const std::string text = first_line(error);
     return text.empty() ? "an error without a text" : text;
+  } catch (...) {
+    return "something that is no std::exception";
   }
 }
 

@@ -50,6 +50,8 @@ struct EMAOptions {
 ///          torch.optim.swa_utils.AveragedModel.
 class EMA {
  public:
+  static constexpr bool copies_state = true;  // load_state_dict() keeps nothing of what it is given
+
   explicit EMA(EMAOptions options = {}) : options_(options) {
     ACCEL_CHECK(options.decay >= 0 && options.decay <= 1, InvalidArgument, "EMA: decay = ", options.decay,
                 " must be in [0, 1]");
@@ -115,6 +117,8 @@ class EMA {
     precision::forget_casts();
     return std::unique_ptr<EMA, Restore>(this);
   }
+
+  [[nodiscard]] bool is_swapped_in() const { return !saved_.empty(); }
 
   [[nodiscard]] tensor::StateDict state_dict() const {
     tensor::StateDict state;

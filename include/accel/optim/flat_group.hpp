@@ -95,8 +95,12 @@ class FlatGroup {
     for (const std::size_t i : batch.members) {
       const Member& member = members_[i];
       if (member.is_strided) parameters[i].detach().copy_(batch.parameters[member.piece]);
-      // A piece is no view of its parameters: autograd is told that what a graph may have saved has changed.
+      // A piece is no view of its parameters, and fused kernels count nothing: autograd is told that what a graph may
+      // have saved has changed, and a copy that is being made that its source has.
       parameters[i].unsafeGetTensorImpl()->bump_version();
+      for (const at::Tensor& state : member.states)
+        if (state.defined()) state.unsafeGetTensorImpl()->bump_version();
+      if (member.master.defined()) member.master.unsafeGetTensorImpl()->bump_version();
       if (with_gradients && member.is_copied) parameters[i].grad().copy_(batch.gradients[member.piece]);
     }
   }

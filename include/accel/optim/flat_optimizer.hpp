@@ -57,6 +57,7 @@ class FlatOptimizer {
  public:
   using Options = OptionsType;
   using Group = ParamGroup<Options>;
+  static constexpr bool copies_state = true;  // load_state_dict() keeps nothing of what it is given
 
   /// Without parameters.
   explicit FlatOptimizer(Options options = {}) : defaults_(std::move(options)) {

@@ -101,15 +101,24 @@ class Checkpointing {
   }
 
   /// Everything as it was. `place`: a checkpoint, or a folder with numbered ones, of which it takes the newest; unset:
-  /// that of the options. Gives the checkpoint and its step.
+  /// that of the options. Gives the checkpoint, and in `steps` its step.
   ///
   /// Order    collective.
   /// Throws   CheckpointError on every rank, before anything has changed, for what is missing, damaged, or does not
   ///          fit; what a part throws while it is loaded, after which the training cannot go on.
-  std::pair<std::filesystem::path, std::int64_t> load(const std::optional<std::filesystem::path>& place,
-                                                      const LoadOptions& options) {
-    saver_.wait();
-    const std::filesystem::path folder = chosen(place);
+  std::filesystem::path load(const std::optional<std::filesystem::path>& place, const LoadOptions& options,
+                             std::int64_t& steps) {
+    std::vector<checkpoint::Part> parts = living_parts();
+    bool is_one = false;
+    collective::all_or_none<CheckpointError>(control_, "load_state", saver_.meeting(), [&] {
+      saver_.wait();
+      is_one = place && checkpoint::is_checkpoint(*place);
+      for (const auto& part : parts) {
+        const std::string obstacle = part.load_obstacle ? part.load_obstacle() : std::string();
+        ACCEL_CHECK(obstacle.empty(), CheckpointError, "load_state: ", part.name, ": ", obstacle);
+      }
+    });
+    const std::filesystem::path folder = chosen(place, is_one);
     std::optional<checkpoint::Reader> reader;
     const auto ranks = static_cast<int>(control_.peers().size());
     collective::all_or_none<CheckpointError>(control_, "load_state", deadline(), [&] {
@@ -121,17 +130,16 @@ class Checkpointing {
     const std::vector<std::string> lines{message(folder.string(), ", save ", manifest.id, " of step ", manifest.step,
                                                  " by ", manifest.world_size, " ranks")};
     collective::require_equal(control_, "load_state", lines, deadline());
-    std::vector<checkpoint::Part> parts = living_parts();
     std::vector<std::pair<const checkpoint::Part*, checkpoint::SavedPart>> found;
+    std::vector<std::string> notes;
     collective::all_or_none<CheckpointError>(control_, "load_state", deadline(), [&] {
       const std::string misfits = match(parts, *reader, found);
       if (misfits.empty()) return;
       ACCEL_CHECK(!options.strict, CheckpointError, folder.string(), " does not fit this training: ", misfits,
                   "; build the same, or load what fits with {.strict = false}");
-      if (rank_ == 0) log_.warning("load_state: ", folder.string(), " does not fit this training: ", misfits);
+      notes.push_back(message(folder.string(), " does not fit this training: ", misfits));
     });
     std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.first->turn < b.first->turn; });
-    std::vector<std::string> notes;
     if (manifest.world_size != ranks)
       notes.push_back(message("saved by ", manifest.world_size, " ranks and loaded by ", ranks,
                               ": sums over the ranks ",
@@ -146,8 +154,9 @@ class Checkpointing {
       for (const auto& note : Json::parse(said).get<std::vector<std::string>>())
         if (told.insert(note).second) joined += message(joined.empty() ? "" : "; ", note);
     if (rank_ == 0 && !joined.empty()) log_.warning("load_state: ", joined);
+    steps = manifest.step;
     for (const auto& hook : after_load_) hook({folder, manifest.step, rank_});
-    return {folder, manifest.step};
+    return folder;
   }
 
  private:
@@ -167,8 +176,8 @@ class Checkpointing {
     return living;
   }
 
-  [[nodiscard]] std::filesystem::path chosen(const std::optional<std::filesystem::path>& place) {
-    const bool is_one = place && checkpoint::is_checkpoint(*place);
+  /// `is_one`: the place is a checkpoint, as far as this rank sees.
+  [[nodiscard]] std::filesystem::path chosen(const std::optional<std::filesystem::path>& place, bool is_one) {
     const auto answers = control_.all_gather("load_state: is it a checkpoint", is_one ? "1" : "0", deadline());
     if (std::find(answers.begin(), answers.end(), "0") == answers.end()) return *place;
     const auto missing = std::find(answers.begin(), answers.end(), "0") - answers.begin();

@@ -59,6 +59,11 @@ class Loader {
       self.locked().load_state_dict(checkpoint::owned(saved.own()));
       return {};
     };
+    part.load_obstacle = [course = std::weak_ptr(course_)]() -> std::string {
+      return course.lock()->pass != nullptr
+                 ? "a loop over it is under way, which would go on as it was; leave that first"
+                 : "";
+    };
     session_->checkpointing->add("loader", course_, std::move(part));
   }
 

@@ -115,6 +115,10 @@ enum Turn : int { first, weights, states, gradients, users, random };
 
 namespace detail {
 
+/// A type that says of itself that load_state_dict() keeps nothing of what it is given.
+template <class T>
+concept CopiesState = T::copies_state;
+
 /// Of what has a state itself. One that has check_state_dict() says so before anything changes if it does not fit.
 template <tensor::Stateful T>
 [[nodiscard]] checkpoint::Part stateful_part(const std::weak_ptr<T>& object) {
@@ -125,7 +129,10 @@ template <tensor::Stateful T>
       return error_of([&] { object.lock()->check_state_dict(saved.own()); });
     };
   part.load = [object](const checkpoint::SavedPart& saved) -> std::string {
-    object.lock()->load_state_dict(saved.own());
+    if constexpr (CopiesState<T>)
+      object.lock()->load_state_dict(saved.own());
+    else
+      object.lock()->load_state_dict(checkpoint::owned(saved.own()));
     return {};
   };
   return part;
@@ -269,9 +276,20 @@ template <class S>
 /// An average of weights.
 template <class T>
 [[nodiscard]] checkpoint::Part average_part(const std::shared_ptr<T>& average) {
-  auto part = detail::stateful_part<T>(average);
+  const std::weak_ptr<T> weak = average;
+  auto part = detail::stateful_part(weak);
   part.sharing = checkpoint::Sharing::replicated;
   part.turn = detail::Turn::states;
+  if constexpr (requires { average->is_swapped_in(); }) {
+    part.load_obstacle = [weak]() -> std::string {
+      return weak.lock()->is_swapped_in() ? "the average is in the weights' place; end what swap_in() gave first" : "";
+    };
+    part.state = [why = part.load_obstacle, state = std::move(part.state)] {
+      const std::string obstacle = why();  // weights of which training does not go on
+      ACCEL_CHECK(obstacle.empty(), CheckpointError, obstacle);
+      return state();
+    };
+  }
   return part;
 }
 

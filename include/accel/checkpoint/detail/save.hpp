@@ -118,7 +118,8 @@ class Save {
       const std::string error = error_of([&] {
         if (!verdict.empty()) return;
         ACCEL_CHECK(!is_given_up(), CheckpointError, "it was given up");
-        folder_->finish();
+        if (const std::string left = folder_->finish(); !left.empty())
+          start_.log.warning("what was at ", start_.place.string(), " before could not be removed: ", left);
       });
       start_.notices.post(key("placed", start_.rank), error, start_.deadline);
     }
@@ -183,11 +184,7 @@ class Save {
   /// This rank's file, and what the leader is to know of it.
   [[nodiscard]] nlohmann::json write() {
     snapshot_->copy();
-    torn_ = snapshot_->torn();
-    ACCEL_CHECK(
-        torn_.empty(), CheckpointError, launch::listed(torn_), torn_.size() == 1 ? " was" : " were",
-        " written to before the copy, by something else than a prepared optimizer; the next save copies that at ",
-        "once, or call accelerator.wait_for_snapshot() before");
+    check_untorn();
     std::vector<tensor::safetensors::Declared> declared;
     const auto written = [&](std::size_t i) -> const Written& {
       return i < later_.size() ? later_[i] : now_[i - later_.size()];
@@ -227,7 +224,15 @@ class Save {
     said["bytes"] = file.size();
     file.flush();
     file.close();
+    check_untorn();  // a write that had begun before the copy was over by now
     return said;
+  }
+
+  void check_untorn() {
+    torn_ = snapshot_->torn();
+    ACCEL_CHECK(torn_.empty(), CheckpointError, launch::listed(torn_), torn_.size() == 1 ? " was" : " were",
+                " written to while that was copied, by something else than a prepared optimizer; the next save copies ",
+                "it at once, or call accelerator.wait_for_snapshot() before");
   }
 
   /// Reads what the ranks of this folder have written, and writes the manifest. Gives the bytes of all.
@@ -302,18 +307,26 @@ class Save {
 
   /// Those that are superfluous now. One that cannot be removed is no reason to end anything.
   void prune() const {
-    const std::string error = error_of([&] {
+    const auto tell = [&](const std::string& error) {
+      if (!error.empty()) start_.log.warning("an old checkpoint could not be removed: ", error);
+    };
+    tell(error_of([&] {
       const auto base = parent_of(start_.place);
       std::vector<std::int64_t> numbers;
       std::vector<std::optional<double>> metrics;
       for (const auto& [number, path] : numbered_checkpoints(base)) {
+        std::optional<double> metric;
+        const std::string error = error_of([&, &at = path] {
+          if (start_.keep.keep_best) metric = Manifest::read(at).metric;
+        });
+        tell(error);
+        if (!error.empty()) continue;  // it may be the best one
         numbers.push_back(number);
-        metrics.push_back(start_.keep.keep_best ? Manifest::read(path).metric : std::nullopt);
+        metrics.push_back(metric);
       }
       for (const std::int64_t number : superfluous(numbers, metrics, start_.keep))
-        discard(base / message(number_prefix, number));
-    });
-    if (!error.empty()) start_.log.warning("an old checkpoint could not be removed: ", error);
+        tell(error_of([&] { discard(base / message(number_prefix, number)); }));
+    }));
   }
 
   static constexpr std::size_t piece = 256 << 10;

@@ -9,6 +9,7 @@
 #include <random>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <accel/checkpoint/folder.hpp>
 #include <accel/core/error.hpp>
@@ -32,7 +33,7 @@ class Sites {
     if (place) name = place->filename().string();
     ACCEL_CHECK(!name || (!name->empty() && *name != "." && *name != ".."), CheckpointError, place->string(),
                 ": expected the name of a folder that is to be made");
-    claim(site, name);
+    claim(site, lock_of(name));
     if (name) check_replaceable(site / *name);
     const std::int64_t number = name ? 0 : std::max(least_number, next_number(site));
     return UnfinishedFolder(site / (name ? *name : message(number_prefix, number)), word());
@@ -41,11 +42,13 @@ class Sites {
   /// The same on another host, where rank 0 has chosen place and word.
   [[nodiscard]] UnfinishedFolder begin_as(const std::filesystem::path& place, const std::string& word,
                                           bool is_numbered) {
-    const std::string name = place.filename().string();
-    claim(parent_of(place), is_numbered ? std::nullopt : std::optional(name));
+    claim(parent_of(place), is_numbered ? std::nullopt : lock_of(place.filename().string()));
     check_replaceable(place);
     return UnfinishedFolder(place, word);
   }
+
+  /// What earlier jobs have left and could not be removed, once.
+  [[nodiscard]] std::vector<std::string> take_troubles() { return std::exchange(troubles_, {}); }
 
   /// Behind the newest that has one, whether it is a checkpoint, was left there, or may still come to be: a save that
   /// was given up because the disk did not answer.
@@ -64,6 +67,11 @@ class Sites {
     return result;
   }
 
+  /// Who names a number itself writes where the numbered ones are.
+  [[nodiscard]] static std::optional<std::string> lock_of(const std::optional<std::string>& name) {
+    return name && number_of(*name) ? std::nullopt : name;
+  }
+
   /// Once for each site: this job's from now on, and clean.
   void claim(const std::filesystem::path& site, const std::optional<std::string>& name) {
     const std::filesystem::path lock = site / message(".", name ? *name : "checkpoints", ".lock");
@@ -73,7 +81,7 @@ class Sites {
     if (failed) fail_io(site, "create the folder", failed.value());
     const auto at = locks_.emplace(lock.string(), FolderLock(lock, owner_)).first;
     try {
-      remove_orphans(site, name);
+      for (auto& trouble : remove_orphans(site, name)) troubles_.push_back(std::move(trouble));
     } catch (...) {
       locks_.erase(at);
       throw;
@@ -88,6 +96,7 @@ class Sites {
 
   std::string owner_;
   std::map<std::string, FolderLock> locks_;  // by path
+  std::vector<std::string> troubles_;
 };
 
 }  // namespace accel::inline v0_1::checkpoint::detail

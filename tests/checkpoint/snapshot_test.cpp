@@ -1,0 +1,93 @@
+// Snapshot: copies of what tensors were, and no copy that a write has torn goes unnoticed.
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <accel/accelerator.hpp>
+#include <accel/checkpoint/snapshot.hpp>
+
+// After LibTorch, whose own CHECK ends the program.
+#include <catch2/catch_test_macros.hpp>
+
+namespace {
+
+namespace snapshots {
+
+using accel::checkpoint::CopyMemory;
+using accel::checkpoint::Snapshot;
+using accel::tensor::NamedTensor;
+using Names = std::vector<std::string>;
+
+TEST_CASE("a write that begins before a copy and is counted behind it tears that copy", "[snapshot]") {
+  CopyMemory memory;
+  const torch::Tensor early = torch::zeros({5}), late = torch::zeros({5}), untouched = torch::zeros({0, 3});
+  const std::vector<NamedTensor> tensors{{"early", early}, {"late", late}, {"untouched", untouched}};
+  Snapshot snapshot(tensors, {}, memory);
+  early.add_(1);
+  snapshot.copy();
+  CHECK(snapshot.torn() == Names{"early"});
+  late.mutable_data_ptr<float>()[0] = 1;  // the write goes on ...
+  CHECK(snapshot.torn() == Names{"early"});
+  late.unsafeGetTensorImpl()->bump_version();  // ... and only its end is counted
+  SECTION("seen by who looks last") {
+    CHECK(snapshot.torn() == Names{"early", "late"});
+  }
+  SECTION("seen when the tensors may be written to") {
+    snapshot.settle();
+    untouched.add_(1);
+    CHECK(snapshot.torn() == Names{"early", "late"});
+  }
+}
+
+TEST_CASE("behind settle() everything may be written to, and what is copied at once always", "[snapshot]") {
+  CopyMemory memory;
+  const torch::Tensor strided = torch::arange(12, torch::kFloat).view({3, 4}).t(), plain = torch::arange(5);
+  const torch::Tensor at_once = torch::ones({2}), before = strided.clone();
+  const std::vector<NamedTensor> later{{"strided", strided}, {"plain", plain}}, now{{"at once", at_once}};
+  Snapshot snapshot(later, now, memory);
+  at_once.zero_();
+  CHECK(plain.storage().use_count() > 1);
+  snapshot.settle();
+  CHECK(plain.storage().use_count() == 1);  // or an optimizer would take it for somebody else's, too
+  strided.zero_();
+  plain.zero_();
+  snapshot.settle();
+  snapshot.copy();
+  CHECK(snapshot.torn().empty());
+  REQUIRE(snapshot.size() == 3);
+  CHECK(torch::equal(snapshot[0], before));
+  CHECK(torch::equal(snapshot[1], torch::arange(5)));
+  CHECK(torch::equal(snapshot[2], torch::ones({2})));
+}
+
+TEST_CASE("the step of an optimizer that was not prepared is noticed in weights and states", "[snapshot]") {
+  const auto torn_by_step = [](auto optimizer, const torch::Tensor& weight) {
+    const auto step = [&] {
+      weight.mutable_grad() = torch::ones_like(weight);
+      optimizer.step();
+    };
+    step();
+    CopyMemory memory;
+    std::vector<NamedTensor> tensors{{"weight", weight}};
+    for (const auto& entry : optimizer.state_dict().entries())
+      if (entry.tensor.dim() > 0) tensors.push_back(entry);
+    Snapshot snapshot(tensors, {}, memory);
+    snapshot.copy();
+    step();
+    return snapshot.torn();
+  };
+  const auto weight = [](torch::ScalarType dtype) { return torch::ones({3, 4}, dtype).requires_grad_(); };
+  for (const auto dtype : {torch::kFloat, torch::kBFloat16}) {
+    const torch::Tensor own = weight(dtype);
+    const auto torn = torn_by_step(accel::optim::AdamW({own}, {.lr = 1e-3}), own);
+    CHECK(torn.size() == (dtype == torch::kFloat ? 3U : 4U));  // exp_avg, exp_avg_sq, and a master
+  }
+  const torch::Tensor own = weight(torch::kFloat);
+  CHECK(torn_by_step(accel::optim::SGD({own}, {.lr = 1e-3, .momentum = 0.9}), own).size() == 2);
+}
+
+}  // namespace snapshots
+
+}  // namespace
