@@ -1,9 +1,9 @@
 # How long does a save stop a training, how fast does it write, and how long until parameters hold verified bytes again?
 #
 # One rank with AdamW, of which a second core is left to the writer. Against torch.save, Python's safetensors and async
-# torch.distributed.checkpoint on the same network, and against writing and flushing as many bytes. accel's files are
-# flushed to the disk and carry checksums; those of the others neither. A stall is the call that saves and what the step
-# behind it takes longer than others do.
+# torch.distributed.checkpoint on the same network, and against writing and flushing, or reading and checking, as many
+# bytes. accel's files are flushed to the disk and carry checksums; those of the others neither. A stall is the call that
+# saves and what the step behind it takes longer than others do.
 import importlib.util
 import json
 import os
@@ -57,8 +57,12 @@ def run(bench):
               [[1e-6 * statistics.median(answer["raw_ns"])] for answer in seen["accel"]])  # fmt: skip
     relate([*(row for row in found if row.case == raw.case), raw])
     found.append(raw)
+    floor = Row(bench.name, f"a load of {megabytes} MB", "read_and_checksum", 1, "ms",
+                [[1e-6 * answer["read_ns"]] for answer in seen["accel"]])  # fmt: skip
     loaders = tuple(system for system in seen if "load_ns" in seen[system][0])
     rows("a load", lambda answer: answer["load_ns"], loaders)
+    relate([*(row for row in found if row.case == floor.case), floor])
+    found.append(floor)
     rows("a look at one tensor", lambda answer: answer["open_ns"], loaders)
     notes = ""
     for system, answers in seen.items():

@@ -173,7 +173,7 @@ run_sanitized() {
 run_for_threads() {
   ensure_other_compiler
   configure "$threads" -DACCEL_BUILD_EXAMPLES=OFF -DACCEL_INSTALL=OFF -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
-    -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;data;gradient;sanitizers" "${other_compiler[@]}"
+    -DACCEL_SANITIZE=thread -DACCEL_TEST_FOLDERS="backend;checkpoint;data;gradient;sanitizers" "${other_compiler[@]}"
   compile "$threads"
   run_tests "$threads" "threads: "
 }

@@ -7,7 +7,7 @@ import platform
 import statistics
 
 TRAINERS = ("accel", "libtorch", "per_tensor", "cpp_reducer", "pytorch_ddp", "hf_accelerate")
-SAVERS = ("raw_write", "torch_save", "safetensors", "async_dcp")
+SAVERS = ("raw_write", "read_and_checksum", "torch_save", "safetensors", "async_dcp")
 SYSTEMS = (*TRAINERS, "pytorch", *SAVERS)  # pytorch: which is asked for an optimizer's step and no training
 
 

@@ -14,6 +14,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <sstream>
+#include <streambuf>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -151,6 +153,21 @@ using Group = accel::testing::Group<accel::backend::Gloo>;
 void wait_for_all(Group& group) {
   group->control().barrier("all are here", accel::Deadline::in(accel::Seconds(60)));
 }
+
+/// What is written to std::cerr, for as long as this lives.
+class Heard {
+ public:
+  Heard() : before_(std::cerr.rdbuf(said_.rdbuf())) {}
+  Heard(const Heard&) = delete;
+  Heard& operator=(const Heard&) = delete;
+  ~Heard() { std::cerr.rdbuf(before_); }
+
+  [[nodiscard]] std::string text() const { return said_.str(); }
+
+ private:
+  std::ostringstream said_;
+  std::streambuf* before_;
+};
 
 std::vector<std::string> unfinished_in(const fs::path& base) {
   std::vector<std::string> found;
@@ -332,6 +349,7 @@ TEST_CASE("a save on a disk that does not answer is given up, and changes nothin
   using namespace disks;
   const Folder folder;
   Training training(0);
+  const Heard heard;
   {
     Saver saver({}, 0, accel::Log(), {.folder = folder.path(), .timeout_s = 2}, accel::Seconds(60));
     (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
@@ -360,6 +378,36 @@ TEST_CASE("a save on a disk that does not answer is given up, and changes nothin
       CHECK_FALSE(called);
     }
   }
+  // What takes so long has said how far it was.
+  CHECK_THAT(heard.text(), ContainsSubstring("accel: writing " + (folder / "best.unfinished-").string()) &&
+                               ContainsSubstring("/rank0.safetensors: 0.4 of 4.1 kB\n"));
+}
+
+TEST_CASE("where the disk of one rank does not answer, all give that save up, and the next one is theirs again",
+          "[saver][disk]") {
+  using namespace disks;
+  on_ranks_in_folder({2, 3}, [](Rank rank, const fs::path& base) {
+    Group group;
+    Training training(rank.rank);
+    Saver saver(group->control(), rank.rank, accel::Log("", false, accel::Log::Level::off),
+                {.folder = base, .timeout_s = 2}, accel::Seconds(60));
+    (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
+    training.rows = 99;
+    if (rank.rank == 1) disk::plan(2, -1);
+    (void)saver.save(std::nullopt, training.parts(), 6, {}, {}, {});
+    const std::string error = thrown_by<CheckpointError>([&] { saver.wait(); });
+    CHECK_THAT(error, ContainsSubstring(base.string()));
+    if (rank.rank == 1) CHECK_THAT(error, ContainsSubstring("is not on the disk after 2 s, and is given up"));
+    CHECK(accel::checkpoint::latest_checkpoint(base) == base / "checkpoint_0");
+    disk::fault.left = -1;
+    training.rows = 12;
+    const auto next = saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
+    check(next, rank.rank, rank.world_size);
+    disk::fault.error = 0;  // it answers
+    const auto after = saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
+    check(after, rank.rank, rank.world_size);
+    check(next, rank.rank, rank.world_size);
+  });
 }
 
 TEST_CASE("hidden: a job on a disk that is full", "[.][saver]") {

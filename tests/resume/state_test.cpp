@@ -360,6 +360,45 @@ TEST_CASE("what the ranks' hooks throw behind a save every rank is told by the n
   });
 }
 
+TEST_CASE("a training whose saves fail goes on as if there had been none, and saves when it can again",
+          "[checkpoint]") {
+  using namespace state;
+  const InFolder on_ranks_in_folder;
+  on_ranks_in_folder({1, 2, 3}, [](Rank rank, const fs::path& base) {
+    const auto run = [&](bool saves) {
+      auto own = options(base / std::to_string(rank.world_size));
+      own.log = Log::Level::off;
+      A accelerator(own);
+      torch::manual_seed(1);
+      auto net = std::make_shared<Mlp>();
+      auto [model, optimizer, loader] =
+          accelerator.prepare(net, optim::AdamW(net->parameters(), {.lr = 1e-2}),
+                              data::DataLoader(Noise(60), {.batch_size = 4, .shuffle = true, .seed = 1}));
+      bool is_in_the_way = true;
+      accelerator.before_save([&](const checkpoint::SaveEvent& event) {
+        if (is_in_the_way && rank.rank == rank.world_size - 1)
+          std::ofstream(event.folder / message("rank", rank.rank, ".safetensors")) << "mine";
+      });
+      for (int i = 0; i < 3; ++i) {
+        if (saves) (void)accelerator.save_state();
+        train(accelerator, model, optimizer, loader, 2);
+        if (saves)
+          CHECK_THAT(thrown_by<CheckpointError>([&] { accelerator.wait_for_save(); }),
+                     ContainsSubstring("File exists"));
+      }
+      is_in_the_way = false;
+      if (saves) {
+        CHECK_FALSE(accelerator.latest_checkpoint().has_value());
+        const auto place = accelerator.save_state(std::nullopt, {.asynchronous = false});
+        CHECK(accelerator.latest_checkpoint() == place);
+        CHECK(accelerator.load_state() == place);
+      }
+      return bits(net->parameters());
+    };
+    CHECK(run(true) == run(false));
+  });
+}
+
 TEST_CASE("gradients that nobody has stepped with are not lost without a word", "[checkpoint]") {
   using namespace state;
   const InFolder on_ranks_in_folder;

@@ -12,12 +12,10 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <accel/checkpoint/manifest.hpp>
@@ -25,7 +23,8 @@
 #include <accel/core/crc32c.hpp>
 #include <accel/core/error.hpp>
 #include <accel/core/file.hpp>
-#include <accel/launch/no_signals.hpp>
+#include <accel/core/pages.hpp>
+#include <accel/tensor/all_threads.hpp>
 #include <accel/tensor/safetensors.hpp>
 #include <accel/tensor/state_dict.hpp>
 
@@ -71,10 +70,14 @@ class Reader {
       }
     }
     std::vector<std::uint32_t> sums(pieces.size());
-    std::atomic<std::size_t> next = 0;
-    by_all_threads(pieces.size(), [&] {
-      for (std::size_t i = next++; i < pieces.size(); i = next++) sums[i] = crc32c(pieces[i].bytes);
+    std::atomic<std::size_t> unread = pieces.size();
+    tensor::by_all_threads(pieces.size(), [&](std::size_t i) {
+      if (read_in(pieces[i].bytes))
+        sums[i] = crc32c(pieces[i].bytes);
+      else
+        unread = i;
     });
+    if (unread < pieces.size()) fail_unread(*pieces[unread].part, *pieces[unread].tensor);
     for (std::size_t i = 0; i < pieces.size();) {
       const TensorEntry& tensor = *pieces[i].tensor;
       std::uint32_t sum = 0;
@@ -105,17 +108,6 @@ class Reader {
   }
 
  private:
-  /// On this thread and others, as many as LibTorch computes with. Not its parallel_for(), which in a program that is
-  /// compiled without -fopenmp is one thread.
-  template <class Work>
-  static void by_all_threads(std::size_t pieces, const Work& work) {
-    const auto wanted = std::min(static_cast<std::size_t>(std::max(at::get_num_threads(), 1)), pieces);
-    const launch::NoSignals guard;
-    std::vector<std::jthread> others;
-    while (others.size() + 1 < wanted) others.emplace_back(work);
-    work();
-  }
-
   void open(const std::string& name, const FileEntry& entry, const InputFile& file) {
     std::string header(8, '\0');
     ACCEL_CHECK(file.size() >= 8, CheckpointError, file.path().string(), ": it has no header");
@@ -141,6 +133,11 @@ class Reader {
     ACCEL_CHECK(found.dtype == tensor.dtype && found.shape == tensor.shape, CheckpointError,
                 (folder_ / tensor.file).string(), ": tensor ", name, " has another dtype or shape than in ",
                 manifest_file);
+  }
+
+  [[noreturn]] void fail_unread(const PartEntry& part, const TensorEntry& tensor) const {
+    throw CheckpointError(message((folder_ / tensor.file).string(), ": the disk fails, or the file was cut short, at ",
+                                  "tensor ", part.stored_name(tensor.name)));
   }
 
   [[noreturn]] void fail_damaged(const PartEntry& part, const TensorEntry& tensor, std::uint32_t found) const {

@@ -24,6 +24,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <accel/core/error.hpp>
+#include <accel/core/pages.hpp>
 #include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/safetensors.hpp>
 
@@ -36,8 +37,11 @@ class CopyMemory {
  public:
   /// u8[bytes], pinned if `for_gpu`. What was given out before is overwritten.
   [[nodiscard]] at::Tensor take(std::int64_t bytes, bool for_gpu) {
-    if (!flat_.defined() || flat_.numel() < bytes || flat_.is_pinned() != for_gpu)
+    if (!flat_.defined() || flat_.numel() < bytes || flat_.is_pinned() != for_gpu) {
+      flat_.reset();  // before there is another
       flat_ = at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(for_gpu));
+      if (!for_gpu) prefer_huge_pages({static_cast<std::byte*>(flat_.mutable_data_ptr()), flat_.nbytes()});
+    }
     return flat_.narrow(0, 0, bytes);
   }
 

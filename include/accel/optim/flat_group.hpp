@@ -17,7 +17,9 @@
 #include <accel/optim/borrowed.hpp>
 #include <accel/optim/homes.hpp>
 #include <accel/optim/low_precision.hpp>
+#include <accel/optim/state_memory.hpp>
 #include <accel/optim/update_rule.hpp>
+#include <accel/tensor/copy_all.hpp>
 
 namespace accel::inline v0_1::optim {
 
@@ -34,11 +36,6 @@ namespace detail {
 /// What has the layout of `tensor` and holds nothing, on the meta device: to ask what a state looks like.
 [[nodiscard]] inline at::Tensor without_memory(const at::Tensor& tensor) {
   return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(at::kMeta).requires_grad(false));
-}
-
-/// Memory of that layout, not filled.
-[[nodiscard]] inline at::Tensor with_memory(const at::Tensor& layout, at::Device device) {
-  return at::empty_strided(layout.sizes(), layout.strides(), layout.options().device(device));
 }
 
 }  // namespace detail
@@ -133,23 +130,43 @@ class FlatGroup {
     }
     layout_ = std::move(layout);
     homes_ = Homes(layout_.states, layout_.initial);
+    // Of each parameter what is there for it, and its place.
+    struct Loaded {
+      std::size_t parameter;
+      const at::Tensor* from;
+      at::Tensor like;  // on the meta device
+      at::Tensor* to;
+    };
+    std::vector<Loaded> loaded;
+    StateMemory memory;
+    const auto take = [&](std::size_t i, const at::Tensor& from, const at::Tensor& like, at::Tensor& to) {
+      loaded.push_back({i, &from, like, &to});
+      memory.plan(like, parameters[i].device());
+    };
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const auto& [tensors, master, steps] = states[i];
       const at::Tensor own = parameters[i].detach();
       const at::Tensor like =
           is_in_float(own) ? detail::without_memory(own).to(at::kFloat) : detail::without_memory(own);
-      Member fresh;
+      Member& fresh = members_[i] = {};
       fresh.parameter = parameters[i].unsafeGetTensorImpl();
       fresh.steps = steps;
-      for (std::size_t s = 0; s < layout_.states && steps > 0; ++s) {
+      fresh.states.resize(steps > 0 ? layout_.states : 0);
+      for (std::size_t s = 0; s < fresh.states.size(); ++s) {
         const at::Tensor state = layout_.initial(s, like);
-        const bool is_there = s < tensors.size() && tensors[s].defined() && state.defined();
-        fresh.states.push_back(!is_there ? layout_.initial(s, is_in_float(own) ? own.to(at::kFloat) : own)
-                                         : detail::with_memory(state, own.device()).copy_(tensors[s]));
+        if (s < tensors.size() && tensors[s].defined() && state.defined())
+          take(i, tensors[s], state, fresh.states[s]);
+        else
+          fresh.states[s] = layout_.initial(s, is_in_float(own) ? own.to(at::kFloat) : own);
       }
-      if (has_master(own) && master.defined()) fresh.master = detail::with_memory(like, own.device()).copy_(master);
-      members_[i] = std::move(fresh);
+      if (has_master(own) && master.defined()) take(i, master, like, fresh.master);
     }
+    std::vector<tensor::Copy> copies;
+    for (const Loaded& one : loaded) {
+      *one.to = memory.give(one.like, parameters[one.parameter].device());
+      copies.push_back({*one.to, *one.from});
+    }
+    tensor::copy_all(copies);
   }
 
  private:

@@ -23,6 +23,7 @@
 #include <accel/precision/autocast.hpp>
 #include <accel/prepare/prepared_model.hpp>
 #include <accel/prepare/session.hpp>
+#include <accel/tensor/copy_all.hpp>
 #include <accel/tensor/named_tensor.hpp>
 #include <accel/tensor/record.hpp>
 #include <accel/tensor/spec.hpp>
@@ -77,9 +78,11 @@ enum Turn : int { first, weights, states, gradients, users, random };
   part.takes_what_fits = true;
   part.load = [model, which](const checkpoint::SavedPart& saved) -> std::string {
     const c10::AutoGradMode no_grad(false);
-    for (const auto& [name, tensor] : model->record.*which)
-      if (saved.own().has(name) && fits(saved.own().tensor(name), tensor))
-        tensor.detach().copy_(saved.own().tensor(name));
+    std::vector<tensor::Copy> copies;
+    for (const auto& [name, own] : model->record.*which)
+      if (saved.own().has(name) && fits(saved.own().tensor(name), own))
+        copies.push_back({own.detach(), saved.own().tensor(name)});
+    tensor::copy_all(copies);
     precision::forget_casts();
     return {};
   };
