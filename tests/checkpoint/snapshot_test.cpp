@@ -62,6 +62,23 @@ TEST_CASE("behind settle() everything may be written to, and what is copied at o
   CHECK(torch::equal(snapshot[2], torch::ones({2})));
 }
 
+TEST_CASE("where all wait for what is done with it, nothing is copied but what lies otherwise than it is written",
+          "[snapshot]") {
+  CopyMemory memory;
+  const torch::Tensor plain = torch::ones({5}), strided = torch::arange(6).view({2, 3}).t(), small = torch::ones({2});
+  const std::vector<NamedTensor> later{{"plain", plain}, {"strided", strided}}, now{{"small", small}};
+  Snapshot snapshot(later, now, memory, /*others_wait=*/true);
+  snapshot.copy();
+  CHECK(snapshot[0].const_data_ptr() == plain.const_data_ptr());
+  CHECK(snapshot[1].const_data_ptr() != strided.const_data_ptr());
+  CHECK(snapshot[1].is_contiguous());
+  CHECK(torch::equal(snapshot[1], strided));
+  CHECK(snapshot[2].const_data_ptr() == small.const_data_ptr());
+  CHECK(snapshot.torn().empty());
+  small.add_(1);  // somebody does not wait
+  CHECK(snapshot.torn() == Names{"small"});
+}
+
 TEST_CASE("the step of an optimizer that was not prepared is noticed in weights and states", "[snapshot]") {
   const auto torn_by_step = [](auto optimizer, const torch::Tensor& weight) {
     const auto step = [&] {

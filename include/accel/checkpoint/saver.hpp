@@ -132,6 +132,7 @@ class Saver {
                              std::int64_t step, const SaveOptions& own, std::span<const SaveHook> before,
                              std::vector<SaveHook> after) {
     const Deadline meeting = this->meeting();
+    const bool is_asynchronous = own.asynchronous.value_or(options_.asynchronous);
     const std::int64_t least_number = place ? 0 : next_number(meeting);
     detail::Save::Start start{.notices = notices_,
                               .rank = rank_,
@@ -141,6 +142,7 @@ class Saver {
                               .late = late_,
                               .keep = options_.keep,
                               .is_numbered = !place,
+                              .others_wait = !is_asynchronous,
                               .metric = std::nullopt,  // rank 0's
                               .after = std::move(after),
                               .log = log_,
@@ -213,7 +215,7 @@ class Saver {
     } catch (const std::system_error&) {
       (*task)();  // a system that has no more threads has this one
     }
-    if (!own.asynchronous.value_or(options_.asynchronous))
+    if (!is_asynchronous)
       collective::all_or_none<CheckpointError>(control_, "save_state", this->meeting(), [&] { wait(); });
     return place_;
   }

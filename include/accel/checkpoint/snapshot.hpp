@@ -61,17 +61,24 @@ class CopyMemory {
 /// Memory   of the copies, on the host.
 class Snapshot {
  public:
-  /// Of those `at_once` a copy is made now.
+  /// Of those `at_once` a copy is made now. With `others_wait` nobody writes to any of them before the last use of the
+  /// copies: what lies on the host as it will be written is not copied at all.
   Snapshot(std::span<const tensor::NamedTensor> tensors, std::span<const tensor::NamedTensor> at_once,
-           CopyMemory& memory) {
+           CopyMemory& memory, bool others_wait = false) {
     std::int64_t bytes = 0;
     const auto add = [&](const tensor::NamedTensor& named, bool is_later) {
       Piece& piece = pieces_.emplace_back();
       piece.name = named.name;
       piece.source = named.tensor.detach();  // shares memory and version, whatever becomes of the tensor itself
       piece.is_on_host = named.tensor.is_cpu();
-      piece.is_later = is_later;
+      piece.is_borrowed = others_wait && piece.is_on_host && is_plain(piece.source);
+      piece.is_later = is_later || piece.is_borrowed;
       piece.version = piece.source._version();
+      if (piece.is_borrowed) {
+        piece.copy = piece.source;
+        offsets_.push_back(0);
+        return;
+      }
       bytes = (bytes + alignment - 1) / alignment * alignment;
       offsets_.push_back(bytes);
       bytes += static_cast<std::int64_t>(named.tensor.nbytes());
@@ -81,6 +88,7 @@ class Snapshot {
     for (const auto& named : at_once) add(named, false);
     const at::Tensor flat = memory.take(bytes, device_ && device_->is_cuda());
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      if (pieces_[i].is_borrowed) continue;
       const at::Tensor& source = pieces_[i].source;
       const at::Tensor place = flat.narrow(0, offsets_[i], static_cast<std::int64_t>(source.nbytes()));
       pieces_[i].copy = place.view(source.scalar_type()).view(source.sizes());
@@ -141,7 +149,8 @@ class Snapshot {
     std::string name;
     at::Tensor source;
     bool is_on_host = true;
-    bool is_later = true;  // not copied at once
+    bool is_borrowed = false;  // the copy is the source
+    bool is_later = true;      // not copied at once
     std::int64_t version = 0;
     at::Tensor copy;
     std::atomic<bool> is_taken = false;  // by who copies it
@@ -206,9 +215,13 @@ class Snapshot {
 
   static void look(Piece& piece) { piece.is_torn = piece.is_torn || piece.source._version() != piece.version; }
 
+  [[nodiscard]] static bool is_plain(const at::Tensor& source) {
+    return source.is_contiguous() && !source.is_conj() && !source.is_neg();
+  }
+
   static void copy_on_host(const Piece& piece) {
-    if (piece.source.nbytes() == 0) return;
-    if (piece.source.is_contiguous() && !piece.source.is_conj() && !piece.source.is_neg())
+    if (piece.is_borrowed || piece.source.nbytes() == 0) return;
+    if (is_plain(piece.source))
       // Not copy_(), which would spread over the threads that compute.
       std::memcpy(piece.copy.mutable_data_ptr(), piece.source.const_data_ptr(), piece.source.nbytes());
     else

@@ -57,6 +57,7 @@ class Save {
     std::vector<std::string> late{};  // tensors that were found written to in an earlier save: copied at once
     Retention keep{};
     bool is_numbered = false;
+    bool others_wait = false;  // it is not asynchronous: see Snapshot
     std::optional<double> metric{};
     std::vector<SaveHook> after{};
     Log log;
@@ -84,7 +85,7 @@ class Save {
         (waits ? later : now).push_back({full, tensor});
       }
     }
-    snapshot_.emplace(later, now, *memory_);
+    snapshot_.emplace(later, now, *memory_, start_.others_wait);
     for (PartState& part : start_.parts) part.tensors.clear();  // the snapshot holds what is needed of them
   }
 
