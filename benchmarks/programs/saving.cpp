@@ -124,7 +124,7 @@ int main(int argc, char* argv[]) {
   torch::set_num_threads(1);  // a core is left to the writer
   const fs::path folder = arguments[0];
   const std::int64_t megabytes = std::stoll(arguments[1]), steps = std::stoll(arguments[2]);
-  std::vector<std::int64_t> alone, during, whole, raw;
+  std::vector<std::int64_t> alone, during, whole, written, raw;
   std::int64_t call = 0, first = 0;
   fs::path place;
   {
@@ -158,6 +158,11 @@ int main(int argc, char* argv[]) {
       place = training.accelerator.save_state(std::nullopt, {.asynchronous = false});
       whole.push_back(since(begin));
       ::sync();
+      begin = Clock::now();  // the same without removing an older one
+      const fs::path named = training.accelerator.save_state(folder / "named", {.asynchronous = false});
+      written.push_back(since(begin));
+      fs::remove_all(named);
+      ::sync();
       raw.push_back(write_raw(folder / "raw", bytes_in(place)));
     }
   }
@@ -172,6 +177,7 @@ int main(int argc, char* argv[]) {
   const auto first_tensor = reader.part("model", 0)->own().tensor("0.weight");
   const auto open = since(begin);
   std::cout << R"({"alone_ns": )" << list(alone) << R"(, "during_ns": )" << list(during) << R"(, "call_ns": )" << call
-            << R"(, "first_ns": )" << first << R"(, "whole_ns": )" << list(whole) << R"(, "raw_ns": )" << list(raw)
-            << R"(, "read_ns": )" << read << R"(, "load_ns": )" << load << R"(, "open_ns": )" << open << "}\n";
+            << R"(, "first_ns": )" << first << R"(, "whole_ns": )" << list(whole) << R"(, "written_ns": )"
+            << list(written) << R"(, "raw_ns": )" << list(raw) << R"(, "read_ns": )" << read << R"(, "load_ns": )"
+            << load << R"(, "open_ns": )" << open << "}\n";
 }
