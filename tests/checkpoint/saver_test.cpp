@@ -21,6 +21,7 @@
 #include <accel/accelerator.hpp>
 #include <accel/checkpoint/reader.hpp>
 #include <accel/checkpoint/saver.hpp>
+#include <accel/core/mapped_file.hpp>
 
 // After LibTorch, whose own CHECK ends the program.
 #include <catch2/catch_test_macros.hpp>
@@ -28,6 +29,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
@@ -187,6 +189,22 @@ TEST_CASE("a hook that throws on one rank throws on all, and the checkpoint is t
     saver.wait();
     check(base / "checkpoint_2", rank.rank, rank.world_size);
   });
+}
+
+TEST_CASE("a checkpoint that is cut short while it is read is an error, and ends no process", "[saver]") {
+  const Folder folder;
+  Training training(0);
+  training.weight = torch::ones({100'000});
+  Saver saver({}, 0, accel::Log(), {.folder = folder.path()}, accel::Seconds(5));
+  const fs::path place = saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
+  const Reader reader(place);
+  reader.verify();
+  const fs::path file = place / "rank0.safetensors";
+  if (::madvise(const_cast<std::byte*>(accel::MappedFile(file).bytes().data()), 4096, MADV_POPULATE_READ) != 0)
+    SKIP("this system is older than Linux 5.14");
+  fs::resize_file(file, 100'000);
+  CHECK_THAT(thrown_by<CheckpointError>([&] { reader.verify(); }),
+             ContainsSubstring("rank0.safetensors: the disk fails, or the file was cut short, at tensor model/"));
 }
 
 TEST_CASE("a place may have a name that is no UTF-8", "[saver]") {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -69,20 +68,16 @@ class Reader {
           pieces.push_back({&tensor, &part, bytes.subspan(at, std::min(most, bytes.size() - at))});
       }
     }
-    std::vector<std::uint32_t> sums(pieces.size());
-    std::atomic<std::size_t> unread = pieces.size();
+    std::vector<std::optional<std::uint32_t>> sums(pieces.size());  // of those that could be read
     tensor::by_all_threads(pieces.size(), [&](std::size_t i) {
-      if (read_in(pieces[i].bytes))
-        sums[i] = crc32c(pieces[i].bytes);
-      else
-        unread = i;
+      if (read_in(pieces[i].bytes)) sums[i] = crc32c(pieces[i].bytes);
     });
-    if (unread < pieces.size()) fail_unread(*pieces[unread].part, *pieces[unread].tensor);
     for (std::size_t i = 0; i < pieces.size();) {
       const TensorEntry& tensor = *pieces[i].tensor;
       std::uint32_t sum = 0;
       for (; i < pieces.size() && pieces[i].tensor == &tensor; ++i) {
-        sum = crc32c_joined(sum, sums[i], pieces[i].bytes.size());
+        if (!sums[i]) fail_unread(*pieces[i].part, tensor);
+        sum = crc32c_joined(sum, *sums[i], pieces[i].bytes.size());
       }
       const PartEntry& part = *pieces[i - 1].part;
       if (sum != tensor.crc32c) fail_damaged(part, tensor, sum);
