@@ -88,7 +88,8 @@ TEST_CASE("the step of an optimizer that was not prepared is noticed in weights 
     step();
     CopyMemory memory;
     std::vector<NamedTensor> tensors{{"weight", weight}};
-    for (const auto& entry : optimizer.state_dict().entries())
+    const auto state = optimizer.state_dict();
+    for (const auto& entry : state.entries())
       if (entry.tensor.dim() > 0) tensors.push_back(entry);
     Snapshot snapshot(tensors, {}, memory);
     snapshot.copy();
