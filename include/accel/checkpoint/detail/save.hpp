@@ -97,45 +97,18 @@ class Save {
   /// Throws   CheckpointError, on every rank that hears of it, where the checkpoint did not come to be.
   void run() {
     const auto begin = std::chrono::steady_clock::now();
-    nlohmann::json own;
-    if (const std::string error = error_of([&] { own = write(); }); !error.empty()) own = {{"error", error}};
-    // A path in an error may be no UTF-8, and the others wait for this.
-    start_.notices.post(key("wrote", start_.rank), own.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
-                        start_.deadline);
-    // The leader of a folder makes one of what its ranks have written, ...
-    const bool leads = start_.rank == group_->leader();
-    std::uint64_t bytes = 0;
-    if (leads) {
-      const std::string error = error_of([&] {
-        bytes = complete();
-        folder_->flush();
-      });
-      start_.notices.post(key("complete", start_.rank), error, start_.deadline);
-    }
-    // ... rank 0 decides, when all are complete, that there is a checkpoint, ...
-    if (start_.rank == 0) start_.notices.post(key("verdict"), gathered("complete"), start_.deadline);
-    std::string verdict = start_.notices.read(key("verdict"), start_.deadline);
-    if (leads) {
-      const std::string error = error_of([&] {
-        if (!verdict.empty()) return;
-        ACCEL_CHECK(!is_given_up(), CheckpointError, "it was given up");
-        if (const std::string left = folder_->finish(); !left.empty())
-          start_.log.warning("what was at ", start_.place.string(), " before could not be removed: ", left);
-      });
-      start_.notices.post(key("placed", start_.rank), error, start_.deadline);
-    }
-    // ... and tells how it went.
-    if (verdict.empty()) {
-      if (start_.rank == 0) start_.notices.post(key("outcome"), gathered("placed"), start_.deadline);
-      verdict = start_.notices.read(key("outcome"), start_.deadline);
-    }
+    std::uint64_t bytes = 0;  // of a leader's folder
+    std::string verdict;
+    // What the others say may not come in time, which is no error of another kind.
+    const std::string unheard = error_of([&] { verdict = become(bytes); });
+    if (verdict.empty()) verdict = unheard;
     if (!verdict.empty()) {
       const std::string text = message("save_state: ", start_.place.string(), " was not saved: ", verdict);
       if (start_.rank == 0) start_.log.warning(text);
       throw CheckpointError(text);
     }
     if (is_given_up()) return;
-    if (leads && start_.is_numbered) prune();
+    if (start_.rank == group_->leader() && start_.is_numbered) prune();
     if (start_.rank == 0) {
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       start_.log.info("saved ", start_.place.string(), ": ", bytes, " bytes in ", std::round(1e3 * seconds) / 1e3,
@@ -181,6 +154,42 @@ class Save {
 
   [[nodiscard]] const std::filesystem::path& folder() const { return start_.folder; }
   [[nodiscard]] bool is_given_up() const { return is_given_up_.load(); }
+
+  /// Writes, agrees and takes the place. Gives why it did not come to be, if it did not.
+  [[nodiscard]] std::string become(std::uint64_t& bytes) {
+    nlohmann::json own;
+    if (const std::string error = error_of([&] { own = write(); }); !error.empty()) own = {{"error", error}};
+    // A path in an error may be no UTF-8, and the others wait for this.
+    start_.notices.post(key("wrote", start_.rank), own.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
+                        start_.deadline);
+    // The leader of a folder makes one of what its ranks have written, ...
+    const bool leads = start_.rank == group_->leader();
+    if (leads) {
+      const std::string error = error_of([&] {
+        bytes = complete();
+        folder_->flush();
+      });
+      start_.notices.post(key("complete", start_.rank), error, start_.deadline);
+    }
+    // ... rank 0 decides, when all are complete, that there is a checkpoint, ...
+    if (start_.rank == 0) start_.notices.post(key("verdict"), gathered("complete"), start_.deadline);
+    std::string verdict = start_.notices.read(key("verdict"), start_.deadline);
+    if (leads) {
+      const std::string error = error_of([&] {
+        if (!verdict.empty()) return;
+        ACCEL_CHECK(!is_given_up(), CheckpointError, "it was given up");
+        if (const std::string left = folder_->finish(); !left.empty())
+          start_.log.warning("what was at ", start_.place.string(), " before could not be removed: ", left);
+      });
+      start_.notices.post(key("placed", start_.rank), error, start_.deadline);
+    }
+    // ... and tells how it went.
+    if (verdict.empty()) {
+      if (start_.rank == 0) start_.notices.post(key("outcome"), gathered("placed"), start_.deadline);
+      verdict = start_.notices.read(key("outcome"), start_.deadline);
+    }
+    return verdict;
+  }
 
   /// This rank's file, and what the leader is to know of it.
   [[nodiscard]] nlohmann::json write() {
