@@ -14,8 +14,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <sstream>
-#include <streambuf>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -37,6 +35,7 @@
 #include <unistd.h>
 
 #include "checkpoint/training.hpp"
+#include "support/captured.hpp"
 #include "support/folder.hpp"
 #include "support/group.hpp"
 #include "support/ranks.hpp"
@@ -139,6 +138,7 @@ namespace fs = std::filesystem;
 namespace disk = accel::testing::disk;
 using accel::CheckpointError;
 using accel::checkpoint::Saver;
+using accel::testing::Captured;
 using accel::testing::Folder;
 using accel::testing::Rank;
 using accel::testing::run_ranks;
@@ -153,21 +153,6 @@ using Group = accel::testing::Group<accel::backend::Gloo>;
 void wait_for_all(Group& group) {
   group->control().barrier("all are here", accel::Deadline::in(accel::Seconds(60)));
 }
-
-/// What is written to std::cerr, for as long as this lives.
-class Heard {
- public:
-  Heard() : before_(std::cerr.rdbuf(said_.rdbuf())) {}
-  Heard(const Heard&) = delete;
-  Heard& operator=(const Heard&) = delete;
-  ~Heard() { std::cerr.rdbuf(before_); }
-
-  [[nodiscard]] std::string text() const { return said_.str(); }
-
- private:
-  std::ostringstream said_;
-  std::streambuf* before_;
-};
 
 std::vector<std::string> unfinished_in(const fs::path& base) {
   std::vector<std::string> found;
@@ -349,7 +334,7 @@ TEST_CASE("a save on a disk that does not answer is given up, and changes nothin
   using namespace disks;
   const Folder folder;
   Training training(0);
-  const Heard heard;
+  const Captured captured;
   {
     Saver saver({}, 0, accel::Log(), {.folder = folder.path(), .timeout_s = 2}, accel::Seconds(60));
     (void)saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
@@ -379,8 +364,8 @@ TEST_CASE("a save on a disk that does not answer is given up, and changes nothin
     }
   }
   // What takes so long has said how far it was.
-  CHECK_THAT(heard.text(), ContainsSubstring("accel: writing " + (folder / "best.unfinished-").string()) &&
-                               ContainsSubstring("/rank0.safetensors: 0.4 of 4.1 kB\n"));
+  CHECK_THAT(captured.text(), ContainsSubstring("accel: writing " + (folder / "best.unfinished-").string()) &&
+                                  ContainsSubstring("/rank0.safetensors: 0.4 of 4.1 kB\n"));
 }
 
 TEST_CASE("where the disk of one rank does not answer, all give that save up, and the next one is theirs again",

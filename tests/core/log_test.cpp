@@ -1,5 +1,3 @@
-#include <iostream>
-#include <sstream>
 #include <string>
 
 #include <catch2/catch_test_macros.hpp>
@@ -9,22 +7,11 @@
 #include <accel/core/error.hpp>
 #include <accel/core/log.hpp>
 
+#include "support/captured.hpp"
+
 namespace {
 
-/// Standard error into a string, until the end of the scope.
-class Captured {
- public:
-  Captured() : before_(std::cerr.rdbuf(text_.rdbuf())) {}
-  Captured(const Captured&) = delete;
-  Captured& operator=(const Captured&) = delete;
-  ~Captured() { std::cerr.rdbuf(before_); }
-  [[nodiscard]] std::string text() const { return text_.str(); }
-
- private:
-  std::ostringstream text_;
-  std::streambuf* before_;
-};
-
+using accel::testing::Captured;
 using Level = accel::Log::Level;
 
 std::string written(const accel::Log& log) {

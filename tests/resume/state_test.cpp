@@ -1,5 +1,6 @@
 // save_state and load_state as a training meets them: what does not fit, what cannot be saved, the end that a scheduler
 // announces, and another number of ranks.
+#include "support/captured.hpp"
 #include "support/folder.hpp"
 #include "support/group.hpp"
 #include "support/models.hpp"
@@ -22,7 +23,6 @@
 #include <fstream>
 #include <functional>
 #include <initializer_list>
-#include <iostream>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -218,8 +218,7 @@ TEST_CASE("a tied weight is in a checkpoint once, and the log says what was writ
   const Folder folder;
   auto own = options(folder.path());
   own.log = Log::Level::info;
-  std::ostringstream said;
-  auto* const before = std::cerr.rdbuf(said.rdbuf());
+  const Captured captured;
   fs::path place;
   std::int64_t bytes = 0;
   {
@@ -235,8 +234,7 @@ TEST_CASE("a tied weight is in a checkpoint once, and the log says what was writ
     CHECK(weights.has("embedding"));
     for (const auto& file : fs::directory_iterator(place)) bytes += static_cast<std::int64_t>(file.file_size());
   }
-  std::cerr.rdbuf(before);
-  CHECK_THAT(said.str(), ContainsSubstring(message("saved ", place.string(), ": ", bytes, " bytes in ")));
+  CHECK_THAT(captured.text(), ContainsSubstring(message("saved ", place.string(), ": ", bytes, " bytes in ")));
 }
 
 TEST_CASE("what is registered gets tensors of its own, which it may write to", "[checkpoint]") {
@@ -269,7 +267,6 @@ TEST_CASE("a type that may keep what it is loaded from gets tensors of its own, 
   using namespace state;
   struct Keeper {
     torch::Tensor kept;
-    std::vector<const void*> seen;
 
     [[nodiscard]] tensor::StateDict state_dict() const { return {}; }
     void load_state_dict(const tensor::StateDict& state) { kept = state.tensor("kept"); }
@@ -516,11 +513,9 @@ TEST_CASE("at another number of ranks the same global batches come, and what can
   on_ranks_in_folder({1, 2, 3}, [&](Rank rank, const fs::path& base) {
     for (const int then : {1, 3}) {
       INFO("saved by " << then << " ranks, loaded by " << rank.world_size);
-      std::ostringstream said;
-      auto* const before = std::cerr.rdbuf(said.rdbuf());
+      const Captured captured;
       const auto [trace, weights] = run(base, base / message("by_", then), true, 8);
-      std::cerr.rdbuf(before);
-      const std::string log = said.str();
+      const std::string log = captured.text();
       if (rank.rank == 0 && rank.world_size != then) {
         CHECK_THAT(log, ContainsSubstring(message("saved by ", then, " ranks and loaded by ", rank.world_size,
                                                   ": sums over the ranks are rounded otherwise")));
