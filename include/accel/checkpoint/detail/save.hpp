@@ -213,7 +213,8 @@ class Save {
     for (const std::size_t i : plan.order) {
       const std::span bytes(static_cast<const std::byte*>((*snapshot_)[i].const_data_ptr()), (*snapshot_)[i].nbytes());
       std::uint32_t sum = 0;
-      // In pieces that are in the cache when they are written.
+      // In pieces that are in the cache when they are written, and as large as that allows: file systems give large
+      // writes large pages.
       for (std::size_t at = 0; at < bytes.size(); at += piece) {
         const auto some = bytes.subspan(at, std::min(piece, bytes.size() - at));
         sum = crc32c(some, sum);
@@ -339,7 +340,7 @@ class Save {
     }));
   }
 
-  static constexpr std::size_t piece = 256 << 10;
+  static constexpr std::size_t piece = 1 << 20;
 
   Start start_;
   std::optional<UnfinishedFolder> folder_;  // of a leader
