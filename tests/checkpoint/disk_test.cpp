@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <mutex>
@@ -38,6 +39,7 @@
 #include "support/captured.hpp"
 #include "support/folder.hpp"
 #include "support/group.hpp"
+#include "support/models.hpp"
 #include "support/ranks.hpp"
 
 namespace accel::testing::disk {
@@ -392,6 +394,57 @@ TEST_CASE("where the disk of one rank does not answer, all give that save up, an
     const auto after = saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
     check(after, rank.rank, rank.world_size);
     check(next, rank.rank, rank.world_size);
+  });
+}
+
+TEST_CASE("beside a slow disk a step inside of backward waits for copies of what it writes to, and of nothing else",
+          "[saver][disk]") {
+  using namespace disks;
+  using accel::testing::bits;
+  struct Tower : torch::nn::Module {
+    Tower() {
+      for (int i = 0; i < 4; ++i)
+        layers.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(6, 6)));
+    }
+    std::vector<torch::nn::Linear> layers;
+  };
+  on_ranks_in_folder({2, 3}, [](Rank rank, const fs::path& base) {
+    using A = accel::Accelerator<accel::backend::Gloo, accel::precision::Fp32>;
+    A::Options options{.log = accel::Log::Level::off};
+    options.gradient.caps = {.bucket_cap = accel::Bytes(64), .last_bucket_cap = accel::Bytes(32)};
+    options.checkpoint = {.folder = base};
+    A accelerator(options);
+    auto net = std::make_shared<Tower>();
+    auto [model, optimizer] = accelerator.prepare(net, accel::optim::AdamW(net->parameters(), {.lr = 1e-2}));
+    optimizer.step_in_backward();
+    const auto step = [&, &optimizer = optimizer](const std::function<void()>& reached) {
+      auto hidden = torch::tanh(net->layers[0](torch::full({2, 6}, 0.3 + rank.rank)));
+      auto later = torch::tanh(net->layers[1](hidden));
+      // Time for the others, and then one bucket more, whose start looks at what has arrived.
+      later.register_hook([&](const torch::Tensor&) { ::usleep(100'000); });
+      hidden.register_hook([&](const torch::Tensor&) { reached(); });
+      accelerator.backward(net->layers[3](torch::tanh(net->layers[2](later))).square().mean());
+      optimizer.step();
+      optimizer.zero_grad();
+    };
+    for (int i = 0; i < 3; ++i) step([] {});
+    disk::plan(2, -1);
+    (void)accelerator.save_state();
+    // What has not stepped yet must still be as it was, so that a write by hand is noticed. A snapshot that had been
+    // waited for as a whole would not mind.
+    const auto last = net->layers[3]->bias;
+    const auto before = bits({last});
+    bool has_stepped = false;
+    step([&] {
+      has_stepped = bits({last}) != before;
+      const torch::NoGradGuard no_grad;
+      net->layers[0]->bias.add_(0);
+    });
+    disk::fault.left = -1;
+    disk::fault.error = 0;  // it answers
+    CHECK(has_stepped);
+    const std::string error = thrown_by<CheckpointError>([&] { accelerator.wait_for_save(); });
+    CHECK_THAT(error, ContainsSubstring(": model/layer0.bias was written to while that was copied"));
   });
 }
 

@@ -62,6 +62,35 @@ TEST_CASE("behind settle() everything may be written to, and what is copied at o
   CHECK(torch::equal(snapshot[2], torch::ones({2})));
 }
 
+TEST_CASE("behind settle() of some tensors all that lies where they do may be written to, and nothing else",
+          "[snapshot]") {
+  CopyMemory memory;
+  const torch::Tensor all = torch::arange(64, torch::kFloat), empty = torch::zeros({0}), other = torch::ones({3});
+  // Memory of their own to whoever counts versions, as parameters in flat memory are.
+  const auto part = [&](std::int64_t begin, torch::IntArrayRef sizes, torch::IntArrayRef strides) {
+    return torch::empty({0}).set_(all.storage(), begin, sizes, strides);
+  };
+  const torch::Tensor first = part(0, {8}, {1}), column = part(8, {4}, {8}), last = part(33, {31}, {1});
+  const std::vector<NamedTensor> tensors{
+      {"first", first}, {"column", column}, {"last", last}, {"empty", empty}, {"other", other}};
+  Snapshot snapshot(tensors, {}, memory);
+  const torch::Tensor written = part(32, {1}, {1}), nothing = torch::zeros({0, 2});
+  snapshot.settle(std::vector{written, nothing});  // the last of the column, and right before what follows
+  const auto count = [](const torch::Tensor& tensor) { tensor.unsafeGetTensorImpl()->bump_version(); };
+  all.fill_(-1);
+  for (const auto& tensor : {first, column, last, empty}) count(tensor);
+  snapshot.settle(std::vector{other, other});
+  other.zero_();
+  snapshot.copy();
+  CHECK(snapshot.torn() == Names{"first", "last"});
+  CHECK(torch::equal(snapshot[0], torch::full({8}, -1.0)));  // it was not copied before
+  CHECK(torch::equal(snapshot[1], torch::tensor({8.0F, 16.0F, 24.0F, 32.0F})));
+  CHECK(torch::equal(snapshot[4], torch::ones({3})));
+  snapshot.settle();
+  CHECK(other.storage().use_count() == 1);
+  CHECK(snapshot.torn() == Names{"first", "last"});
+}
+
 TEST_CASE("where all wait for what is done with it, nothing is copied but what lies otherwise than it is written",
           "[snapshot]") {
   CopyMemory memory;

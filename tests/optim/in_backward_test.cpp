@@ -1,14 +1,20 @@
-// Steps inside of backward: the weights of a step after it, earlier; and what is refused.
+// Steps inside of backward: the weights of a step after it, earlier; beside a save; and what is refused.
+#include "support/folder.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
 
 #include <accel/accelerator.hpp>
+#include <accel/checkpoint/reader.hpp>
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <thread>
+#include <vector>
 
 using namespace accel;
 using namespace accel::testing;
@@ -18,8 +24,9 @@ using Catch::Matchers::ContainsSubstring;
 namespace {
 
 struct Tower : torch::nn::Module {
-  Tower() {
-    for (int i = 0; i < 4; ++i) layers.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(6, 6)));
+  explicit Tower(std::int64_t width = 6) {
+    for (int i = 0; i < 4; ++i)
+      layers.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(width, width)));
   }
   torch::Tensor forward(torch::Tensor x, int without = -1) {
     for (int i = 0; i < 4; ++i)
@@ -102,6 +109,48 @@ TEST_CASE("later layers have stepped while backward still runs through earlier o
       optimizer.zero_grad();
     }
   });
+}
+
+TEST_CASE("what is saved while layer after layer is stepped is what was there before", "[in_backward]") {
+  const SharedFolder folder;
+  for (const bool with_masters : {false, true}) {
+    on_ranks({1, 2, 3}, [&](Rank rank) {
+      auto options = small_buckets();
+      options.checkpoint = {.folder = folder / message("base", with_masters), .keep = {.total_limit = 1}};
+      options.log = Log::Level::warning;
+      Gloo accelerator(options);
+      auto net = std::make_shared<Tower>(192);
+      if (with_masters) net->to(torch::kBFloat16);
+      auto [model, optimizer] = accelerator.prepare(net, optim::AdamW(net->parameters(), {.lr = 1e-2}));
+      optimizer.step_in_backward();
+      const auto step = [&, &optimizer = optimizer](int number) {
+        const auto x = torch::full({2, 192}, 0.1 * number + rank.rank).to(net->layers[0]->weight.scalar_type());
+        accelerator.backward(net->forward(x).square().mean());
+        optimizer.step();
+        optimizer.zero_grad();
+      };
+      for (int number = 0; number < 12; ++number) {
+        step(number);
+        std::vector<std::pair<std::string, torch::Tensor>> expected;
+        for (const auto& weight : net->named_parameters())
+          expected.emplace_back(weight.key(), weight->detach().clone());
+        const auto state = optimizer->state_dict();
+        for (const auto& [name, tensor] : state.entries())
+          if (tensor.dim() > 0) expected.emplace_back(name, tensor.clone());
+        CHECK(expected.size() == (with_masters ? 32U : 24U));
+        const auto place = accelerator.save_state();
+        step(number);
+        accelerator.wait_for_save();
+        const checkpoint::Reader reader(place);
+        reader.verify();
+        for (const auto& [name, tensor] : expected) {
+          const auto part = reader.part(name.starts_with("state.") ? "optimizer" : "model", rank.rank);
+          CHECK(torch::equal(part->own().tensor(name), tensor));
+        }
+        accelerator.wait_for_everyone();  // the next save removes it
+      }
+    });
+  }
 }
 
 TEST_CASE("what cannot be right with steps inside of backward is refused", "[in_backward]") {

@@ -90,6 +90,12 @@ class Saver {
   void settle() {
     if (snapshot_ != nullptr) std::exchange(snapshot_, nullptr)->settle();
   }
+  /// The same of those that lie where `written` does; see has_snapshot().
+  void settle(std::span<const at::Tensor> written) {
+    if (snapshot_ != nullptr) snapshot_->settle(written);
+  }
+  /// Whether there may be something to settle.
+  [[nodiscard]] bool has_snapshot() const { return snapshot_ != nullptr; }
 
   /// Whether the last save is not over yet.
   [[nodiscard]] bool is_under_way() const {

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <iterator>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -50,8 +51,8 @@ class CopyMemory {
 };
 
 /// Copies of tensors as they were when it was made. copy() makes them, on any thread, while training reads the tensors;
-/// before it writes to them it has to call settle(), which makes what is not made yet. Of a GPU the device copies, and
-/// settle() only orders what it does next behind that.
+/// before it writes to some of them it has to call settle() of these, which makes what is not made yet. Of a GPU the
+/// device copies, and settle() only orders what it does next behind that.
 ///
 /// Whoever writes without settle() is found out by the tensor's version, as long as LibTorch or accel::optim writes:
 /// then the copy may not be what the tensor was, and torn() names it. A version counts up at the end of a write, so it
@@ -72,6 +73,7 @@ class Snapshot {
       piece.source = named.tensor.detach();  // shares memory and version, whatever becomes of the tensor itself
       piece.is_on_host = named.tensor.is_cpu();
       piece.is_borrowed = others_wait && piece.is_on_host && is_plain(piece.source);
+      piece.extent = extent_of(piece.source);
       piece.is_later = is_later || piece.is_borrowed;
       piece.version = piece.source._version();
       if (piece.is_borrowed) {
@@ -110,23 +112,24 @@ class Snapshot {
     if (failure_) std::rethrow_exception(failure_);
   }
 
-  /// Whoever calls it may write to the tensors afterwards. Of a GPU: on the current stream.
+  /// Whoever calls it may write to all the tensors afterwards. Of a GPU: on the current stream.
   void settle() {
-    if (is_settled()) return;
-    if (on_device_) on_device_->block(c10::impl::VirtualGuardImpl(device_->type()).getStream(*device_));
-    std::size_t on_host = 0;
-    for (Piece& piece : pieces_) {
-      if (!piece.is_on_host) continue;
-      ++on_host;
-      make(piece);
-    }
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return made_on_host_ == on_host; });
-    look_again();
-    // Who looks whether memory is somebody's alone, as optimizers do, is not to find it here.
-    for (Piece& piece : pieces_)
-      if (piece.is_on_host) piece.source.reset();
-    is_settled_ = true;
+    settle_if([](const Piece&) { return true; });
+  }
+
+  /// The same of what lies, if only in part, where `written` does; the copies of the rest go on.
+  void settle(std::span<const at::Tensor> written) {
+    std::vector<Extent> extents;
+    for (const at::Tensor& tensor : written)
+      if (tensor.numel() > 0) extents.push_back(extent_of(tensor));
+    std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+    for (std::size_t i = 1; i < extents.size(); ++i)  // how far those up to there reach
+      extents[i].end = std::max(extents[i].end, extents[i - 1].end);
+    settle_if([&](const Piece& piece) {
+      const auto behind = std::lower_bound(extents.begin(), extents.end(), piece.extent.end,
+                                           [](const Extent& extent, std::uintptr_t end) { return extent.begin < end; });
+      return behind != extents.begin() && std::prev(behind)->end > piece.extent.begin;
+    });
   }
 
   /// The copies, once copy() has returned: contiguous, on the host.
@@ -137,25 +140,43 @@ class Snapshot {
   /// apart, soon afterwards. After copy(); the later it is called, the longer a write may have taken.
   [[nodiscard]] std::vector<std::string> torn() {
     const std::lock_guard lock(mutex_);
-    if (!is_settled_) look_again();
     std::vector<std::string> names;
-    for (const Piece& piece : pieces_)
+    for (Piece& piece : pieces_) {
+      if (piece.is_later) look(piece);
       if (piece.is_torn) names.push_back(piece.name);
+    }
     return names;
   }
 
  private:
+  /// Bytes in memory, from the first to behind the last.
+  struct Extent {
+    std::uintptr_t begin = 0;
+    std::uintptr_t end = 0;
+  };
+
   struct Piece {
     std::string name;
-    at::Tensor source;
+    at::Tensor source;  // none once it may be written to
+    Extent extent;
     bool is_on_host = true;
     bool is_borrowed = false;  // the copy is the source
     bool is_later = true;      // not copied at once
     std::int64_t version = 0;
     at::Tensor copy;
+    std::size_t event = 0;               // of on_device_: it is copied
     std::atomic<bool> is_taken = false;  // by who copies it
-    bool is_torn = false;                // under the mutex
+    bool is_made = false;                // under the mutex, as what follows
+    bool is_torn = false;
   };
+
+  [[nodiscard]] static Extent extent_of(const at::Tensor& tensor) {
+    if (tensor.numel() == 0) return {};
+    std::int64_t last = 0;
+    for (std::int64_t dim = 0; dim < tensor.dim(); ++dim) last += (tensor.size(dim) - 1) * tensor.stride(dim);
+    const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
+    return {begin, begin + (static_cast<std::uintptr_t>(last) + 1) * tensor.element_size()};
+  }
 
   /// The device copies all of its own, behind what it was told before. What it is told next goes on beside that, but
   /// for what is to be copied at once.
@@ -166,24 +187,48 @@ class Snapshot {
     now.record(current);
     const c10::Stream side = of_device.getStreamFromGlobalPool(*device_);
     now.block(side);
+    const c10::StreamGuard guard(side);
+    std::size_t bytes = 0;  // since the last event
+    const auto record = [&] {
+      on_device_.emplace_back(device_->type()).record(side);
+      bytes = 0;
+    };
     const auto copy_those = [&](bool later) {
-      const c10::StreamGuard guard(side);
-      for (const Piece& piece : pieces_) {
+      for (Piece& piece : pieces_) {
         if (piece.is_on_host || piece.is_later != later) continue;
         piece.copy.copy_(piece.source.resolve_conj().resolve_neg(), /*non_blocking=*/true);
         piece.source.record_stream(side);
+        piece.event = on_device_.size();
+        bytes += piece.source.nbytes();
+        if (bytes >= bytes_of_event) record();
       }
-      c10::Event done(device_->type());
-      done.record(side);
-      return done;
+      record();
     };
-    copy_those(false).block(current);
-    on_device_.emplace(copy_those(true));
+    copy_those(false);
+    on_device_.back().block(current);
+    copy_those(true);
   }
 
-  [[nodiscard]] bool is_settled() {
-    const std::lock_guard lock(mutex_);
-    return is_settled_;
+  template <class Condition>
+  void settle_if(const Condition& condition) {
+    std::vector<Piece*> some;
+    for (Piece& piece : pieces_)
+      if (piece.source.defined() && condition(piece)) some.push_back(&piece);
+    std::optional<std::size_t> event;
+    for (Piece* piece : some) {
+      if (piece->is_on_host)
+        make(*piece);
+      else
+        event = std::max(event.value_or(0), piece->event);  // one stream: all before are over, too
+    }
+    if (event) on_device_[*event].block(c10::impl::VirtualGuardImpl(device_->type()).getStream(*device_));
+    std::unique_lock lock(mutex_);
+    for (Piece* piece : some) {
+      if (piece->is_on_host) changed_.wait(lock, [&] { return piece->is_made; });
+      if (piece->is_later) look(*piece);
+    }
+    // Who looks whether memory is somebody's alone, as optimizers do, is not to find it here.
+    for (Piece* piece : some) piece->source.reset();
   }
 
   void make(Piece& piece) {
@@ -193,27 +238,23 @@ class Snapshot {
       if (piece.is_on_host)
         copy_on_host(piece);
       else
-        on_device_->synchronize();
+        on_device_[piece.event].synchronize();
     } catch (...) {
       failed = std::current_exception();
     }
     const std::lock_guard lock(mutex_);
     if (failed) failure_ = failed;
-    if (piece.is_on_host) {
-      look(piece);
-      ++made_on_host_;
-    }
+    if (piece.is_on_host) look(piece);
+    piece.is_made = true;
     ++made_;
     changed_.notify_all();
   }
 
-  /// Of those that are not to be written to yet. Under the mutex.
-  void look_again() {
-    for (Piece& piece : pieces_)
-      if (piece.is_later) look(piece);
+  /// Under the mutex. What is nothing cannot be torn, whoever counts its versions.
+  static void look(Piece& piece) {
+    if (piece.source.defined() && piece.source.numel() > 0 && piece.source._version() != piece.version)
+      piece.is_torn = true;
   }
-
-  static void look(Piece& piece) { piece.is_torn = piece.is_torn || piece.source._version() != piece.version; }
 
   [[nodiscard]] static bool is_plain(const at::Tensor& source) {
     return source.is_contiguous() && !source.is_conj() && !source.is_neg();
@@ -229,16 +270,15 @@ class Snapshot {
   }
 
   static constexpr std::int64_t alignment = 64;
+  static constexpr std::size_t bytes_of_event = 32 << 20;
 
   std::deque<Piece> pieces_;
   std::vector<std::int64_t> offsets_;
   std::optional<c10::Device> device_;
-  std::optional<c10::Event> on_device_;  // behind what the device copies
-  std::mutex mutex_;                     // of what follows
+  std::vector<c10::Event> on_device_;  // each behind some of what the device copies, in their order
+  std::mutex mutex_;                   // of what follows
   std::condition_variable changed_;
-  bool is_settled_ = false;
   std::size_t made_ = 0;
-  std::size_t made_on_host_ = 0;
   std::exception_ptr failure_;
 };
 

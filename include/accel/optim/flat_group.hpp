@@ -87,6 +87,16 @@ class FlatGroup {
     for (const std::size_t i : batch.members) members_[i].steps = steps;
   }
 
+  /// Adds what a step of a parameter, number `i`, writes to; gives false if the step may move some of that first.
+  [[nodiscard]] bool add_written(const at::Tensor& parameter, std::size_t i, std::vector<at::Tensor>& all) const {
+    if (i >= members_.size() || !stays(members_[i], parameter)) return false;
+    all.push_back(parameter);
+    for (const at::Tensor& state : members_[i].states)
+      if (state.defined()) all.push_back(state);
+    if (members_[i].master.defined()) all.push_back(members_[i].master);
+    return true;
+  }
+
   /// A batch of these was stepped, and, if `with_gradients`, what its gradients were multiplied by taken out of them.
   void wrote(const std::vector<at::Tensor>& parameters, const Batch& batch, bool with_gradients) {
     for (const std::size_t i : batch.members) {
@@ -187,6 +197,14 @@ class FlatGroup {
     int moves = 0;                     // out of a home
     std::size_t batch = 0, piece = 0;  // where it stands by itself, if it is not at home
   };
+
+  /// The next step finds everything where the last one has left it.
+  [[nodiscard]] bool stays(const Member& member, const at::Tensor& parameter) const {
+    const bool may_move_in = !member.place.is_at_home && member.moves < most_moves && is_merged(parameter);
+    return member.parameter == parameter.unsafeGetTensorImpl() && member.data == detail::address(parameter) &&
+           member.last_gradient == detail::address(parameter.grad()) && !may_move_in &&
+           member.states.size() == layout_.states;
+  }
 
   /// Stepped in f32, by itself.
   [[nodiscard]] bool is_in_float(const at::Tensor& parameter) const {

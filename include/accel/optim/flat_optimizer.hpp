@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -148,6 +149,19 @@ class FlatOptimizer {
     }
   }
 
+  /// What step_some(some) writes to: those and their states, masters included. Nothing if that cannot be told, as it
+  /// would move some of them to other memory first.
+  [[nodiscard]] std::optional<std::vector<at::Tensor>> written_by(std::span<const at::Tensor> some) {
+    std::vector<at::Tensor> all;
+    for (const auto& parameter : some) {
+      const auto* place = place_of(parameter);
+      if (place == nullptr) continue;
+      const auto& [g, i] = *place;
+      if (!is_laid_out(g) || !flat_[g].add_written(parameter, i, all)) return std::nullopt;
+    }
+    return all;
+  }
+
   /// The loss of `closure`, then a step.
   template <class Closure>
     requires std::is_invocable_v<Closure>
@@ -275,12 +289,19 @@ class FlatOptimizer {
                 tensor::spec(parameter), "; choose master_weights");
   }
 
-  [[nodiscard]] FlatGroup& flat(std::size_t g) {
-    for (std::size_t next = flat_.size(); next <= g; ++next) flat_.emplace_back(layout_of(groups_[next].options()));
+  /// As its options are now.
+  [[nodiscard]] bool is_laid_out(std::size_t g) const {
+    if (g >= flat_.size()) return false;
     const Options& options = groups_[g].options();
     const auto& now = flat_[g].layout();
-    if (now.states != Rule::states(options).size() || now.low_precision != options.low_precision) {
+    return now.states == Rule::states(options).size() && now.low_precision == options.low_precision;
+  }
+
+  [[nodiscard]] FlatGroup& flat(std::size_t g) {
+    for (std::size_t next = flat_.size(); next <= g; ++next) flat_.emplace_back(layout_of(groups_[next].options()));
+    if (!is_laid_out(g)) {
       // Options are the user's to change.
+      const Options& options = groups_[g].options();
       for (const auto& parameter : groups_[g].params()) check_low_precision(parameter, options);
       flat_[g].load(groups_[g].params(), flat_[g].states(groups_[g].params()), layout_of(options));
     }

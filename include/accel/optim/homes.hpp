@@ -98,13 +98,14 @@ class Homes {
       if (home.members == 0) home = {};
   }
 
-  /// Its states as views of those of its home, filled with what it had.
+  /// Its states as parts of those of its home, filled with what it had. Each counts its own versions, which tell a
+  /// snapshot whether it was written to.
   void make_states(const at::Tensor& parameter, const Place& place, std::vector<at::Tensor>& states) {
     Home& home = homes_[place.home];
     while (home.states.size() < states_) home.states.push_back(initial_(home.states.size(), home.parameters));
     std::vector<at::Tensor> views;
     for (std::size_t s = 0; s < states_; ++s) {
-      views.push_back(tensor::view_like(home.states[s], place.offset, parameter));
+      views.push_back(tensor::view_like(home.states[s], place.offset, parameter).variable_data());
       if (s < states.size() && states[s].const_data_ptr() != views[s].const_data_ptr()) views[s].copy_(states[s]);
     }
     states = std::move(views);

@@ -9,11 +9,13 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include <ATen/core/Tensor.h>
 #include <nlohmann/json.hpp>
 
 #include <accel/checkpoint/folder.hpp>
@@ -64,6 +66,9 @@ class Checkpointing {
 
   /// What is copied in the background may be written to when this has returned.
   void settle() { saver_.settle(); }
+  /// The same of those that lie where `written` does.
+  void settle(std::span<const at::Tensor> written) { saver_.settle(written); }
+  [[nodiscard]] bool has_snapshot() const { return saver_.has_snapshot(); }
   void wait() { saver_.wait(); }
   [[nodiscard]] bool is_under_way() const { return saver_.is_under_way(); }
   [[nodiscard]] const checkpoint::Options& options() const { return saver_.options(); }

@@ -166,7 +166,6 @@ class Engine final : public Session {
       check_loss(loss);
       check_torn();
       auto steppers = step.synchronises ? steppers_of_step(retain_graph) : Steppers{};
-      if (!steppers.empty()) checkpointing->settle();
       // A scaled loss overflows where PyTorch's does: the share of this rank is no part of it.
       const auto split = P::scales_loss ? gradient::SplitFactor{1.0 / static_cast<double>(step.length), step.share}
                                         : gradient::split_factor(step.factor());

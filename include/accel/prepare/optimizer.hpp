@@ -128,7 +128,7 @@ class Optimizer {
     if (stepper_ != nullptr) return;
     ACCEL_CHECK(scaling_ == nullptr, InvalidArgument, "step_in_backward: the loss is scaled, and whether a step must ",
                 "be skipped is known when all gradients are there; step after backward, or take precision::Bf16");
-    stepper_ = std::make_shared<StepSome>(optimizer_);
+    stepper_ = std::make_shared<StepSome>(optimizer_, session_);
     for (const auto& model : models_) model->steppers.push_back(stepper_);
   }
 
@@ -325,11 +325,25 @@ class Optimizer {
   }
 
   struct StepSome final : gradient::Stepper {
-    explicit StepSome(std::shared_ptr<O> own) : optimizer(std::move(own)) {}
+    StepSome(std::shared_ptr<O> own, std::shared_ptr<Session> its)
+        : optimizer(std::move(own)), session(std::move(its)) {}
+
     void step(std::span<const at::Tensor> some) override {
+      settle(some);
       if constexpr (requires { optimizer->step_some(some); }) optimizer->step_some(some);
     }
+
+    /// What is about to be written to must be copied; a snapshot of the rest goes on beside what backward has left.
+    void settle(std::span<const at::Tensor> some) {
+      auto& checkpointing = *session->checkpointing;
+      if (!checkpointing.has_snapshot()) return;
+      if constexpr (requires { optimizer->written_by(some); })
+        if (const auto written = optimizer->written_by(some)) return checkpointing.settle(*written);
+      checkpointing.settle();
+    }
+
     std::shared_ptr<O> optimizer;
+    std::shared_ptr<Session> session;
   };
 
   std::shared_ptr<O> optimizer_;
