@@ -300,9 +300,11 @@ class Accelerator : public prepare::OverRanks<BackendType, PrecisionType> {
   }
 
   /// `hook` runs on every rank: before_save when there is a folder to add files to, after_save when the checkpoint is
-  /// in its place, on the thread that has written it, after_load at the end of load_state.
+  /// in its place, on the thread that has written it; before_load when the checkpoint is found whole and nothing has
+  /// changed yet, after_load at the end of load_state. What one throws is thrown on all ranks.
   void before_save(checkpoint::SaveHook hook) { engine_->checkpointing->before_save(std::move(hook)); }
   void after_save(checkpoint::SaveHook hook) { engine_->checkpointing->after_save(std::move(hook)); }
+  void before_load(checkpoint::SaveHook hook) { engine_->checkpointing->before_load(std::move(hook)); }
   void after_load(checkpoint::SaveHook hook) { engine_->checkpointing->after_load(std::move(hook)); }
 
   /// Weights as `folder/model.safetensors`, or where they are too large for one file as several with an index, written

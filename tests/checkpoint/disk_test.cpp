@@ -417,15 +417,15 @@ TEST_CASE("beside a slow disk a step inside of backward waits for copies of what
     auto net = std::make_shared<Tower>();
     auto [model, optimizer] = accelerator.prepare(net, accel::optim::AdamW(net->parameters(), {.lr = 1e-2}));
     optimizer.step_in_backward();
-    const auto step = [&, &optimizer = optimizer](const std::function<void()>& reached) {
+    const auto step = [&, &own = optimizer](const std::function<void()>& reached) {
       auto hidden = torch::tanh(net->layers[0](torch::full({2, 6}, 0.3 + rank.rank)));
       auto later = torch::tanh(net->layers[1](hidden));
       // Time for the others, and then one bucket more, whose start looks at what has arrived.
       later.register_hook([&](const torch::Tensor&) { ::usleep(100'000); });
       hidden.register_hook([&](const torch::Tensor&) { reached(); });
       accelerator.backward(net->layers[3](torch::tanh(net->layers[2](later))).square().mean());
-      optimizer.step();
-      optimizer.zero_grad();
+      own.step();
+      own.zero_grad();
     };
     for (int i = 0; i < 3; ++i) step([] {});
     disk::plan(2, -1);

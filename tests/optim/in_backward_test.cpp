@@ -123,11 +123,11 @@ TEST_CASE("what is saved while layer after layer is stepped is what was there be
       if (with_masters) net->to(torch::kBFloat16);
       auto [model, optimizer] = accelerator.prepare(net, optim::AdamW(net->parameters(), {.lr = 1e-2}));
       optimizer.step_in_backward();
-      const auto step = [&, &optimizer = optimizer](int number) {
+      const auto step = [&, &own = optimizer](int number) {
         const auto x = torch::full({2, 192}, 0.1 * number + rank.rank).to(net->layers[0]->weight.scalar_type());
         accelerator.backward(net->forward(x).square().mean());
-        optimizer.step();
-        optimizer.zero_grad();
+        own.step();
+        own.zero_grad();
       };
       for (int number = 0; number < 12; ++number) {
         step(number);

@@ -618,4 +618,62 @@ TEST_CASE("hooks add files to a checkpoint, hear of its place, and read them aga
   });
 }
 
+TEST_CASE("what a hook of a load throws on one rank all are told, before anything has changed or behind all of it",
+          "[checkpoint]") {
+  using namespace state;
+  const InFolder on_ranks_in_folder;
+  on_ranks_in_folder({1, 2, 3}, [](Rank rank, const fs::path& base) {
+    const fs::path own_base = base / message(rank.world_size);
+    A accelerator(options(own_base));
+    auto net = std::make_shared<Mlp>();
+    auto model = accelerator.prepare(net);
+    const auto saved = bits(net->parameters());
+    (void)accelerator.save_state(std::nullopt, {.asynchronous = false});
+    {
+      const torch::NoGradGuard no_grad;
+      for (auto& parameter : net->parameters()) parameter.add_(1);
+    }
+    const auto changed = bits(net->parameters());
+    const int last = rank.world_size - 1;
+    std::string when;
+    std::vector<std::string> order;
+    accelerator.before_load([&](const checkpoint::SaveEvent& event) {
+      order.emplace_back("before");
+      CHECK(event.folder == own_base / "checkpoint_0");
+      CHECK(bits(net->parameters()) == changed);
+      if (when == "before" && event.rank == last) throw std::runtime_error("not this one");
+    });
+    accelerator.after_load([&](const checkpoint::SaveEvent& event) {
+      order.emplace_back("after");
+      CHECK(bits(net->parameters()) == saved);
+      if (when == "after" && event.rank == last) throw std::runtime_error("a file is missing");
+    });
+    const auto thrown = [&] {
+      try {
+        (void)accelerator.load_state();
+      } catch (const CheckpointError& error) {
+        return std::string(error.what());
+      } catch (const std::runtime_error& error) {
+        return "own: " + std::string(error.what());
+      }
+      return std::string();
+    };
+    when = "before";
+    CHECK_THAT(thrown(), ContainsSubstring("not this one"));
+    CHECK(bits(net->parameters()) == changed);
+    CHECK(order == std::vector<std::string>{"before"});
+    when = "after";
+    CHECK_THAT(thrown(), ContainsSubstring("a file is missing"));
+    CHECK(bits(net->parameters()) == saved);
+    {
+      const torch::NoGradGuard no_grad;
+      for (auto& parameter : net->parameters()) parameter.add_(1);
+    }
+    when.clear();
+    order.clear();
+    CHECK(thrown().empty());
+    CHECK(order == std::vector<std::string>{"before", "after"});
+  });
+}
+
 }  // namespace

@@ -7,9 +7,9 @@
 
 namespace accel::inline v0_1::checkpoint {
 
-/// What hooks of a save are given.
+/// What hooks of a save or a load are given.
 struct SaveEvent {
-  std::filesystem::path folder;  // before: where files may be added; after: the checkpoint
+  std::filesystem::path folder;  // before a save: where files may be added; else the checkpoint
   std::int64_t step = 0;
   int rank = 0;
 };

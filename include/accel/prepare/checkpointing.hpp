@@ -58,10 +58,12 @@ class Checkpointing {
     parts_.push_back({std::move(object), std::move(part)});
   }
 
-  /// Hooks run in the order in which they came: before, when the folder is there and nothing is in it; after, when the
-  /// checkpoint is in its place, on the thread that has saved it.
+  /// Hooks run in the order in which they came. Of a save: before, when the folder is there and nothing is in it; after,
+  /// when the checkpoint is in its place, on the thread that has saved it. Of a load: before, when its bytes are checked,
+  /// and nothing has changed; after, when everything is as it was.
   void before_save(checkpoint::SaveHook hook) { before_save_.push_back(std::move(hook)); }
   void after_save(checkpoint::SaveHook hook) { after_save_.push_back(std::move(hook)); }
+  void before_load(checkpoint::SaveHook hook) { before_load_.push_back(std::move(hook)); }
   void after_load(checkpoint::SaveHook hook) { after_load_.push_back(std::move(hook)); }
 
   /// What is copied in the background may be written to when this has returned.
@@ -110,15 +112,15 @@ class Checkpointing {
   ///
   /// Order    collective.
   /// Throws   CheckpointError on every rank, before anything has changed, for what is missing, damaged, or does not
-  ///          fit; what a part throws while it is loaded, after which the training cannot go on.
+  ///          fit, and for what a hook throws; what a part throws while it is loaded, or a hook behind that, after which
+  ///          the training cannot go on.
   std::filesystem::path load(const std::optional<std::filesystem::path>& place, const LoadOptions& options,
                              std::int64_t& steps) {
-    std::vector<checkpoint::Part> parts = living_parts();
     bool is_one = false;
     collective::all_or_none<CheckpointError>(control_, "load_state", saver_.meeting(), [&] {
       saver_.wait();
       is_one = place && checkpoint::is_checkpoint(*place);
-      for (const auto& part : parts) {
+      for (const auto& part : living_parts()) {
         const std::string obstacle = part.load_obstacle ? part.load_obstacle() : std::string();
         ACCEL_CHECK(obstacle.empty(), CheckpointError, "load_state: ", part.name, ": ", obstacle);
       }
@@ -135,9 +137,13 @@ class Checkpointing {
     const std::vector<std::string> lines{message(folder.string(), ", save ", manifest.id, " of step ", manifest.step,
                                                  " by ", manifest.world_size, " ranks")};
     collective::require_equal(control_, "load_state", lines, deadline());
+    const checkpoint::SaveEvent event{folder, manifest.step, rank_};
+    std::vector<checkpoint::Part> parts;
     std::vector<std::pair<const checkpoint::Part*, checkpoint::SavedPart>> found;
     std::vector<std::string> notes;
     collective::all_or_none<CheckpointError>(control_, "load_state", deadline(), [&] {
+      for (const auto& hook : before_load_) hook(event);
+      parts = living_parts();
       const std::string misfits = match(parts, *reader, found);
       if (misfits.empty()) return;
       ACCEL_CHECK(!options.strict, CheckpointError, folder.string(), " does not fit this training: ", misfits,
@@ -160,7 +166,9 @@ class Checkpointing {
         if (told.insert(note).second) joined += message(joined.empty() ? "" : "; ", note);
     if (rank_ == 0 && !joined.empty()) log_.warning("load_state: ", joined);
     steps = manifest.step;
-    for (const auto& hook : after_load_) hook({folder, manifest.step, rank_});
+    collective::all_or_none<CheckpointError>(control_, "load_state: hooks", deadline(), [&] {
+      for (const auto& hook : after_load_) hook(event);
+    });
     return folder;
   }
 
@@ -224,7 +232,7 @@ class Checkpointing {
   Seconds patience_;
   std::vector<Registered> parts_;
   std::map<std::string, std::int64_t> kinds_;
-  std::vector<checkpoint::SaveHook> before_save_, after_save_, after_load_;
+  std::vector<checkpoint::SaveHook> before_save_, after_save_, before_load_, after_load_;
   checkpoint::Saver saver_;
 };
 
