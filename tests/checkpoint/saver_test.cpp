@@ -1,6 +1,7 @@
 // Saver and Reader: what ranks save comes back bit for bit, or an error says what is wrong and the older one is there.
 #include <torch/torch.h>
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -309,7 +310,7 @@ TEST_CASE("the best by a metric stay, and a save waits for the one before it", "
     Training training(rank.rank);
     Saver saver(group->control(), rank.rank, accel::Log(), {.folder = base, .keep = {.total_limit = 1, .keep_best = 2}},
                 accel::Seconds(20));
-    int ended = 0;
+    std::atomic<int> ended = 0;  // the next save's thread may be there already
     const std::vector<SaveHook> after{[&](const accel::checkpoint::SaveEvent&) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       ++ended;

@@ -39,10 +39,12 @@ namespace fs = std::filesystem;
 
 /// Statistics in buffers, and random numbers in forward.
 struct Net : torch::nn::Module {
-  explicit Net(bool has_third)
-      : first(register_module("first", torch::nn::Linear(5, 16))),
-        norm(register_module("norm", torch::nn::BatchNorm1d(16))),
-        second(register_module("second", torch::nn::Linear(16, 3))) {
+  /// `is_listed_backwards`: the order of its parameters says nothing of when their gradients come.
+  Net(bool has_third, bool is_listed_backwards) {
+    if (is_listed_backwards) register_module("second", second);
+    register_module("first", first);
+    register_module("norm", norm);
+    if (!is_listed_backwards) register_module("second", second);
     if (has_third) third = register_module("third", torch::nn::Linear(16, 3));
   }
 
@@ -51,9 +53,9 @@ struct Net : torch::nn::Module {
     return uses_third ? second(inner) + third(inner) : second(inner);
   }
 
-  torch::nn::Linear first;
-  torch::nn::BatchNorm1d norm;
-  torch::nn::Linear second, third = nullptr;
+  torch::nn::Linear first{5, 16};
+  torch::nn::BatchNorm1d norm{16};
+  torch::nn::Linear second{16, 3}, third = nullptr;
   bool uses_third = false;
 };
 
@@ -99,6 +101,7 @@ struct Setup {
   int saved_behind = 7;  // micro-steps
   bool is_asynchronous = true;
   bool has_third = false;  // a layer that is used in some micro-steps, on some ranks
+  bool in_a_ring = false;  // sums over TCP, whose order depends on where in its bucket a gradient lies
 };
 
 constexpr int last = 23;  // micro-steps: two epochs and more
@@ -150,9 +153,13 @@ Trace train(const Setup& setup, const fs::path& base, bool saves, bool resumes, 
   options.log = Log::Level::warning;
   options.checkpoint = {.folder = base, .asynchronous = setup.is_asynchronous};
   if constexpr (std::is_same_v<P, precision::Fp16>) options.precision.init_scale = 0x1p24;
+  if (setup.in_a_ring) {
+    options.backend.shared_memory = false;
+    options.gradient.caps = {.bucket_cap = 256_B, .last_bucket_cap = 128_B};
+  }
   A accelerator(options);
   torch::manual_seed((resumes ? 1000 : 100) + static_cast<std::uint64_t>(accelerator.rank()));
-  auto net = std::make_shared<Net>(setup.has_third);
+  auto net = std::make_shared<Net>(setup.has_third, setup.in_a_ring);
   auto [model, optimizer, average] =
       accelerator.prepare(net, make_optimizer(net->parameters()), optim::EMA({.decay = 0.9}));
   if constexpr (requires { optimizer.step_in_backward(); })
@@ -302,6 +309,11 @@ TEST_CASE("n steps are k, a checkpoint, new processes, and n - k, for every two 
 
 TEST_CASE("n steps are k, a checkpoint, new processes, and n - k: bf16 weights with masters", "[checkpoint]") {
   law::holds<precision::Bf16Weights>({.loader = law::Loader::workers, .saved_behind = 1}, 2, law::adamw);
+}
+
+TEST_CASE("n steps are k, a checkpoint, new processes, and n - k: sums whose order depends on the buckets",
+          "[checkpoint]") {
+  law::holds<precision::Fp32>({.in_a_ring = true}, 3, law::adamw);
 }
 
 TEST_CASE("n steps are k, a checkpoint, new processes, and n - k: layers that some ranks use, in some steps",
