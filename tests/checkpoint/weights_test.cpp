@@ -17,6 +17,7 @@
 #include <catch2/matchers/catch_matchers.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
+#include "checkpoint/training.hpp"
 #include "support/folder.hpp"
 #include "support/group.hpp"
 #include "support/models.hpp"
@@ -29,6 +30,7 @@ using accel::testing::Folder;
 using accel::testing::on_ranks;
 using accel::testing::Rank;
 using accel::testing::thrown_by;
+using accel::testing::checkpoints::on_ranks_in_folder;
 using Catch::Matchers::ContainsSubstring;
 using Accelerator = accel::Accelerator<accel::backend::Gloo, accel::precision::Fp32>;
 using Tensors = std::vector<torch::Tensor>;
@@ -78,33 +80,11 @@ void scramble(const torch::nn::Module& net) {
   for (auto& tensor : all_tensors(net)) tensor.zero_();
 }
 
-/// One folder for all ranks: rank 0's.
-class SharedFolder {
- public:
-  explicit SharedFolder(Accelerator& accelerator) : accelerator_(accelerator) {
-    const std::string mine = own_.path().string();
-    at::Tensor letters = torch::tensor(std::vector<int>(mine.begin(), mine.end()));
-    accelerator.broadcast(letters);
-    for (std::int64_t i = 0; i < letters.size(0); ++i) path_ += static_cast<char>(letters[i].item<int>());
-  }
-  SharedFolder(const SharedFolder&) = delete;
-  SharedFolder& operator=(const SharedFolder&) = delete;
-  ~SharedFolder() { accelerator_.wait_for_everyone(); }  // then rank 0 removes it
-
-  [[nodiscard]] fs::path operator/(const char* name) const { return fs::path(path_) / name; }
-
- private:
-  Folder own_;
-  Accelerator& accelerator_;
-  std::string path_;
-};
-
 }  // namespace
 
 TEST_CASE("weights come back bit for bit on every rank", "[checkpoint]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
+  on_ranks_in_folder({1, 2, 3}, [](Rank rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     torch::manual_seed(static_cast<std::uint64_t>(rank.rank));
     auto net = std::make_shared<Mixed>();
     auto model = accelerator.prepare(net);  // rank 0's weights on all
@@ -132,9 +112,8 @@ TEST_CASE("weights come back bit for bit on every rank", "[checkpoint]") {
 }
 
 TEST_CASE("bits that are no numbers survive", "[checkpoint]") {
-  on_ranks({1, 2}, [](Rank) {
+  on_ranks_in_folder({1, 2}, [](Rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     const auto strange =
         torch::tensor({0x7fc00001, -1, 0x7f800000, 1, -2147483647 - 1}, torch::kInt).view(torch::kFloat);
     auto net = std::make_shared<Only>(std::vector{std::pair(std::string("w"), strange)});
@@ -149,9 +128,8 @@ TEST_CASE("bits that are no numbers survive", "[checkpoint]") {
 }
 
 TEST_CASE("a file with a bool that is neither 0 nor 1 changes nobody's weights", "[checkpoint]") {
-  on_ranks({1, 2}, [](Rank rank) {
+  on_ranks_in_folder({1, 2}, [](Rank rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     auto net = std::make_shared<Mixed>();
     auto model = accelerator.prepare(net);
     accelerator.save_model(model, folder / "a");
@@ -171,9 +149,8 @@ TEST_CASE("a file with a bool that is neither 0 nor 1 changes nobody's weights",
 }
 
 TEST_CASE("a second save replaces the first and leaves nothing else", "[checkpoint]") {
-  on_ranks({1, 2}, [](Rank rank) {
+  on_ranks_in_folder({1, 2}, [](Rank rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     auto net = std::make_shared<accel::testing::Mlp>();
     auto model = accelerator.prepare(net);
     accelerator.save_model(model, folder / "deep/er");
@@ -212,9 +189,8 @@ TEST_CASE("the ranks' weights are those of the file, though only rank 0 has it",
 }
 
 TEST_CASE("a tied parameter is written once and comes back tied", "[checkpoint]") {
-  on_ranks({1, 2, 3}, [](Rank) {
+  on_ranks_in_folder({1, 2, 3}, [](Rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     auto net = std::make_shared<Tied>();
     auto model = accelerator.prepare(net);
     const auto saved = bits({net->weight});
@@ -231,9 +207,8 @@ TEST_CASE("a tied parameter is written once and comes back tied", "[checkpoint]"
 }
 
 TEST_CASE("a file that keeps the other name of a tied parameter is taken", "[checkpoint]") {
-  on_ranks({1, 2}, [](Rank) {
+  on_ranks_in_folder({1, 2}, [](Rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     auto net = std::make_shared<Tied>();
     auto model = accelerator.prepare(net);
     auto stranger =
@@ -245,10 +220,9 @@ TEST_CASE("a file that keeps the other name of a tied parameter is taken", "[che
 }
 
 TEST_CASE("a file of another model is refused on every rank, and nothing is overwritten", "[checkpoint]") {
-  on_ranks({1, 2, 3}, [](Rank) {
+  on_ranks_in_folder({1, 2, 3}, [](Rank, const fs::path& folder) {
     using List = std::vector<std::pair<std::string, torch::Tensor>>;
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     const auto a = torch::full({2, 3}, 1.0F);
     const auto b = torch::full({4}, 2.0F);
     auto net = std::make_shared<Only>(List{{"a", a}, {"b", b}});
@@ -272,9 +246,8 @@ TEST_CASE("a file of another model is refused on every rank, and nothing is over
 }
 
 TEST_CASE("a file that is missing, cut short or no safetensors is an error on every rank", "[checkpoint]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
+  on_ranks_in_folder({1, 2, 3}, [](Rank rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     auto net = std::make_shared<accel::testing::Mlp>();
     auto model = accelerator.prepare(net);
     const auto before = bits(net->parameters());
@@ -303,9 +276,8 @@ TEST_CASE("a file that is missing, cut short or no safetensors is an error on ev
 
 // Not by permissions: tests may run as root, whom they do not stop.
 TEST_CASE("a folder that cannot be written is an error on every rank", "[checkpoint]") {
-  on_ranks({1, 2, 3}, [](Rank rank) {
+  on_ranks_in_folder({1, 2, 3}, [](Rank rank, const fs::path& folder) {
     Accelerator accelerator;
-    const SharedFolder folder(accelerator);
     auto net = std::make_shared<accel::testing::Mlp>();
     auto model = accelerator.prepare(net);
     if (rank.rank == 0) {

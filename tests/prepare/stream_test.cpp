@@ -1,5 +1,6 @@
 // StreamLoader: by rank, dispatched from rank 0, and sharded by the dataset: every row once, weighted, and from any
 // place again.
+#include "support/captured.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
 
@@ -13,12 +14,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <iostream>
 #include <limits>
 #include <map>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -382,16 +381,9 @@ TEST_CASE("a stream that is read for long to where it goes on says how far it is
   auto loader =
       accelerator.prepare(StreamLoader{Slow{{0, 60}}, {.batch_size = 5, .reading = Reading::by_rank, .prefetch = 0}});
   loader.skip_first(8);
-  const std::ostringstream said;
-  auto* const standard = std::cerr.rdbuf(said.rdbuf());
-  try {
-    REQUIRE(numbers_of(*loader.begin()) == counted(40, 5));
-  } catch (...) {
-    std::cerr.rdbuf(standard);
-    throw;
-  }
-  std::cerr.rdbuf(standard);
-  REQUIRE_THAT(said.str(),
+  const Captured said;
+  REQUIRE(numbers_of(*loader.begin()) == counted(40, 5));
+  REQUIRE_THAT(said.text(),
                ContainsSubstring("accel: reading to where the stream goes on: ") && ContainsSubstring(" of 40 rows\n"));
 }
 
