@@ -300,8 +300,8 @@ class Accelerator : public prepare::OverRanks<BackendType, PrecisionType> {
   }
 
   /// `hook` runs on every rank: before_save when there is a folder to add files to, after_save when the checkpoint is
-  /// in its place, on the thread that has written it; before_load when the checkpoint is found whole and nothing has
-  /// changed yet, after_load at the end of load_state. What one throws is thrown on all ranks.
+  /// in its place, on the thread that has written it; before_load when the checkpoint is chosen, and nothing is checked
+  /// or changed yet, after_load at the end of load_state. What one throws is thrown on all ranks.
   void before_save(checkpoint::SaveHook hook) { engine_->checkpointing->before_save(std::move(hook)); }
   void after_save(checkpoint::SaveHook hook) { engine_->checkpointing->after_save(std::move(hook)); }
   void before_load(checkpoint::SaveHook hook) { engine_->checkpointing->before_load(std::move(hook)); }

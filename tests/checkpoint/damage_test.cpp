@@ -100,7 +100,8 @@ TEST_CASE("of thousands of bits that flip and ends that are cut off each is foun
     write(place / name, damaged);
     std::string error;
     try {
-      Reader(place).verify();
+      Reader reader(place);
+      i % 2 == 0 ? reader.verify() : reader.verify_and_keep(std::nullopt, {"model", "loader", "random"});
     } catch (const CheckpointError& what) {
       error = what.what();
     }

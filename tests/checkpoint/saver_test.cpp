@@ -208,6 +208,28 @@ TEST_CASE("a checkpoint that is cut short while it is read is an error, and ends
              ContainsSubstring("rank0.safetensors: the disk fails, or the file was cut short, at tensor model/"));
 }
 
+TEST_CASE("what is kept of a checkpoint is in memory of its own, and holds longer than the checkpoint", "[saver]") {
+  const Folder folder;
+  Training training(0);
+  training.weight = torch::rand({3'000'000});  // several pieces of work
+  Saver saver({}, 0, accel::Log(), {.folder = folder.path()}, accel::Seconds(5));
+  const fs::path place = saver.save(std::nullopt, training.parts(), 5, {.asynchronous = false}, {}, {});
+  torch::Tensor kept;
+  {
+    Reader reader(place);
+    reader.verify_and_keep(std::nullopt, {"model"});
+    kept = reader.part("model", 0)->own().tensor("weight");
+    CHECK(kept.is_same(reader.part("model", 0)->own().tensor("weight")));
+    reader.verify_and_keep(std::nullopt, {"nothing of that name"});
+    CHECK_FALSE(kept.is_same(reader.part("model", 0)->own().tensor("weight")));
+  }
+  fs::remove_all(place);
+  CHECK(torch::equal(kept, training.weight));
+  CHECK(kept.storage().use_count() == 1);
+  kept.add_(1);
+  CHECK(torch::equal(kept, training.weight + 1));
+}
+
 TEST_CASE("a place may have a name that is no UTF-8", "[saver]") {
   on_ranks_in_folder({1, 2}, [](Rank rank, const fs::path& base) {
     Group group;

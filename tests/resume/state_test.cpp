@@ -262,26 +262,65 @@ TEST_CASE("what is registered gets tensors of its own, which it may write to", "
   CHECK(torch::equal(keeper.kept, torch::ones({3})));
 }
 
-TEST_CASE("a type that may keep what it is loaded from gets tensors of its own, and ours no copy in between",
+TEST_CASE("a type that may keep what it is loaded from gets memory of its own, and no type of ours a copy in between",
           "[checkpoint]") {
   using namespace state;
   struct Keeper {
-    torch::Tensor kept;
-
     [[nodiscard]] tensor::StateDict state_dict() const { return {}; }
-    void load_state_dict(const tensor::StateDict& state) { kept = state.tensor("kept"); }
+    void load_state_dict(const tensor::StateDict&) {}
   };
-  tensor::StateDict saved;
-  saved.add("kept", torch::ones({3}));
-  const void* const memory = saved.tensor("kept").const_data_ptr();
-  const auto keeper = std::make_shared<Keeper>();
-  (void)prepare::average_part(keeper).load(checkpoint::SavedPart({}, saved, 0, 1));
-  CHECK(torch::equal(keeper->kept, torch::ones({3})));
-  CHECK(keeper->kept.const_data_ptr() != memory);
-  STATIC_REQUIRE_FALSE(prepare::detail::CopiesState<Keeper>);
-  STATIC_REQUIRE(prepare::detail::CopiesState<optim::AdamW>);
-  STATIC_REQUIRE(prepare::detail::CopiesState<optim::Muon>);
-  STATIC_REQUIRE(prepare::detail::CopiesState<optim::EMA>);
+  CHECK(prepare::average_part(std::make_shared<Keeper>()).keeps);
+  CHECK_FALSE(prepare::average_part(std::make_shared<optim::EMA>(optim::EMA({.decay = 0.9}))).keeps);
+  Keeper registered;
+  CHECK(checkpoint::part_of("", registered, 0, 1).keeps);
+  const auto states_of = [](const auto& optimizer) {
+    std::vector<torch::Tensor> states;
+    for (const auto& one : optimizer.state()) states.insert(states.end(), one.tensors.begin(), one.tensors.end());
+    return states;
+  };
+  const auto stepped = [](auto optimizer) {
+    for (auto& parameter : optimizer.param_groups().front().params())
+      parameter.mutable_grad() = torch::ones_like(parameter);
+    optimizer.step();
+    return optimizer;
+  };
+  const auto weights = [] { return std::vector<torch::Tensor>{torch::ones({4, 3}).requires_grad_()}; };
+  const auto saved = stepped(optim::AdamW(weights(), {.lr = 1e-2}));
+  optim::AdamW copying(weights(), {.lr = 1e-2}), adopting(weights(), {.lr = 1e-2});
+  const auto dict = saved.state_dict();
+  copying.load_state_dict(dict);
+  adopting.adopt_state_dict(dict);
+  for (std::size_t s = 0; s < 2; ++s) {
+    CHECK(states_of(copying)[s].const_data_ptr() != states_of(saved)[s].const_data_ptr());
+    CHECK(states_of(adopting)[s].const_data_ptr() == states_of(saved)[s].const_data_ptr());
+    CHECK(torch::equal(states_of(copying)[s], states_of(saved)[s]));
+  }
+  // Of another layout, or of what must be converted, copies.
+  const std::vector<torch::Tensor> turned{torch::ones({3, 4}).t().requires_grad_()};
+  optim::AdamW converting(turned, {.lr = 1e-2});
+  converting.adopt_state_dict(dict);
+  CHECK(states_of(converting)[0].strides() == turned[0].strides());
+  CHECK(torch::equal(states_of(converting)[0], states_of(saved)[0]));
+}
+
+TEST_CASE("an optimizer goes on from states that it has adopted, and leaves the checkpoint as it is", "[checkpoint]") {
+  using namespace state;
+  const InFolder on_ranks_in_folder;
+  on_ranks_in_folder({1, 2}, [](Rank rank, const fs::path& base) {
+    A accelerator(options(base / message(rank.world_size)));
+    torch::manual_seed(1);
+    auto net = std::make_shared<Mlp>();
+    auto [model, optimizer, loader] = accelerator.prepare(net, optim::AdamW(net->parameters(), {}),
+                                                          data::DataLoader(Noise(40), {.batch_size = 4, .seed = 1}));
+    train(accelerator, model, optimizer, loader, 3);
+    const auto place = accelerator.save_state(std::nullopt, {.asynchronous = false});
+    const auto once = train(accelerator, model, optimizer, loader, 4);
+    for (int again = 0; again < 2; ++again) {
+      (void)accelerator.load_state(place);
+      CHECK(train(accelerator, model, optimizer, loader, 4) == once);
+    }
+    CHECK_NOTHROW(checkpoint::Reader(place).verify());
+  });
 }
 
 TEST_CASE("with an average in the place of the weights nothing is saved or loaded", "[checkpoint]") {

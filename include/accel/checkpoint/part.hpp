@@ -66,6 +66,9 @@ struct Part {
   std::function<std::string()> load_obstacle{};
   /// Why what is saved does not fit, as a list of names; empty if it does. Unset: load() finds out.
   std::function<std::string(const SavedPart&)> mismatch{};
+  /// What load() is given is in memory of its own, which it may keep and write to; else it may be a file's, which must
+  /// not be written to.
+  bool keeps = false;
   /// Of what does not fit as a whole load() takes what fits.
   bool takes_what_fits = false;
   /// Gives what could not be as it was, as at another number of ranks; as a rule nothing.
@@ -75,7 +78,7 @@ struct Part {
   int turn = 0;
 };
 
-/// Tensors of their own: those of a checkpoint are memory that must not be written to.
+/// Copies of all tensors.
 [[nodiscard]] inline tensor::StateDict owned(const tensor::StateDict& state) {
   tensor::StateDict result;
   for (const auto& [name, tensor] : state.entries()) result.add(name, tensor.clone());
@@ -105,6 +108,7 @@ concept Share = tensor::Stateful<T> && requires(T& object, const tensor::StateDi
 template <tensor::Stateful T>
 [[nodiscard]] Part part_of(std::string name, T& object, int rank, int ranks) {
   Part part{.name = std::move(name), .sharing = Share<T> ? Sharing::own : Sharing::compared};
+  part.keeps = true;
   part.state = [&object] { return std::as_const(object).state_dict(); };
   const auto holders = [](const SavedPart& saved) {
     std::vector<int> found;
@@ -122,11 +126,11 @@ template <tensor::Stateful T>
       if (saved.ranks_then() != ranks) {
         object.reset();
         const auto found = holders(saved);
-        if (rank == 0 && !found.empty()) object.load_state_dict(owned(saved.of(found.front())));
+        if (rank == 0 && !found.empty()) object.load_state_dict(saved.of(found.front()));
         return {};
       }
     }
-    object.load_state_dict(owned(saved.own()));
+    object.load_state_dict(saved.own());
     return {};
   };
   return part;

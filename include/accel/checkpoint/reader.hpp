@@ -4,13 +4,16 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -24,6 +27,7 @@
 #include <accel/core/file.hpp>
 #include <accel/core/pages.hpp>
 #include <accel/tensor/all_threads.hpp>
+#include <accel/tensor/packed_memory.hpp>
 #include <accel/tensor/safetensors.hpp>
 #include <accel/tensor/state_dict.hpp>
 
@@ -52,42 +56,14 @@ class Reader {
   /// checksums.
   ///
   /// Cost     a pass over the bytes, by all threads of LibTorch; nothing is kept of them but what the system keeps.
-  void verify(std::optional<int> only = std::nullopt) const {
-    struct Piece {
-      const TensorEntry* tensor;
-      const PartEntry* part;
-      std::span<const std::byte> bytes;
-    };
-    constexpr std::size_t most = 4 << 20;
-    std::vector<Piece> pieces;
-    for (const PartEntry& part : manifest_.parts) {
-      if (only && part.rank && *part.rank != *only && *part.rank != 0) continue;
-      for (const TensorEntry& tensor : part.tensors) {
-        const auto bytes = files_.at(tensor.file).bytes(part.stored_name(tensor.name));
-        for (std::size_t at = 0; at < std::max<std::size_t>(bytes.size(), 1); at += most)
-          pieces.push_back({&tensor, &part, bytes.subspan(at, std::min(most, bytes.size() - at))});
-      }
-    }
-    std::vector<std::optional<std::uint32_t>> sums(pieces.size());  // of those that could be read
-    tensor::by_all_threads(pieces.size(), [&](std::size_t i) {
-      if (read_in(pieces[i].bytes)) sums[i] = crc32c(pieces[i].bytes);
-    });
-    for (std::size_t i = 0; i < pieces.size();) {
-      const TensorEntry& tensor = *pieces[i].tensor;
-      std::uint32_t sum = 0;
-      for (; i < pieces.size() && pieces[i].tensor == &tensor; ++i) {
-        if (!sums[i]) fail_unread(*pieces[i].part, tensor);
-        sum = crc32c_joined(sum, *sums[i], pieces[i].bytes.size());
-      }
-      const PartEntry& part = *pieces[i - 1].part;
-      if (sum != tensor.crc32c) fail_damaged(part, tensor, sum);
-    }
-    for (const auto& [name, entry] : manifest_.files)
-      if (!entry.has_tensors) verify_other(name, entry);
-  }
+  void verify(std::optional<int> only = std::nullopt) const { (void)read(only, {}); }
 
-  /// What it has of that part, for `rank`; nothing if there is none. Tensors are views of the files, which hold as long
-  /// as these do.
+  /// The same; the tensors of the parts `kept` come into memory on the way, and it is that memory whose checksums are
+  /// compared. part() gives them then, to be kept and written to.
+  void verify_and_keep(std::optional<int> only, const std::set<std::string>& kept) { kept_ = read(only, kept); }
+
+  /// What it has of that part, for `rank`; nothing if there is none. Tensors that are not kept are views of the files,
+  /// which hold as long as these do.
   [[nodiscard]] std::optional<SavedPart> part(std::string_view name, int rank) const {
     std::map<int, tensor::StateDict> by_rank;
     std::optional<tensor::StateDict> of_all;
@@ -103,6 +79,86 @@ class Reader {
   }
 
  private:
+  using Kept = std::unordered_map<const TensorEntry*, at::Tensor>;
+
+  [[nodiscard]] Kept read(std::optional<int> only, const std::set<std::string>& keeps) const {
+    struct Piece {
+      const TensorEntry* tensor;
+      const PartEntry* part;
+      std::span<const std::byte> bytes;
+      std::byte* to;  // null: nowhere
+    };
+    constexpr std::size_t most = 4 << 20;
+    const Kept kept = memory_for(only, keeps);
+    std::vector<Piece> pieces;
+    for_each_needed(only, [&](const PartEntry& part, const TensorEntry& tensor) {
+      const auto bytes = files_.at(tensor.file).bytes(part.stored_name(tensor.name));
+      const auto found = kept.find(&tensor);
+      auto* const to = found == kept.end() ? nullptr : static_cast<std::byte*>(found->second.mutable_data_ptr());
+      for (std::size_t at = 0; at < std::max<std::size_t>(bytes.size(), 1); at += most)
+        pieces.push_back(
+            {&tensor, &part, bytes.subspan(at, std::min(most, bytes.size() - at)), to == nullptr ? nullptr : to + at});
+    });
+    std::vector<std::optional<std::uint32_t>> sums(pieces.size());  // of those that could be read
+    tensor::by_all_threads(pieces.size(), [&](std::size_t i) {
+      if (!read_in(pieces[i].bytes)) return;
+      sums[i] = pieces[i].to == nullptr ? crc32c(pieces[i].bytes) : copied(pieces[i].bytes, pieces[i].to);
+    });
+    for (std::size_t i = 0; i < pieces.size();) {
+      const TensorEntry& tensor = *pieces[i].tensor;
+      std::uint32_t sum = 0;
+      for (; i < pieces.size() && pieces[i].tensor == &tensor; ++i) {
+        if (!sums[i]) fail_unread(*pieces[i].part, tensor);
+        sum = crc32c_joined(sum, *sums[i], pieces[i].bytes.size());
+      }
+      const PartEntry& part = *pieces[i - 1].part;
+      if (sum != tensor.crc32c) fail_damaged(part, tensor, sum);
+    }
+    for (const auto& [name, entry] : manifest_.files)
+      if (!entry.has_tensors) verify_other(name, entry);
+    return kept;
+  }
+
+  /// Visits what rank `only` needs, or everything.
+  template <class Visitor>
+  void for_each_needed(std::optional<int> only, const Visitor& visit) const {
+    for (const PartEntry& part : manifest_.parts) {
+      if (only && part.rank && *part.rank != *only && *part.rank != 0) continue;
+      for (const TensorEntry& tensor : part.tensors) visit(part, tensor);
+    }
+  }
+
+  /// Of those of the parts `keeps`, not yet filled: a block for each part, so that none outlives it in another's.
+  [[nodiscard]] Kept memory_for(std::optional<int> only, const std::set<std::string>& keeps) const {
+    std::map<std::string_view, tensor::PackedMemory> memory;
+    const auto for_each_kept = [&](const auto& visit) {
+      for_each_needed(only, [&](const PartEntry& part, const TensorEntry& tensor) {
+        // A bool is looked at as it is read, into memory of its own.
+        if (tensor.dtype == "BOOL" || !keeps.contains(part.name)) return;
+        const at::Tensor like = files_.at(tensor.file).view(part.stored_name(tensor.name));
+        if (like.numel() > 0) visit(memory[part.name], tensor, like);
+      });
+    };
+    for_each_kept([](auto& block, const TensorEntry&, const at::Tensor& like) { block.plan(like, at::kCPU); });
+    Kept kept;
+    for_each_kept([&](auto& block, const TensorEntry& tensor, const at::Tensor& like) {
+      kept.emplace(&tensor, block.give(like, at::kCPU));
+    });
+    return kept;
+  }
+
+  /// Copies, and gives the checksum of the copy.
+  [[nodiscard]] static std::uint32_t copied(std::span<const std::byte> bytes, std::byte* to) {
+    constexpr std::size_t in_cache = 256 << 10;
+    std::uint32_t sum = 0;
+    for (std::size_t at = 0; at < bytes.size(); at += in_cache) {
+      const std::size_t count = std::min(in_cache, bytes.size() - at);
+      std::memcpy(to + at, bytes.data() + at, count);
+      sum = crc32c({to + at, count}, sum);
+    }
+    return sum;
+  }
+
   void open(const std::string& name, const FileEntry& entry, const InputFile& file) {
     std::string header(8, '\0');
     ACCEL_CHECK(file.size() >= 8, CheckpointError, file.path().string(), ": it has no header");
@@ -157,6 +213,10 @@ class Reader {
     for (const TensorEntry& tensor : part.tensors) {
       const auto& file = files_.at(tensor.file);
       const std::string name = part.stored_name(tensor.name);
+      if (const auto kept = kept_.find(&tensor); kept != kept_.end()) {
+        result.add(tensor.name, kept->second);
+        continue;
+      }
       // read() looks at bools, of which others than 0 and 1 are undefined behaviour.
       result.add(tensor.name, tensor.dtype == "BOOL" ? file.read(name) : file.view(name));
     }
@@ -166,6 +226,7 @@ class Reader {
   std::filesystem::path folder_;
   Manifest manifest_;
   std::map<std::string, tensor::safetensors::File> files_;
+  Kept kept_;
 };
 
 }  // namespace accel::inline v0_1::checkpoint

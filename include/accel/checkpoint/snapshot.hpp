@@ -175,7 +175,8 @@ class Snapshot {
     std::int64_t last = 0;
     for (std::int64_t dim = 0; dim < tensor.dim(); ++dim) last += (tensor.size(dim) - 1) * tensor.stride(dim);
     const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
-    return {begin, begin + (static_cast<std::uintptr_t>(last) + 1) * tensor.element_size()};
+    return {begin,
+            begin + (static_cast<std::uintptr_t>(last) + 1) * static_cast<std::uintptr_t>(tensor.element_size())};
   }
 
   /// The device copies all of its own, behind what it was told before. What it is told next goes on beside that, but

@@ -17,9 +17,9 @@
 #include <accel/optim/borrowed.hpp>
 #include <accel/optim/homes.hpp>
 #include <accel/optim/low_precision.hpp>
-#include <accel/optim/state_memory.hpp>
 #include <accel/optim/update_rule.hpp>
 #include <accel/tensor/copy_all.hpp>
+#include <accel/tensor/packed_memory.hpp>
 
 namespace accel::inline v0_1::optim {
 
@@ -129,8 +129,10 @@ class FlatGroup {
     return all;
   }
 
-  /// Gives each parameter what it had in another run, or under another layout; none: it begins anew. Copies.
-  void load(const std::vector<at::Tensor>& parameters, const std::vector<State>& states, GroupLayout layout) {
+  /// Gives each parameter what it had in another run, or under another layout; none: it begins anew. Copies; with
+  /// `adopts` only what does not lie as it would here: the rest is nobody else's.
+  void load(const std::vector<at::Tensor>& parameters, const std::vector<State>& states, GroupLayout layout,
+            bool adopts = false) {
     begin(parameters);
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       Member& member = members_[i];
@@ -148,8 +150,13 @@ class FlatGroup {
       at::Tensor* to;
     };
     std::vector<Loaded> loaded;
-    StateMemory memory;
+    tensor::PackedMemory memory;
     const auto take = [&](std::size_t i, const at::Tensor& from, const at::Tensor& like, at::Tensor& to) {
+      if (adopts && from.device() == parameters[i].device() && from.scalar_type() == like.scalar_type() &&
+          from.sizes() == like.sizes() && from.strides() == like.strides()) {
+        to = from;
+        return;
+      }
       loaded.push_back({i, &from, like, &to});
       memory.plan(like, parameters[i].device());
     };

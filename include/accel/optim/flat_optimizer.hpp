@@ -231,18 +231,10 @@ class FlatOptimizer {
 
   /// Throws   CheckpointError or InvalidArgument, before anything is changed, for a state of a parameter that is not
   ///          here or of another shape, and for options that lack or cannot be.
-  void load_state_dict(const tensor::StateDict& dict) {
-    const c10::AutoGradMode no_grad(false);
-    auto [options, states] = read(dict);
-    std::vector<double> rates;
-    for (const Options& one : options) rates.push_back(one.lr.value());
-    check_rates(groups_, rates);
-    for (std::size_t g = 0; g < groups_.size(); ++g) {
-      detail::set_options(groups_[g].options(), std::move(options[g]));
-      if (g == flat_.size()) flat_.emplace_back(layout_of(groups_[g].options()));
-      flat_[g].load(groups_[g].params(), states[g], layout_of(groups_[g].options()));
-    }
-  }
+  void load_state_dict(const tensor::StateDict& dict) { load(dict, /*adopts=*/false); }
+
+  /// The same from tensors that are nobody else's: keeps those that lie as its own would, in place of copies.
+  void adopt_state_dict(const tensor::StateDict& dict) { load(dict, /*adopts=*/true); }
 
   /// Throws   what load_state_dict() would.
   void check_state_dict(const tensor::StateDict& dict) const {
@@ -255,6 +247,19 @@ class FlatOptimizer {
     std::vector<Options> options;                         // by group
     std::vector<std::vector<FlatGroup::State>> states{};  // by group and parameter; tensors are those of the dict
   };
+
+  void load(const tensor::StateDict& dict, bool adopts) {
+    const c10::AutoGradMode no_grad(false);
+    auto [options, states] = read(dict);
+    std::vector<double> rates;
+    for (const Options& one : options) rates.push_back(one.lr.value());
+    check_rates(groups_, rates);
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      detail::set_options(groups_[g].options(), std::move(options[g]));
+      if (g == flat_.size()) flat_.emplace_back(layout_of(groups_[g].options()));
+      flat_[g].load(groups_[g].params(), states[g], layout_of(groups_[g].options()), adopts);
+    }
+  }
 
   [[nodiscard]] Saved read(const tensor::StateDict& dict) const {
     Saved result{{}, std::vector<std::vector<FlatGroup::State>>(groups_.size())};

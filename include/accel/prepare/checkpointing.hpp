@@ -59,8 +59,8 @@ class Checkpointing {
   }
 
   /// Hooks run in the order in which they came. Of a save: before, when the folder is there and nothing is in it; after,
-  /// when the checkpoint is in its place, on the thread that has saved it. Of a load: before, when its bytes are checked,
-  /// and nothing has changed; after, when everything is as it was.
+  /// when the checkpoint is in its place, on the thread that has saved it. Of a load: before, when it is chosen, and
+  /// neither checked nor has anything changed; after, when everything is as it was.
   void before_save(checkpoint::SaveHook hook) { before_save_.push_back(std::move(hook)); }
   void after_save(checkpoint::SaveHook hook) { after_save_.push_back(std::move(hook)); }
   void before_load(checkpoint::SaveHook hook) { before_load_.push_back(std::move(hook)); }
@@ -127,23 +127,24 @@ class Checkpointing {
     });
     const std::filesystem::path folder = chosen(place, is_one);
     std::optional<checkpoint::Reader> reader;
-    const auto ranks = static_cast<int>(control_.peers().size());
-    collective::all_or_none<CheckpointError>(control_, "load_state", deadline(), [&] {
-      reader.emplace(folder);
-      const bool is_same = reader->manifest().world_size == ranks;
-      reader->verify(is_same ? std::optional(rank_) : std::nullopt);
-    });
+    collective::all_or_none<CheckpointError>(control_, "load_state", deadline(), [&] { reader.emplace(folder); });
     const auto& manifest = reader->manifest();
+    const auto ranks = static_cast<int>(control_.peers().size());
     const std::vector<std::string> lines{message(folder.string(), ", save ", manifest.id, " of step ", manifest.step,
                                                  " by ", manifest.world_size, " ranks")};
     collective::require_equal(control_, "load_state", lines, deadline());
     const checkpoint::SaveEvent event{folder, manifest.step, rank_};
-    std::vector<checkpoint::Part> parts;
+    collective::all_or_none<CheckpointError>(control_, "load_state: hooks", deadline(), [&] {
+      for (const auto& hook : before_load_) hook(event);
+    });
+    const std::vector<checkpoint::Part> parts = living_parts();
     std::vector<std::pair<const checkpoint::Part*, checkpoint::SavedPart>> found;
     std::vector<std::string> notes;
     collective::all_or_none<CheckpointError>(control_, "load_state", deadline(), [&] {
-      for (const auto& hook : before_load_) hook(event);
-      parts = living_parts();
+      std::set<std::string> kept;
+      for (const auto& part : parts)
+        if (part.keeps) kept.insert(part.name);
+      reader->verify_and_keep(manifest.world_size == ranks ? std::optional(rank_) : std::nullopt, kept);
       const std::string misfits = match(parts, *reader, found);
       if (misfits.empty()) return;
       ACCEL_CHECK(!options.strict, CheckpointError, folder.string(), " does not fit this training: ", misfits,

@@ -51,12 +51,13 @@ class Loader {
     course_->seed = seed;
     checkpoint::Part part;
     part.turn = detail::Turn::states;
+    part.keeps = true;
     part.state = [self = LoaderParts(*this)] { return self.locked().state_dict(); };
     part.mismatch = [self = LoaderParts(*this)](const checkpoint::SavedPart& saved) {
       return error_of([&] { (void)data::SavedCursor::from(saved.own(), self.loader.lock()->describe()); });
     };
     part.load = [self = LoaderParts(*this)](const checkpoint::SavedPart& saved) -> std::string {
-      self.locked().load_state_dict(checkpoint::owned(saved.own()));
+      self.locked().load_state_dict(saved.own());
       return {};
     };
     part.load_obstacle = [course = std::weak_ptr(course_)]() -> std::string {

@@ -122,20 +122,28 @@ namespace detail {
 template <class T>
 concept CopiesState = T::copies_state;
 
-/// Of what has a state itself. One that has check_state_dict() says so before anything changes if it does not fit.
+/// A type that has load_state_dict() twice: once for tensors that are nobody else's.
+template <class T>
+concept AdoptsState = requires(T& object, const tensor::StateDict& state) { object.adopt_state_dict(state); };
+
+/// Of what has a state itself. One that has check_state_dict() says so before anything changes if it does not fit. One
+/// that copies its state elsewhere, as to a GPU, `copies`, has it from the file.
 template <tensor::Stateful T>
-[[nodiscard]] checkpoint::Part stateful_part(const std::weak_ptr<T>& object) {
+[[nodiscard]] checkpoint::Part stateful_part(const std::weak_ptr<T>& object, bool copies = CopiesState<T>) {
   checkpoint::Part part;
+  part.keeps = !copies;
   part.state = [object] { return std::as_const(*object.lock()).state_dict(); };
   if constexpr (requires(const T& own, const tensor::StateDict& state) { own.check_state_dict(state); })
     part.mismatch = [object](const checkpoint::SavedPart& saved) {
       return error_of([&] { object.lock()->check_state_dict(saved.own()); });
     };
-  part.load = [object](const checkpoint::SavedPart& saved) -> std::string {
-    if constexpr (CopiesState<T>)
-      object.lock()->load_state_dict(saved.own());
-    else
-      object.lock()->load_state_dict(checkpoint::owned(saved.own()));
+  part.load = [object, keeps = part.keeps](const checkpoint::SavedPart& saved) -> std::string {
+    if constexpr (AdoptsState<T>)
+      if (keeps) {
+        object.lock()->adopt_state_dict(saved.own());
+        return {};
+      }
+    object.lock()->load_state_dict(saved.own());
     return {};
   };
   return part;
@@ -175,7 +183,8 @@ template <class O>
   checkpoint::Part part;
   const std::weak_ptr<O> weak = optimizer;
   if constexpr (tensor::Stateful<O>) {
-    part = detail::stateful_part(weak);
+    const bool adopts = detail::AdoptsState<O> && session.device.is_cpu();
+    part = detail::stateful_part(weak, detail::CopiesState<O> && !adopts);
   } else if constexpr (optim::TorchOptimizer<O>) {
     const auto names = [&session](O& own) {
       const auto models = session.models_of(detail::parameters_of(own));

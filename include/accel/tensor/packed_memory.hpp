@@ -1,4 +1,4 @@
-// StateMemory: one block for the states of many parameters.
+// PackedMemory: one block for many tensors that come and go together.
 #pragma once
 
 #include <cstddef>
@@ -10,10 +10,10 @@
 
 #include <accel/core/pages.hpp>
 
-namespace accel::inline v0_1::optim {
+namespace accel::inline v0_1::tensor {
 
 /// Memory of such layouts, not filled: dense ones on the CPU share a block of large pages.
-class StateMemory {
+class PackedMemory {
  public:
   /// Order    before the first give().
   void plan(const at::Tensor& layout, at::Device device) {
@@ -49,4 +49,4 @@ class StateMemory {
   std::int64_t given_ = 0;
 };
 
-}  // namespace accel::inline v0_1::optim
+}  // namespace accel::inline v0_1::tensor
