@@ -124,8 +124,8 @@ struct Project {
 
   /// By README's line, and without a warning.
   void compile(const std::string& optimization = "-O2") const {
-    const std::string line = replaced(
-        replaced(block("sh", "g++ "), "g++ ", ACCEL_TEST_COMPILER " "), " -O2 ", " " + optimization + " ");
+    const std::string line =
+        replaced(replaced(block("sh", "g++ "), "g++ ", ACCEL_TEST_COMPILER " "), " -O2 ", " " + optimization + " ");
     const ProcessResult compiled =
         shell(line, {{"LIBTORCH", ACCEL_TEST_LIBTORCH}, {"CPATH", ACCEL_TEST_JSON_INCLUDES}}, compile_deadline_s);
     INFO(compiled.output);

@@ -13,9 +13,14 @@ namespace accel::inline v0_1 {
 
 namespace detail {
 
-[[nodiscard]] inline std::uintptr_t page_size() {
-  static const auto size = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+[[nodiscard]] inline std::size_t page_size() {
+  static const auto size = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
   return size;
+}
+
+/// Bytes from the begin of its page.
+[[nodiscard]] inline std::size_t behind_page(const void* place) {
+  return reinterpret_cast<std::uintptr_t>(place) % page_size();
 }
 
 }  // namespace detail
@@ -25,10 +30,10 @@ namespace detail {
 [[nodiscard]] inline bool read_in(std::span<const std::byte> bytes) {
 #if defined(MADV_POPULATE_READ)
   if (bytes.empty()) return true;
-  const auto begin = reinterpret_cast<std::uintptr_t>(bytes.data()), end = begin + bytes.size();
-  const auto page = begin / detail::page_size() * detail::page_size();
+  auto* const begin = const_cast<std::byte*>(bytes.data());  // nothing is written
+  const std::size_t before = detail::behind_page(begin);     // of its first page
   const int saved = errno;
-  const bool failed = ::madvise(reinterpret_cast<void*>(page), end - page, MADV_POPULATE_READ) != 0 &&
+  const bool failed = ::madvise(begin - before, before + bytes.size(), MADV_POPULATE_READ) != 0 &&
                       (errno == EFAULT || errno == EHWPOISON);
   errno = saved;
   return !failed;
@@ -46,11 +51,9 @@ inline constexpr std::size_t own_pages = 32 << 20;
 inline void prefer_huge_pages(std::span<std::byte> bytes) {
 #if defined(MADV_HUGEPAGE)
   if (bytes.size() < own_pages) return;
-  const auto begin = reinterpret_cast<std::uintptr_t>(bytes.data()), end = begin + bytes.size();
-  const auto page = (begin + detail::page_size() - 1) / detail::page_size() * detail::page_size();
+  const std::size_t page = detail::page_size(), skipped = (page - detail::behind_page(bytes.data())) % page;
   const int saved = errno;
-  (void)::madvise(reinterpret_cast<void*>(page), (end - page) / detail::page_size() * detail::page_size(),
-                  MADV_HUGEPAGE);  // only advice
+  (void)::madvise(bytes.data() + skipped, (bytes.size() - skipped) / page * page, MADV_HUGEPAGE);  // only advice
   errno = saved;
 #else
   (void)bytes;

@@ -58,9 +58,9 @@ class Checkpointing {
     parts_.push_back({std::move(object), std::move(part)});
   }
 
-  /// Hooks run in the order in which they came. Of a save: before, when the folder is there and nothing is in it; after,
-  /// when the checkpoint is in its place, on the thread that has saved it. Of a load: before, when it is chosen, and
-  /// neither checked nor has anything changed; after, when everything is as it was.
+  /// Hooks run in the order in which they came. Of a save: before, when the folder is there and nothing is in it;
+  /// after, when the checkpoint is in its place, on the thread that has saved it. Of a load: before, when it is
+  /// chosen, and neither checked nor has anything changed; after, when everything is as it was.
   void before_save(checkpoint::SaveHook hook) { before_save_.push_back(std::move(hook)); }
   void after_save(checkpoint::SaveHook hook) { after_save_.push_back(std::move(hook)); }
   void before_load(checkpoint::SaveHook hook) { before_load_.push_back(std::move(hook)); }
@@ -112,8 +112,8 @@ class Checkpointing {
   ///
   /// Order    collective.
   /// Throws   CheckpointError on every rank, before anything has changed, for what is missing, damaged, or does not
-  ///          fit, and for what a hook throws; what a part throws while it is loaded, or a hook behind that, after which
-  ///          the training cannot go on.
+  ///          fit, and what a hook throws before; what a part or a hook throws while it is loaded or behind that, after
+  ///          which the training cannot go on.
   std::filesystem::path load(const std::optional<std::filesystem::path>& place, const LoadOptions& options,
                              std::int64_t& steps) {
     bool is_one = false;
