@@ -41,6 +41,7 @@
 #include "support/group.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
+#include "support/tower.hpp"
 
 namespace accel::testing::disk {
 
@@ -401,29 +402,17 @@ TEST_CASE("beside a slow disk a step inside of backward waits for copies of what
           "[saver][disk]") {
   using namespace disks;
   using accel::testing::bits;
-  struct Tower : torch::nn::Module {
-    Tower() {
-      for (int i = 0; i < 4; ++i)
-        layers.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(6, 6)));
-    }
-    std::vector<torch::nn::Linear> layers;
-  };
   on_ranks_in_folder({2, 3}, [](Rank rank, const fs::path& base) {
     using A = accel::Accelerator<accel::backend::Gloo, accel::precision::Fp32>;
     A::Options options{.log = accel::Log::Level::off};
     options.gradient.caps = {.bucket_cap = accel::Bytes(64), .last_bucket_cap = accel::Bytes(32)};
     options.checkpoint = {.folder = base};
     A accelerator(options);
-    auto net = std::make_shared<Tower>();
+    auto net = std::make_shared<accel::testing::Tower>();
     auto [model, optimizer] = accelerator.prepare(net, accel::optim::AdamW(net->parameters(), {.lr = 1e-2}));
     optimizer.step_in_backward();
     const auto step = [&, &own = optimizer](const std::function<void()>& reached) {
-      auto hidden = torch::tanh(net->layers[0](torch::full({2, 6}, 0.3 + rank.rank)));
-      auto later = torch::tanh(net->layers[1](hidden));
-      // Time for the others, and then one bucket more, whose start looks at what has arrived.
-      later.register_hook([&](const torch::Tensor&) { ::usleep(100'000); });
-      hidden.register_hook([&](const torch::Tensor&) { reached(); });
-      accelerator.backward(net->layers[3](torch::tanh(net->layers[2](later))).square().mean());
+      accelerator.backward(net->watched_loss(torch::full({2, 6}, 0.3 + rank.rank), reached));
       own.step();
       own.zero_grad();
     };

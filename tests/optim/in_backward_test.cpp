@@ -2,6 +2,7 @@
 #include "support/folder.hpp"
 #include "support/models.hpp"
 #include "support/ranks.hpp"
+#include "support/tower.hpp"
 
 #include <accel/accelerator.hpp>
 #include <accel/checkpoint/reader.hpp>
@@ -9,11 +10,9 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
-#include <chrono>
-#include <cstdint>
 #include <memory>
 #include <string>
-#include <thread>
+#include <utility>
 #include <vector>
 
 using namespace accel;
@@ -22,19 +21,6 @@ using Gloo = Accelerator<backend::Gloo, precision::Fp32>;
 using Catch::Matchers::ContainsSubstring;
 
 namespace {
-
-struct Tower : torch::nn::Module {
-  explicit Tower(std::int64_t width = 6) {
-    for (int i = 0; i < 4; ++i)
-      layers.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(width, width)));
-  }
-  torch::Tensor forward(torch::Tensor x, int without = -1) {
-    for (int i = 0; i < 4; ++i)
-      if (i != without) x = torch::tanh(layers[static_cast<std::size_t>(i)](x));
-    return x;
-  }
-  std::vector<torch::nn::Linear> layers;
-};
 
 Gloo::Options small_buckets(int accumulation_steps = 1) {
   Gloo::Options options{.accumulation_steps = accumulation_steps};
@@ -98,12 +84,8 @@ TEST_CASE("later layers have stepped while backward still runs through earlier o
       const auto last = net->layers[3]->bias;
       const auto before = bits({last});
       bool has_stepped = false;
-      auto hidden = torch::tanh(net->layers[0](torch::full({2, 6}, 0.3 + rank.rank)));
-      auto later = torch::tanh(net->layers[1](hidden));
-      // Time for the others, and then one bucket more, whose start looks at what has arrived.
-      later.register_hook([&](const torch::Tensor&) { std::this_thread::sleep_for(std::chrono::milliseconds(100)); });
-      hidden.register_hook([&](const torch::Tensor&) { has_stepped = bits({last}) != before; });
-      accelerator.backward(net->layers[3](torch::tanh(net->layers[2](later))).square().mean());
+      accelerator.backward(
+          net->watched_loss(torch::full({2, 6}, 0.3 + rank.rank), [&] { has_stepped = bits({last}) != before; }));
       if (step > 1) REQUIRE(has_stepped);  // the first steps show that nobody lacks anything
       optimizer.step();
       optimizer.zero_grad();

@@ -295,7 +295,12 @@ TEST_CASE("a type that may keep what it is loaded from gets memory of its own, a
     CHECK(states_of(adopting)[s].const_data_ptr() == states_of(saved)[s].const_data_ptr());
     CHECK(torch::equal(states_of(copying)[s], states_of(saved)[s]));
   }
-  // Of another layout, or of what must be converted, copies.
+  // On other devices they copy.
+  STATIC_REQUIRE_FALSE(prepare::detail::CopiesState<Keeper>);
+  STATIC_REQUIRE(prepare::detail::CopiesState<optim::AdamW>);
+  STATIC_REQUIRE(prepare::detail::CopiesState<optim::Muon>);
+  STATIC_REQUIRE(prepare::detail::CopiesState<optim::EMA>);
+  // And of what lies otherwise.
   const std::vector<torch::Tensor> turned{torch::ones({3, 4}).t().requires_grad_()};
   optim::AdamW converting(turned, {.lr = 1e-2});
   converting.adopt_state_dict(dict);
@@ -668,10 +673,11 @@ TEST_CASE("what a hook of a load throws on one rank all are told, before anythin
     auto model = accelerator.prepare(net);
     const auto saved = bits(net->parameters());
     (void)accelerator.save_state(std::nullopt, {.asynchronous = false});
-    {
+    const auto change = [&] {
       const torch::NoGradGuard no_grad;
       for (auto& parameter : net->parameters()) parameter.add_(1);
-    }
+    };
+    change();
     const auto changed = bits(net->parameters());
     const int last = rank.world_size - 1;
     std::string when;
@@ -704,10 +710,7 @@ TEST_CASE("what a hook of a load throws on one rank all are told, before anythin
     when = "after";
     CHECK_THAT(thrown(), ContainsSubstring("a file is missing"));
     CHECK(bits(net->parameters()) == saved);
-    {
-      const torch::NoGradGuard no_grad;
-      for (auto& parameter : net->parameters()) parameter.add_(1);
-    }
+    change();
     when.clear();
     order.clear();
     CHECK(thrown().empty());

@@ -89,7 +89,7 @@ class Reader {
       std::byte* to;  // null: nowhere
     };
     constexpr std::size_t most = 4 << 20;
-    const Kept kept = memory_for(only, keeps);
+    Kept kept = memory_for(only, keeps);
     std::vector<Piece> pieces;
     for_each_needed(only, [&](const PartEntry& part, const TensorEntry& tensor) {
       const auto bytes = files_.at(tensor.file).bytes(part.stored_name(tensor.name));

@@ -126,8 +126,8 @@ concept CopiesState = T::copies_state;
 template <class T>
 concept AdoptsState = requires(T& object, const tensor::StateDict& state) { object.adopt_state_dict(state); };
 
-/// Of what has a state itself. One that has check_state_dict() says so before anything changes if it does not fit. One
-/// that copies its state elsewhere, as to a GPU, `copies`, has it from the file.
+/// Of what has a state itself. One that has check_state_dict() says so before anything changes if it does not fit.
+/// `copies`: it keeps nothing of what it is loaded from, which need not be memory of its own then.
 template <tensor::Stateful T>
 [[nodiscard]] checkpoint::Part stateful_part(const std::weak_ptr<T>& object, bool copies = CopiesState<T>) {
   checkpoint::Part part;
